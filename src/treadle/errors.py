@@ -1,0 +1,28 @@
+"""Errors that a user can cause and mend. The command line prints them as one line and exits with code 2.
+
+A message names the key or file, what was found, what is allowed, and what to do.
+"""
+
+
+class TreadleError(Exception):
+    """Base of every error that is the user's to mend."""
+
+
+class ConfigError(TreadleError):
+    """A recipe, key or value that cannot be used."""
+
+
+class SimulatorError(TreadleError):
+    """A simulator that cannot be built, reset or stepped; names the simulator, slot and scenario."""
+
+
+class CheckpointError(TreadleError):
+    """A checkpoint directory that is incomplete, corrupt or does not fit; names the file."""
+
+
+class OutputError(TreadleError):
+    """An output folder that cannot be written, is taken, or has run out of space; names the path."""
+
+
+class PlacementError(TreadleError):
+    """Roles and devices that do not fit together."""

@@ -1,0 +1,1 @@
+"""Policies: the protocol, what all of them share, and a folder each."""

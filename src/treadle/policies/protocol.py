@@ -1,0 +1,137 @@
+"""What a policy supplies to rollout and training.
+
+Shapes: B samples, C actions of a chunk, A action dimensions, K = C * A action tokens, V values per forward (1 or C).
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The distribution that actions are drawn from; one definition for acting and for evaluation."""
+
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of most likely tokens whose probability, after temperature and top-k, reaches this."""
+
+
+@dataclass(slots=True)
+class Inputs:
+    """Model inputs of B samples. Either `frames` (uint8) or `features` (projected patches of frozen towers) is there."""
+
+    input_ids: Tensor
+    """[B, L] prompt tokens, right-padded, int64."""
+    attention_mask: Tensor
+    """[B, L] bool, False on padding."""
+    frames: Tensor | None = None
+    """[B, cameras, H, W, 3] uint8, RGB."""
+    features: Tensor | None = None
+    """[B, patches, width] projected vision features, in place of frames."""
+    proprioception: Tensor | None = None
+    """[B, P] float32, normalised to [-1, 1] by the policy's statistics."""
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    def take(self, rows: Tensor) -> "Inputs":
+        """The given rows, in the given order."""
+        return Inputs(**{name: None if x is None else x[rows] for name, x in self._items()})
+
+    def to(self, device: torch.device | str) -> "Inputs":
+        """The same inputs on another device."""
+        return Inputs(**{name: None if x is None else x.to(device) for name, x in self._items()})
+
+    @staticmethod
+    def cat(parts: "list[Inputs]") -> "Inputs":
+        """Concatenate along samples; prompts must be padded to one length."""
+        columns = {name: [getattr(part, name) for part in parts] for name, _ in parts[0]._items()}
+        return Inputs(**{name: None if xs[0] is None else torch.cat(xs) for name, xs in columns.items()})
+
+    def _items(self) -> list[tuple[str, Tensor | None]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self)]
+
+
+@dataclass(slots=True)
+class Decision:
+    """What a policy decided for B samples."""
+
+    actions: Tensor
+    """[B, C, A] float32, un-normalised, in the policy's convention."""
+    tokens: Tensor
+    """[B, K] absolute vocabulary ids."""
+    log_probs: Tensor
+    """[B, K] float32, under the distribution that was sampled."""
+    values: Tensor | None
+    """[B, V] float32, or None where the policy has no value head."""
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """What the trainer needs of given tokens, with gradient."""
+
+    log_probs: Tensor
+    """[B, K] float32."""
+    entropy: Tensor
+    """[B, K] float32, nats."""
+    values: Tensor | None
+    """[B, V] float32, or None where the policy has no value head."""
+
+
+class Policy(Protocol):
+    """A vision-language-action policy. Implementations are `torch.nn.Module`s."""
+
+    chunk: int
+    """C, actions per decision."""
+    action_dim: int
+    """A."""
+
+    def prepare(
+        self,
+        frames: NDArray[np.uint8] | list[NDArray[np.uint8]],
+        instructions: list[str],
+        proprioception: NDArray[np.float32] | None = None,
+    ) -> Inputs:
+        """Frames [B, cameras, H, W, 3] (or one array per camera), B instructions and raw proprioception [B, P] to
+        model inputs on the policy's device, prompts padded to `prompt_length`."""
+        ...
+
+    def encode(self, inputs: Inputs) -> Inputs:
+        """Replace frames by projected vision features, without gradient: worth it where vision is frozen."""
+        ...
+
+    def act(self, inputs: Inputs, sampling: Sampling, noise: Tensor | None = None) -> Decision:
+        """Decide, without gradient. `noise` [B, K] uniform in [0, 1) picks the tokens by inverse distribution
+        function, so that randomness can belong to a scenario; by default it is drawn afresh."""
+        ...
+
+    def evaluate(self, inputs: Inputs, tokens: Tensor, sampling: Sampling) -> Evaluation:
+        """Log-probs, entropy and values of `tokens` [B, K], with gradient."""
+        ...
+
+    def values(self, inputs: Inputs) -> Tensor:
+        """Values [B, V] alone, with gradient where enabled."""
+        ...
+
+    def supervised_loss(self, inputs: Inputs, tokens: Tensor) -> Tensor:
+        """Cross-entropy of the action tokens [B, K], a scalar."""
+        ...
+
+    def tokenize_actions(self, actions: Tensor) -> Tensor:
+        """Un-normalised actions [B, C, A] to the nearest tokens [B, K]."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write a Hugging Face directory in the published layout."""
+        ...
+
+    def train(self, mode: bool = True) -> Self: ...

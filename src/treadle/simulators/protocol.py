@@ -1,0 +1,71 @@
+"""What a simulator supplies. Everything common (chunk endings, horizon, partial reset, statistics) is the host's.
+
+Shapes: n slots addressed by a call, C actions of a chunk, A action dimensions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.data.observation import Observation
+from treadle.data.scenario import Scenario, Split
+from treadle.data.step import Outcome
+
+Slots = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorSpec:
+    """The fixed facts of a simulator."""
+
+    name: str
+    cameras: tuple[str, ...]
+    height: int
+    width: int
+    action_dim: int
+    proprioception_dim: int
+    state_dim: int
+    """Size of the privileged state, 0 where there is none."""
+    horizon: int
+    """Control steps after which an episode is cut, unless the recipe says otherwise."""
+    control_hz: float
+    """Control steps per second of simulated time; the speed at which videos are written."""
+
+
+class Simulator(Protocol):
+    """A batch of slots, each playing one episode. Calls address slots by index; slots not addressed stand still."""
+
+    spec: SimulatorSpec
+    slots: int
+
+    def suites(self) -> tuple[str, ...]:
+        """Names of all suites. `axis` stands for the union of its `axis/setting` suites, interleaved."""
+        ...
+
+    def scenarios(self, suite: str, split: Split) -> Sequence[Scenario]:
+        """The enumeration of a suite; lazy, so it may be long. Raises ConfigError for an unknown suite."""
+        ...
+
+    def reset(self, slots: Slots, scenarios: Sequence[Scenario]) -> None:
+        """Put each slot at the start of its scenario."""
+        ...
+
+    def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
+        """Play `actions` [n, C, A] one after another, at most `limits` [n] of them in each slot; a slot stops at its
+        termination. Actions are in the policy's convention (un-normalised), gripper in [0, 1], 1 open."""
+        ...
+
+    def observe(self, slots: Slots, out: Observation) -> None:
+        """Write what the policy sees of each slot into row `slot` of `out`."""
+        ...
+
+    def render(self, slots: Slots, size: int) -> NDArray[np.uint8]:
+        """Frames for people, [n, size, size, 3]; any view."""
+        ...
+
+    def close(self) -> None:
+        """Release threads, processes and renderers. May be called twice."""
+        ...
