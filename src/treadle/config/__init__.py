@@ -1,0 +1,1 @@
+"""The typed configuration. Reading it imports neither torch nor a simulator."""

@@ -1,0 +1,187 @@
+"""Every setting of a run: type, default and a line of documentation, which `--help` and the docs are generated from."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class SimulatorConfig(Section):
+    """Which simulator, and how many episodes it plays at once."""
+
+    name: str = "tabletop"
+    """An installed simulator (`treadle doctor` lists them) or `package.module:Class`."""
+    slots: Positive = 256
+    """Episodes played at the same time."""
+    horizon: Positive = 60
+    """Control steps after which an episode is cut."""
+    threads: Natural = 0
+    """Threads that step the simulator; 0 takes every core."""
+    options: dict[str, Any] = {}
+    """Further keyword arguments of the simulator's class."""
+
+
+class SamplingConfig(Section):
+    """The distribution that actions are drawn from."""
+
+    temperature: NonNegative = 1.0
+    """Divides the logits; 0 takes the most likely token."""
+    top_k: Natural = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Keep the most likely tokens up to this probability."""
+
+
+class PolicyConfig(Section):
+    """Which policy is trained, and which of its parts."""
+
+    checkpoint: str = "tabletop-base"
+    """A Hugging Face directory, or the name of a checkpoint that ships with Treadle."""
+    statistics: str | None = None
+    """Key of the action statistics; may be left out where the checkpoint has one only."""
+    freeze_vision: bool = True
+    """Keep towers and projector as they are; their features are then computed once per decision and stored."""
+    frozen_dimensions: tuple[Natural, ...] = ()
+    """Action dimensions that the simulator ignores: their tokens get no gradient."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How actions are sampled in rollouts, and their log-probs defined in training."""
+
+
+class AlgorithmConfig(Section):
+    """Proximal policy optimisation (Schulman et al. 2017) on chunks of actions."""
+
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """Discount per entry of the reward level."""
+    gae_lambda: Share = 0.95
+    """Lambda of generalised advantage estimation."""
+    reward_level: Literal["action", "chunk"] = "action"
+    """Time axis of rewards, values and advantages."""
+    ratio_level: Literal["token", "action", "chunk"] = "token"
+    """What one importance ratio covers."""
+    bootstrap: Literal["truncation", "always"] = "truncation"
+    """Which endings are followed by the value of the last observation."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The ratio is clipped below 1 - clip_low."""
+    clip_high: Rate = 0.28
+    """The ratio is clipped above 1 + clip_high."""
+    entropy_coefficient: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    normalize_advantages: bool = True
+    """Advantages to mean 0 and standard deviation 1 over all valid entries of the rollout."""
+    epochs: Positive = 2
+    """Passes over each rollout."""
+    minibatch: Positive = 512
+    """Decisions per optimizer step; a remainder makes a smaller last step."""
+    micro_batch: Positive = 256
+    """Decisions per forward and backward pass; changes memory, never the gradient."""
+    target_kl: Rate | None = None
+    """Stop the epochs of an iteration when the approximate KL to the rollout's policy passes this."""
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> Self:
+        if self.reward_level == "action" and self.ratio_level == "chunk":
+            raise ValueError(
+                "ratio_level 'chunk' with reward_level 'action': one ratio cannot carry an advantage per action; "
+                "use reward_level 'chunk', or ratio_level 'action' or 'token'"
+            )
+        return self
+
+
+class CriticConfig(Section):
+    """What estimates values."""
+
+    kind: Literal["value_head", "privileged"] = "value_head"
+    """A head on the policy's last prompt token, as published, or a small network on the simulator's state."""
+    learning_rate: Rate = 3e-3
+    """Of the value head or the network."""
+    coefficient: Rate = 0.5
+    """Weight of the value loss beside the policy loss, where they share parameters."""
+    clip: Rate = 0.2
+    """Value predictions move at most this far from the rollout's in the clipped loss."""
+    huber_delta: Rate = 10.0
+    """Beyond this error the value loss is linear."""
+    width: Positive = 128
+    """Hidden units of the privileged network's two layers."""
+    epochs: Positive = 4
+    """Passes of the privileged network over each rollout."""
+    warmup_iterations: Natural = 1
+    """First iterations in which the critic learns and the policy stands still."""
+
+
+class OptimizerConfig(Section):
+    """AdamW, and the schedule of its rate."""
+
+    learning_rate: Rate = 1e-4
+    """Of the policy, at the top of its schedule."""
+    final_share: Share = 1.0
+    """The rate decays linearly to this share at the last iteration."""
+    warmup_iterations: Natural = 0
+    """Iterations of linear growth from 0."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """Decay of AdamW's moments."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled weight decay."""
+    gradient_norm: Rate = 1.0
+    """Gradients are clipped to this norm."""
+
+
+class EvaluationConfig(Section):
+    """What is measured before and after training."""
+
+    suites: tuple[str, ...] = ("train", "vision", "semantic", "execution")
+    """Suites to evaluate; `train` counts as in distribution. Scenarios are the suite's evaluation split, in order."""
+    episodes: Positive = 256
+    """Episodes per suite, each another scenario."""
+    slots: Positive = 256
+    """Episodes played at the same time."""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.0)
+    """How actions are chosen in evaluation."""
+    videos: Natural = 4
+    """In-distribution scenarios that are filmed before and after training."""
+
+
+class TrainConfig(Section):
+    """A reinforcement-learning run."""
+
+    name: str = "run"
+    """Name of the run's folder below `output`."""
+    output: Path = Path("runs")
+    """Folder that holds runs."""
+    seed: Natural = 0
+    """Seeds scenarios, sampling, shuffling and the critic."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    torch_threads: Natural = 0
+    """Threads of torch on a CPU; 0 takes every core."""
+    iterations: Positive = 100
+    """Rollouts and updates."""
+    decisions: Positive = 10
+    """Decisions per slot and rollout."""
+    save_every: Natural = 10
+    """Iterations between checkpoints; 0 saves at the end only."""
+    simulator: SimulatorConfig = SimulatorConfig()
+    policy: PolicyConfig = PolicyConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    critic: CriticConfig = CriticConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _reward_and_critic_fit(self) -> Self:
+        if self.critic.warmup_iterations >= self.iterations:
+            raise ValueError(
+                f"critic.warmup_iterations {self.critic.warmup_iterations} must be below iterations {self.iterations}"
+            )
+        return self
