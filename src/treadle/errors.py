@@ -26,3 +26,7 @@ class OutputError(TreadleError):
 
 class PlacementError(TreadleError):
     """Roles and devices that do not fit together."""
+
+
+class DivergenceError(TreadleError):
+    """A loss or gradient that is not finite; names the tensor. The last checkpoint is good."""

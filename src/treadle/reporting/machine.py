@@ -1,0 +1,75 @@
+"""What a run ran on: versions, processor, memory."""
+
+import os
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from treadle.reporting.files import to_json, write_atomically
+
+MACHINE_FILE = "machine.json"
+_PACKAGES = ("treadle", "torch", "transformers", "mujoco", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide a run's numbers; those not installed are left out. Imports none of them."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_model() -> str:
+    """The processor's name as its maker gives it, or the architecture where the system does not say."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def memory_gb() -> float:
+    """Physical memory of the machine, in GiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def peak_rss_mb() -> float:
+    """Highest resident memory of this process plus that of its largest ended child so far, in MiB."""
+    # Linux counts KiB, macOS bytes.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return (own + children) / unit
+
+
+def describe_machine(device: str = "cpu") -> dict[str, Any]:
+    """The machine in words and numbers; `device` is what the policy runs on."""
+    return {
+        "cpu": cpu_model(),
+        "cores": cores(),
+        "memory_gb": round(memory_gb(), 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "device": device,
+        "versions": versions(),
+    }
+
+
+def write_machine(run_dir: Path, device: str = "cpu") -> None:
+    """Keep the machine with the run, in `machine.json`: its report may be made again on another.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    write_atomically(run_dir / MACHINE_FILE, to_json(describe_machine(device)) + "\n")

@@ -1,0 +1,126 @@
+"""The numbers of each iteration: JSON lines for programs, TensorBoard for people."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from treadle.errors import OutputError
+from treadle.reporting.files import cannot_write, to_json, write_atomically
+
+# The generated modules build their classes at import, where a type checker cannot see them.
+_event = cast(Any, event_pb2)
+_summary = cast(Any, summary_pb2)
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Appends one line per iteration to `metrics.jsonl`, and the same numbers to `tensorboard/`.
+
+    `resume_at` is the last iteration that the checkpoint holds: later lines, which the resumed run writes again, are
+    dropped from the file before anything is appended, and TensorBoard is told to forget them.
+
+    Raises:
+        OutputError: on opening or writing, where the folder cannot be written.
+    """
+
+    def __init__(self, run_dir: Path, resume_at: int | None = None) -> None:
+        self._path = run_dir / METRICS_FILE
+        try:
+            if resume_at is not None and self._path.exists():
+                kept = [to_json(row, indent=None) for row in _rows(self._path) if row["iteration"] <= resume_at]
+                write_atomically(self._path, "".join(line + "\n" for line in kept))
+            board = run_dir / "tensorboard"
+            board.mkdir(parents=True, exist_ok=True)
+            # Files are read in the order of their names; nanoseconds keep a quick resume after what it resumes.
+            self._board_path = board / f"events.out.tfevents.{time.time_ns()}"
+            self._lines = self._path.open("a", encoding="utf-8")
+            self._board = RecordWriter(self._board_path.open("wb"))
+            self._add_event(_event.Event(wall_time=time.time(), file_version="brain.Event:2"))
+            if resume_at is not None:
+                start = _event.SessionLog(status=_event.SessionLog.START)
+                self._add_event(_event.Event(wall_time=time.time(), step=resume_at + 1, session_log=start))
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
+    def write(self, metrics: Mapping[str, float]) -> None:
+        """Append the numbers of one iteration, which is `metrics["iteration"]`. NaN and infinity become null."""
+        values = [_summary.Summary.Value(tag=key, simple_value=value) for key, value in metrics.items()]
+        event = _event.Event(
+            wall_time=time.time(), step=int(metrics["iteration"]), summary=_summary.Summary(value=values)
+        )
+        try:
+            self._lines.write(to_json({key: _plain(value) for key, value in metrics.items()}, indent=None) + "\n")
+            self._lines.flush()
+            self._add_event(event)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
+    def close(self) -> None:
+        """Close both files."""
+        try:
+            self._lines.close()
+            self._board.close()
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _add_event(self, event: Any) -> None:
+        self._board.write(event.SerializeToString())
+        self._board.flush()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """The rows of a run, one per iteration; null reads as NaN, and a line cut short by a crash is left out.
+
+    Raises:
+        OutputError: there is no metrics file, or a line of it is not JSON.
+    """
+    path = run_dir / METRICS_FILE
+    try:
+        return _rows(path)
+    except FileNotFoundError as error:
+        raise OutputError(
+            f"{path}: no metrics here; give the folder of a run, which holds {METRICS_FILE} after its first iteration"
+        ) from error
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rows.append({key: math.nan if value is None else float(value) for key, value in row.items()})
+            rows[-1]["iteration"]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if number == len(lines):
+                break
+            raise OutputError(
+                f"{path}, line {number}: not a JSON object of numbers with an 'iteration'; mend or delete the line"
+            ) from error
+    return rows
+
+
+def _plain(value: float) -> float:
+    # NumPy and torch scalars are not JSON; whole numbers stay whole.
+    number = value if isinstance(value, int) else float(value)
+    return int(number) if isinstance(number, float) and number.is_integer() and abs(number) < 2**53 else number

@@ -1,0 +1,190 @@
+"""Small line and area charts as inline SVG. Colours come from the page, so they follow its light or dark scheme."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 440, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
+_MAX_POINTS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line: `y` over the chart's x; NaN leaves a gap."""
+
+    label: str
+    y: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """The frame of a chart: labels with units, and limits where they are not the data's."""
+
+    x_label: str
+    y_label: str
+    low: float | None = None
+    high: float | None = None
+    percent: bool = False
+
+
+def line_chart(x: Sequence[float], series: Sequence[Series], axes: Axes) -> str:
+    """An SVG of lines over `x`; beyond 30 points a faint line is the data and a strong one its moving mean."""
+    return _chart(x, series, axes, _lines, stacked=False)
+
+
+def stacked_chart(x: Sequence[float], series: Sequence[Series], axes: Axes) -> str:
+    """An SVG of areas on top of each other, the first at the bottom."""
+    return _chart(x, series, axes, _areas, stacked=True)
+
+
+def sparkline_svg(y: Sequence[float]) -> str:
+    """A line without axes, for a cell of a table."""
+    x, (values,) = _thin(range(len(y)), [y])
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) < 2:
+        return ""
+    low, high = min(finite), max(finite)
+    place = _Scale(x[0], x[-1], low, high if high > low else low + 1, 2, 118, 22, 2)
+    return f'<svg class="spark" viewBox="0 0 120 24" aria-hidden="true">{_path(x, values, place, "line s0")}</svg>'
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round numbers from `low` to `high`, about `count` steps of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(step * i, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def moving_mean(y: Sequence[float], window: int) -> list[float]:
+    """The mean of a centred window, smaller at the ends; NaN entries are left out of it."""
+    half = window // 2
+    means: list[float] = []
+    for i in range(len(y)):
+        # An equal reach to both sides, so that the ends do not lag.
+        reach = min(half, i, len(y) - 1 - i)
+        part = [value for value in y[i - reach : i + reach + 1] if math.isfinite(value)]
+        means.append(sum(part) / len(part) if part else math.nan)
+    return means
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+    left: float = _LEFT
+    right: float = WIDTH - _RIGHT
+    bottom: float = HEIGHT - _BOTTOM
+    top: float = _TOP
+
+    def x(self, value: float) -> float:
+        return self.left + (value - self.x_low) / ((self.x_high - self.x_low) or 1) * (self.right - self.left)
+
+    def y(self, value: float) -> float:
+        share = (value - self.y_low) / (self.y_high - self.y_low)
+        return self.bottom - min(1.0, max(0.0, share)) * (self.bottom - self.top)
+
+
+def _chart(
+    x: Sequence[float],
+    series: Sequence[Series],
+    axes: Axes,
+    draw: Callable[[Sequence[float], Sequence[Sequence[float]], _Scale], str],
+    stacked: bool,
+) -> str:
+    x, values = _thin(x, [entry.y for entry in series])
+    tops = [[sum(column) for column in zip(*values, strict=True)]] if stacked else values
+    finite = [value for line in tops for value in line if math.isfinite(value)]
+    if not finite:
+        return '<p class="missing">No values yet.</p>'
+    low = axes.low if axes.low is not None else min(finite)
+    high = axes.high if axes.high is not None else max(finite)
+    if high <= low:
+        low, high = low - (abs(low) * 0.1 or 0.5), low + (abs(low) * 0.1 or 0.5)
+        low = max(low, axes.low) if axes.low is not None else low
+    grid = ticks(low, high)
+    if axes.high is None and grid[-1] < high:
+        high += (high - low) * 0.04
+    scale = _Scale(x[0], x[-1], low, high)
+    label = escape(f"{axes.y_label} over {axes.x_label}")
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">',
+        *_frame(scale, axes, grid),
+        draw(x, values, scale),
+        "</svg>",
+    ]
+    return "".join(parts)
+
+
+def _frame(scale: _Scale, axes: Axes, grid: Sequence[float]) -> list[str]:
+    parts: list[str] = []
+    for value in grid:
+        y = scale.y(value)
+        parts.append(f'<path class="grid" d="M{scale.left} {y:.1f}H{scale.right}"/>')
+        text = f"{value * 100:g} %" if axes.percent else _tick(value)
+        parts.append(f'<text x="{scale.left - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+    if scale.x_high > scale.x_low:
+        for value in ticks(scale.x_low, scale.x_high, 5):
+            x, text = scale.x(value), _tick(value)
+            parts.append(f'<text x="{x:.1f}" y="{scale.bottom + 16}" text-anchor="middle">{text}</text>')
+    middle = (scale.left + scale.right) / 2
+    parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(axes.x_label)}</text>')
+    return parts
+
+
+def _lines(x: Sequence[float], values: Sequence[Sequence[float]], scale: _Scale) -> str:
+    parts: list[str] = []
+    for i, line in enumerate(values):
+        if len(line) > 30:
+            parts.append(_path(x, line, scale, f"raw s{i}"))
+            line = moving_mean(line, max(5, len(line) // 20))
+        parts.append(_path(x, line, scale, f"line s{i}"))
+        if len(line) == 1:
+            parts.append(f'<circle class="dot s{i}" cx="{scale.x(x[0]):.1f}" cy="{scale.y(line[0]):.1f}" r="3"/>')
+    return "".join(parts)
+
+
+def _areas(x: Sequence[float], values: Sequence[Sequence[float]], scale: _Scale) -> str:
+    parts: list[str] = []
+    below = [0.0] * len(x)
+    for i, line in enumerate(values):
+        above = [base + (value if math.isfinite(value) else 0.0) for base, value in zip(below, line, strict=True)]
+        edge = [f"{scale.x(a):.1f} {scale.y(b):.1f}" for a, b in zip(x, above, strict=True)]
+        back = [f"{scale.x(a):.1f} {scale.y(b):.1f}" for a, b in zip(x, below, strict=True)]
+        parts.append(f'<path class="area s{i}" d="M{"L".join(edge + back[::-1])}Z"/>')
+        below = above
+    return "".join(parts)
+
+
+def _path(x: Sequence[float], y: Sequence[float], scale: _Scale, kind: str) -> str:
+    steps: list[str] = []
+    pen = "M"
+    for a, b in zip(x, y, strict=True):
+        if math.isfinite(b):
+            steps.append(f"{pen}{scale.x(a):.1f} {scale.y(b):.1f}")
+        pen = "L" if math.isfinite(b) else "M"
+    return f'<path class="{kind}" d="{"".join(steps)}"/>'
+
+
+def _thin(x: Sequence[float], lines: Sequence[Sequence[float]]) -> tuple[list[float], list[list[float]]]:
+    """At most `_MAX_POINTS` points, each the mean of an equal part, so that a long run has a small page."""
+    if len(x) <= _MAX_POINTS:
+        return list(x), [list(line) for line in lines]
+    cuts = [len(x) * i // _MAX_POINTS for i in range(_MAX_POINTS + 1)]
+
+    def means(line: Sequence[float]) -> list[float]:
+        parts = ([v for v in line[a:b] if math.isfinite(v)] for a, b in zip(cuts, cuts[1:], strict=False))
+        return [sum(part) / len(part) if part else math.nan for part in parts]
+
+    return means(x), [means(line) for line in lines]
+
+
+def _tick(value: float) -> str:
+    if value and abs(value) < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"

@@ -1,0 +1,92 @@
+"""Videos that browsers play.
+
+Shapes: T frames, H and W pixels.
+"""
+
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from treadle.reporting.files import cannot_write
+
+Frames = NDArray[np.uint8]
+
+_INK, _PAPER = (236, 238, 242), (24, 26, 31)
+_GOOD, _BAD = (74, 190, 122), (226, 105, 92)
+
+
+def write_video(path: Path, frames: Frames, fps: float) -> None:
+    """Write frames `[T, H, W, 3]` as an H.264 mp4, whole or not at all.
+
+    H.264 stores colour for blocks of 2 x 2 pixels: an odd height or width grows by one repeated row or column.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+        raise ValueError(f"frames must be uint8 [T, H, W, 3] with T > 0, not {frames.dtype} {list(frames.shape)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            whole = Path(folder) / path.name
+            _encode(whole, frames, fps)
+            whole.replace(path)
+    except (OSError, av.FFmpegError) as error:
+        raise cannot_write(path, error) from error
+
+
+def enlarge(frames: Frames, width: int) -> Frames:
+    """Frames `[T, H, W, 3]` with each pixel repeated until they are at least `width` wide: small ones stay sharp."""
+    times = -(-width // frames.shape[2])
+    return frames if times <= 1 else frames.repeat(times, axis=1).repeat(times, axis=2)
+
+
+def caption(frames: Frames, text: str, ok: bool | None = None) -> Frames:
+    """Frames `[T, H, W, 3]` with a strip of text below; `ok` adds a green or red mark. Legible from 200 pixels on."""
+    count, height, width, _ = frames.shape
+    size = max(10, width // 26)
+    font = ImageFont.load_default(size)
+    margin = size // 2
+    start = margin if ok is None else 2 * margin + size // 2
+    lines = _wrap(text, font, width - start - margin)
+    strip = margin * 2 + round(len(lines) * size * 1.3)
+    strip += (height + strip) % 2
+
+    image = Image.new("RGB", (width, strip), _PAPER)
+    draw = ImageDraw.Draw(image)
+    if ok is not None:
+        top = margin + size * 0.4
+        draw.ellipse((margin, top, margin + size // 2, top + size // 2), fill=_GOOD if ok else _BAD)
+    draw.multiline_text((start, margin), "\n".join(lines), fill=_INK, font=font, spacing=size * 0.3)
+    below = np.broadcast_to(np.asarray(image), (count, strip, width, 3))
+    return np.concatenate([frames, below], axis=1)
+
+
+def _encode(path: Path, frames: Frames, fps: float) -> None:
+    _, height, width, _ = frames.shape
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    # The index goes first (faststart), so that a browser can begin before it has the whole file.
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18", "preset": "medium"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: float) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

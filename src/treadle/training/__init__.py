@@ -1,0 +1,1 @@
+"""Training: the loop, reinforcement-learning updates, the supervised stage."""

@@ -1,0 +1,69 @@
+"""Masks, on hand-drawn timelines."""
+
+import pytest
+import torch
+
+from treadle.algorithms.masks import flatten_actions, reduce_to_chunk, unflatten_actions, valid_actions
+
+torch.set_num_threads(1)
+
+# Two chunk steps, one slot, three actions; the episode ends with action 1 of the first chunk.
+ENDS_INSIDE = torch.tensor([[[0, 1, 0]], [[0, 0, 0]]], dtype=torch.bool)
+
+
+def test_partial_reset_masks_the_rest_of_the_chunk_only() -> None:
+    assert valid_actions(ENDS_INSIDE).tolist() == [[[True, True, False]], [[True, True, True]]]
+
+
+def test_fixed_length_masks_everything_after_the_ending() -> None:
+    expected = [[[True, True, False]], [[False, False, False]]]
+    assert valid_actions(ENDS_INSIDE, partial_reset=False).tolist() == expected
+
+
+def test_ending_with_the_last_action_masks_nothing_of_its_chunk() -> None:
+    ended = torch.tensor([[[0, 0, 1]], [[1, 0, 0]]], dtype=torch.bool)
+    assert valid_actions(ended).tolist() == [[[True, True, True]], [[True, False, False]]]
+    assert valid_actions(ended, partial_reset=False).tolist() == [[[True, True, True]], [[False, False, False]]]
+
+
+def test_endings_repeated_by_a_simulator_do_not_unmask() -> None:
+    ended = torch.tensor([[[1, 1, 1]], [[1, 1, 1]]], dtype=torch.bool)
+    assert valid_actions(ended).tolist() == [[[True, False, False]]] * 2
+    assert valid_actions(ended, partial_reset=False).sum() == 1
+
+
+def test_slots_are_independent() -> None:
+    ended = torch.tensor([[[1, 0], [0, 0]], [[0, 0], [0, 1]]], dtype=torch.bool)
+    assert valid_actions(ended, partial_reset=False).tolist() == [
+        [[True, False], [True, True]],
+        [[False, False], [True, True]],
+    ]
+
+
+def test_wrong_rank_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[T, B, C\], found shape \(2, 3\)"):
+        valid_actions(torch.zeros(2, 3, dtype=torch.bool))
+
+
+def test_chunk_sums_rewards_and_ors_endings_of_valid_actions_only() -> None:
+    rewards = torch.tensor([[[1.0, 2.0, 100.0], [1.0, 1.0, 1.0]], [[5.0, 5.0, 5.0], [0.5, 0.25, 0.0]]])
+    ended = torch.tensor([[[0, 1, 1], [0, 0, 0]], [[1, 0, 0], [0, 0, 1]]], dtype=torch.bool)
+    valid = torch.tensor([[[1, 1, 0], [1, 1, 1]], [[0, 0, 0], [1, 1, 1]]], dtype=torch.bool)
+    chunk = reduce_to_chunk(rewards, ended, valid)
+    assert chunk.rewards.tolist() == [[1.0 + 2.0, 3.0], [0.0, 0.75]]
+    assert chunk.ended.tolist() == [[True, False], [False, True]]  # the ending of a masked chunk does not count
+    assert chunk.valid.tolist() == [[True, True], [False, True]]
+
+
+def test_rewards_of_masked_actions_may_be_nan() -> None:
+    chunk = reduce_to_chunk(
+        torch.tensor([[[1.0, torch.nan]]]), torch.tensor([[[True, False]]]), torch.tensor([[[True, False]]])
+    )
+    assert chunk.rewards.tolist() == [[1.0]]
+
+
+def test_timeline_orders_actions_within_chunks_and_comes_back() -> None:
+    x = torch.arange(2 * 2 * 3).reshape(2, 2, 3)  # slot 0 plays 0 1 2, then 6 7 8; slot 1 plays 3 4 5, then 9 10 11
+    timeline = flatten_actions(x)
+    assert timeline.T.tolist() == [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]]
+    assert torch.equal(unflatten_actions(timeline, 3), x)
