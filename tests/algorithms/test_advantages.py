@@ -123,7 +123,8 @@ def test_invalid_entries_may_hold_anything() -> None:
 
 def test_everything_masked_gives_zeros() -> None:
     advantages, returns = gae(column(1, 2), column(3, 4), flags(0, 0), column(0, 0), 4.0, flags(0, 0))
-    assert advantages == [0, 0] and returns == [0, 0]
+    assert advantages == [0, 0]
+    assert returns == [0, 0]
 
 
 @pytest.mark.parametrize("name", ["values", "last_values"])

@@ -33,10 +33,10 @@ def test_endings_repeated_by_a_simulator_do_not_unmask() -> None:
 
 
 def test_slots_are_independent() -> None:
-    ended = torch.tensor([[[1, 0], [0, 0]], [[0, 0], [0, 1]]], dtype=torch.bool)
+    ended = torch.tensor([[[0, 1], [0, 0]], [[0, 0], [1, 0]]], dtype=torch.bool)
     assert valid_actions(ended, partial_reset=False).tolist() == [
-        [[True, False], [True, True]],
-        [[False, False], [True, True]],
+        [[True, True], [True, True]],
+        [[False, False], [True, False]],
     ]
 
 

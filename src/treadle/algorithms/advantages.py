@@ -81,7 +81,8 @@ def normalize(advantages: Tensor, valid: Tensor, eps: float = 1e-5) -> Tensor:
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
     """`1 - Var[returns - values] / Var[returns]` over the valid entries, a scalar: 1 is a perfect critic, 0 no better
-    than a constant. Returns that do not vary (or fewer than 2) give 0, as there is nothing to explain."""
+    than a constant. Returns that do not vary (or fewer than 2) give 0, as there is nothing to explain.
+    """
     wanted, error = returns[valid], (returns - values)[valid]
     if wanted.numel() < 2 or bool(wanted.eq(wanted[0]).all()):
         return torch.zeros((), dtype=returns.dtype, device=returns.device)

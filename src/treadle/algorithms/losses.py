@@ -126,7 +126,7 @@ def join_log_probs(
     """
     if log_probs.dim() != 2 or log_probs.shape[1] % action_dim:
         raise ValueError(f"log_probs must be [B, C * {action_dim}], found shape {tuple(log_probs.shape)}")
-    joined = log_probs.unflatten(1, (-1, action_dim))
+    joined = log_probs.reshape(log_probs.shape[0], log_probs.shape[1] // action_dim, action_dim)
     if dimension_mask is not None:
         joined = torch.where(dimension_mask, joined, 0)
     if valid is not None:
@@ -138,7 +138,8 @@ def join_log_probs(
 
 def valid_entries(valid: Tensor, level: Level, action_dim: int, dimension_mask: Tensor | None = None) -> Tensor:
     """Actions played [B, C] as a bool mask of entries: [B, C, A], [B, C] or [B]. A chunk counts if any action of it was
-    played; with no dimension left in the mask, nothing counts."""
+    played; with no dimension left in the mask, nothing counts.
+    """
     dimensions = valid.new_ones(action_dim) if dimension_mask is None else dimension_mask
     tokens = valid[..., None] & dimensions
     if level == "token":
@@ -202,10 +203,9 @@ def policy_loss(
     def join(x: Tensor) -> Tensor:
         return join_log_probs(x, objective.level, objective.action_dim, objective.dimension_mask, batch.valid)
 
-    # Masked before exp and products: -inf or NaN there would otherwise reach the gradient as 0 * inf.
-    log_ratio = torch.where(mask, join(batch.log_probs) - join(batch.old_log_probs), 0)
-    log_ratio = log_ratio.clamp(-_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
-    advantages = torch.where(mask, expand_advantages(batch.advantages, objective.level), 0)
+    # `join` puts 0 for what is masked, before exp and products: their gradient is then 0 whatever the entry holds.
+    log_ratio = (join(batch.log_probs) - join(batch.old_log_probs)).clamp(-_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
+    advantages = expand_advantages(batch.advantages, objective.level)
 
     ratio = log_ratio.exp()
     plain = -ratio * advantages
@@ -264,6 +264,6 @@ def value_loss(
 
 def _huber(error: Tensor, delta: float) -> Tensor:
     size = error.abs()
-    # The linear branch through a bounded size, so that delta = inf gives no inf - inf.
+    # d (|e| - d / 2) with d = min(|e|, delta) is both branches, and has no inf - inf for delta = inf.
     inside = size.clamp(max=delta)
     return inside * (size - inside / 2)

@@ -185,3 +185,90 @@ class TrainConfig(Section):
                 f"critic.warmup_iterations {self.critic.warmup_iterations} must be below iterations {self.iterations}"
             )
         return self
+
+
+class TinyModelConfig(Section):
+    """Sizes of a policy made from nothing; the class is that of the 7B checkpoints."""
+
+    width: Positive = 64
+    """Width of the Llama decoder."""
+    layers: Positive = 3
+    """Decoder layers."""
+    heads: Positive = 4
+    """Attention heads."""
+    mlp: Positive = 256
+    """Hidden units of the decoder's MLPs."""
+    tower_widths: tuple[tuple[Positive, ...], ...] = ((32, 64, 96, 64), (24, 48, 64, 32))
+    """Channels after each stride-2 convolution, for each of the two vision towers."""
+    chunk: Positive = 4
+    """Actions per decision."""
+
+
+class GroundingConfig(Section):
+    """Pre-training of perception on rendered scenes, without actions: the counterpart of a VLM's."""
+
+    scenes: Positive = 60_000
+    """Rendered scenes."""
+    seed: Natural = 1
+    """Seeds the scenes."""
+    detection_steps: Natural = 2000
+    """Steps of the vision towers alone, finding every thing on the table."""
+    joint_steps: Natural = 3000
+    """Steps of the whole policy, finding the two things that an instruction names."""
+    batch: Positive = 256
+    """Scenes per step."""
+    learning_rate: Rate = 2e-3
+    """Top of the cosine schedule of each of the two."""
+
+
+class DemonstrationConfig(Section):
+    """Episodes of the simulator's scripted expert."""
+
+    episodes: Positive = 200
+    """How many, from the first scenarios of the training split."""
+    miss_probability: Share = 0.35
+    """Share of episodes with an injected miss, so that they show a recovery."""
+    jitter: NonNegative = 0.002
+    """Standard deviation of the noise on the expert's translations, in metres."""
+
+
+class ImitationConfig(Section):
+    """Supervised fine-tuning on demonstrations, by cross-entropy on action tokens."""
+
+    steps: Positive = 1500
+    """Optimizer steps, over which the rate decays by a cosine to zero."""
+    batch: Positive = 256
+    """Decisions per step."""
+    learning_rate: Rate = 1e-3
+    """Top of the schedule."""
+    freeze_vision: bool = True
+    """Keep towers and projector as they are; their features are then computed once."""
+    grounding_share: Share = 0.25
+    """Scenes mixed into each batch, as a share of it, so that perception is not forgotten."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled weight decay."""
+
+
+class SupervisedConfig(Section):
+    """A supervised run: perception, then demonstrations."""
+
+    name: str = "base"
+    """Name of the run's folder below `output`."""
+    output: Path = Path("runs")
+    """Folder that holds runs."""
+    seed: Natural = 0
+    """Seeds weights, batches and the expert's noise."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    torch_threads: Natural = 0
+    """Threads of torch on a CPU; 0 takes every core."""
+    checkpoint: str | None = None
+    """Start from this checkpoint, without grounding; None makes a tiny policy from nothing."""
+    dataset: Path | None = None
+    """Demonstrations in the LeRobot format; None lets the simulator's scripted expert play them."""
+    model: TinyModelConfig = TinyModelConfig()
+    simulator: SimulatorConfig = SimulatorConfig()
+    grounding: GroundingConfig = GroundingConfig()
+    demonstrations: DemonstrationConfig = DemonstrationConfig()
+    imitation: ImitationConfig = ImitationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()

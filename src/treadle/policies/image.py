@@ -3,20 +3,52 @@
 Shapes: B samples, H x W pixels.
 """
 
+import json
+from collections.abc import Mapping
+from functools import cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
+
+from treadle.errors import CheckpointError
+
+PREPROCESSOR = "preprocessor_config.json"
 
 
 def resize(frames: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
-    """Frames [B, H, W, 3] uint8 to [B, *size, 3] uint8: bicubic with antialiasing, as Pillow's, no crop, no letterbox."""
-    pixels = torch.from_numpy(np.ascontiguousarray(frames))
+    """Frames [B, H, W, 3] uint8 to [B, *size, 3] uint8 as Pillow's bicubic does, no crop, no letterbox."""
+    pixels = torch.tensor(frames)
     if pixels.shape[1:3] == size:
         return pixels
-    channels_first = pixels.permute(0, 3, 1, 2)
-    return F.interpolate(channels_first, size=size, mode="bicubic", antialias=True).permute(0, 2, 3, 1).contiguous()
+    values = pixels.double()
+    if pixels.shape[2] != size[1]:
+        values = _levels(torch.einsum("ow,bhwc->bhoc", _weights(pixels.shape[2], size[1]), values))
+    if pixels.shape[1] != size[0]:
+        values = _levels(torch.einsum("oh,bhwc->bowc", _weights(pixels.shape[1], size[0]), values))
+    return values.to(torch.uint8)
+
+
+def _levels(values: Tensor) -> Tensor:
+    """Whole levels, which is what Pillow keeps between its two passes."""
+    return values.add(0.5).floor().clamp(0, 255)
+
+
+@cache
+def _weights(before: int, after: int) -> Tensor:
+    """Bicubic resampling weights [after, before], widened where shrinking, in Pillow's 22-bit fixed point."""
+    ratio = before / after
+    stretch = max(ratio, 1.0)
+    centre = (torch.arange(after, dtype=torch.float64)[:, None] + 0.5) * ratio
+    pixel = torch.arange(before, dtype=torch.float64)
+    first, last = (centre - 2 * stretch + 0.5).floor(), (centre + 2 * stretch + 0.5).floor()
+    x = ((pixel + 0.5 - centre) / stretch).abs()
+    inner, outer = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x < 1, inner, torch.where(x < 2, outer, 0.0))
+    weights = torch.where((pixel >= first) & (pixel < last), weights, 0.0)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    return (weights.abs() * 2**22 + 0.5).floor() * weights.sign() / 2**22
 
 
 def pixel_values(frames: Tensor, means: Tensor, stds: Tensor, dtype: torch.dtype) -> Tensor:
@@ -27,3 +59,36 @@ def pixel_values(frames: Tensor, means: Tensor, stds: Tensor, dtype: torch.dtype
     unit = frames.permute(0, 3, 1, 2).float() / 255
     values = [(unit - mean[:, None, None]) / std[:, None, None] for mean, std in zip(means, stds, strict=True)]
     return torch.cat(values, dim=1).to(dtype) if len(values) > 1 else values[0].to(dtype)
+
+
+def read_normalization(files: Mapping[str, bytes], towers: int) -> tuple[Tensor, Tensor]:
+    """Means and stds, each [towers, 3], of `preprocessor_config.json` among `files`.
+
+    What applies is `tvf_normalize_params`; the `means` and `stds` beside it are the unrounded values.
+    """
+    if PREPROCESSOR not in files:
+        raise CheckpointError(f"{PREPROCESSOR}: missing; it holds the image normalisation of each tower")
+    try:
+        entries = json.loads(files[PREPROCESSOR])["tvf_normalize_params"]
+        means, stds = (torch.tensor([entry[key] for entry in entries[:towers]]) for key in ("mean", "std"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{PREPROCESSOR}: no tvf_normalize_params with mean and std: {error!r}") from error
+    if means.shape != (towers, 3) or stds.shape != (towers, 3):
+        raise CheckpointError(f"{PREPROCESSOR}: tvf_normalize_params has {len(means)} entries for {towers} towers")
+    return means, stds
+
+
+def make_preprocessor(size: tuple[int, int], towers: int) -> bytes:
+    """A `preprocessor_config.json` that scales pixels to [-1, 1]."""
+    half = [0.5, 0.5, 0.5]
+    content = {
+        "image_processor_type": "PrismaticImageProcessor",
+        "image_resize_strategy": "resize-naive",
+        "input_sizes": [[3, *size]] * towers,
+        "interpolations": ["bicubic"] * towers,
+        "means": [half] * towers,
+        "stds": [half] * towers,
+        "tvf_normalize_params": [{"inplace": False, "mean": half, "std": half}] * towers,
+        "use_fused_vision_backbone": towers == 2,
+    }
+    return (json.dumps(content, indent=2) + "\n").encode()

@@ -3,17 +3,18 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from treadle.errors import ConfigError
+from treadle.errors import CheckpointError, ConfigError
 
 HEAD = "In: What action should the robot take to "
 TAIL = "?\nOut:"
+TOKENIZER = "tokenizer.json"
 SPACE = "\u2581"
 """Llama's space; as a token of its own (29871 in Llama-2) it ends every prompt."""
 
@@ -63,6 +64,19 @@ class PromptTokenizer:
         return self._rows[instruction]
 
 
+def read_tokenizer(files: Mapping[str, bytes]) -> Tokenizer:
+    """The tokenizer of `tokenizer.json` among `files`. Raises CheckpointError where it is missing or corrupt."""
+    if TOKENIZER not in files:
+        raise CheckpointError(f"{TOKENIZER}: missing; there are: {', '.join(sorted(files)) or 'none'}")
+    try:
+        return Tokenizer.from_str(files[TOKENIZER].decode())
+    except Exception as error:
+        # The library raises bare Exception for a file that it cannot parse.
+        if type(error) is not Exception and not isinstance(error, UnicodeDecodeError):
+            raise
+        raise CheckpointError(f"{TOKENIZER}: not a tokenizer: {error}") from error
+
+
 def build_tokenizer(texts: Iterable[str], directory: Path, text_tokens: int = 512) -> int:
     """Write tokenizer files of a tiny policy to `directory`; returns the vocabulary size before padding.
 
@@ -84,7 +98,7 @@ def build_tokenizer(texts: Iterable[str], directory: Path, text_tokens: int = 51
         models.BPE(
             vocab={token: index for index, token in enumerate(tokens)},
             merges=[],
-            unk_token="<unk>",
+            unk_token="<unk>",  # noqa: S106
             byte_fallback=True,
             # Words are looked up whole, without the chain of merges that would fill the vocabulary with prefixes.
             ignore_merges=True,
@@ -101,7 +115,7 @@ def build_tokenizer(texts: Iterable[str], directory: Path, text_tokens: int = 51
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>", "<PAD>"])
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in (HEAD, TAIL)])
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(directory / "tokenizer.json"))
+    tokenizer.save(str(directory / TOKENIZER))
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<PAD>"}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right", "model_max_length": 2048}
     (directory / "tokenizer_config.json").write_text(json.dumps({**settings, **special}, indent=2))

@@ -95,6 +95,24 @@ class Policy(Protocol):
     action_dim: int
     """A."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        ...
+
+    @property
+    def value_outputs(self) -> int:
+        """V of the value head, 0 without one."""
+        ...
+
+    def add_value_head(self, outputs: int) -> None:
+        """Give the policy a fresh value head with V outputs, in place of any it has."""
+        ...
+
+    def freeze(self, vision: bool = True) -> dict[str, list[torch.nn.Parameter]]:
+        """Choose what is trained: the trainable parameters of the `policy` and of its `value` head."""
+        ...
+
     def prepare(
         self,
         frames: NDArray[np.uint8] | list[NDArray[np.uint8]],
@@ -102,7 +120,8 @@ class Policy(Protocol):
         proprioception: NDArray[np.float32] | None = None,
     ) -> Inputs:
         """Frames [B, cameras, H, W, 3] (or one array per camera), B instructions and raw proprioception [B, P] to
-        model inputs on the policy's device, prompts padded to `prompt_length`."""
+        model inputs on the policy's device, prompts padded to `prompt_length`.
+        """
         ...
 
     def encode(self, inputs: Inputs) -> Inputs:
@@ -111,7 +130,8 @@ class Policy(Protocol):
 
     def act(self, inputs: Inputs, sampling: Sampling, noise: Tensor | None = None) -> Decision:
         """Decide, without gradient. `noise` [B, K] uniform in [0, 1) picks the tokens by inverse distribution
-        function, so that randomness can belong to a scenario; by default it is drawn afresh."""
+        function, so that randomness can belong to a scenario; by default it is drawn afresh.
+        """
         ...
 
     def evaluate(self, inputs: Inputs, tokens: Tensor, sampling: Sampling) -> Evaluation:
@@ -135,3 +155,5 @@ class Policy(Protocol):
         ...
 
     def train(self, mode: bool = True) -> Self: ...
+
+    def eval(self) -> Self: ...

@@ -32,7 +32,8 @@ def log_distribution(logits: Tensor, sampling: Sampling, tokens: Tensor | None =
 
 def draw(log_probs: Tensor, sampling: Sampling, noise: Tensor | None) -> Tensor:
     """Rows [B, K] of `log_probs` [B, K, R]: the most likely for temperature 0, else by inverse distribution function
-    of `noise` [B, K] in [0, 1), drawn afresh where None."""
+    of `noise` [B, K] in [0, 1), drawn afresh where None.
+    """
     if sampling.temperature == 0:
         return log_probs.argmax(dim=-1)
     if noise is None:
@@ -48,11 +49,13 @@ def take(log_probs: Tensor, rows: Tensor) -> Tensor:
     return log_probs.gather(-1, rows.unsqueeze(-1)).squeeze(-1)
 
 
-def entropy(log_probs: Tensor) -> Tensor:
-    """Entropy [B, K] in nats of `log_probs` [B, K, R]."""
+def entropy(log_probs: Tensor, sampling: Sampling) -> Tensor:
+    """Entropy [B, K] in nats of the `log_distribution` [B, K, R] of `sampling`."""
     probabilities = log_probs.exp()
-    # A row that was cut off has probability 0 and log-prob -inf; its term, and its gradient, is 0.
-    return -(probabilities * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(dim=-1)
+    if sampling.temperature > 0 and (sampling.top_k or sampling.top_p < 1):
+        # A row that was cut off has log-prob -inf; its term, and its gradient, is 0.
+        log_probs = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+    return -(probabilities * log_probs).sum(dim=-1)
 
 
 def check(sampling: Sampling) -> None:

@@ -1,5 +1,7 @@
 """The value head: a small MLP on the hidden state of the last prompt token."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 
@@ -13,13 +15,13 @@ class ValueHead(nn.Module):
         super().__init__()
         sizes = (width, *hidden)
         layers: list[nn.Module] = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.GELU()]
-        last = nn.Linear(sizes[-1], outputs)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.layers = nn.Sequential(*layers, last)
+        self.body = nn.Sequential(*layers)
+        self.last = nn.Linear(sizes[-1], outputs)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states [B, width] to values [B, V] float32."""
-        return self.layers(hidden.float())
+        return self.last(self.body(hidden.float()))

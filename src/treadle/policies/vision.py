@@ -1,10 +1,10 @@
-"""Vision towers behind one protocol, with the parameter names of published checkpoints.
+"""Vision towers behind one interface, with the parameter names of published checkpoints.
 
 Shapes: B images, S patches, D tower width.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,17 @@ from torch.nn import functional as F
 from treadle.errors import CheckpointError
 
 
-class Tower(Protocol):
-    """A tower: pixel values [B, 3, H, W], normalised, to features [B, S, D]."""
+class Tower(nn.Module):
+    """A tower: its forward takes pixel values [B, 3, H, W], normalised, to features [B, S, D]."""
 
     width: int
     """D."""
     patches: int
     """S."""
 
-    def __call__(self, pixels: Tensor) -> Tensor: ...
-
     def unused(self) -> list[nn.Parameter]:
         """Parameters that are stored but take no part in the output, hence get no gradient."""
-        ...
+        return []
 
 
 class LayerScale(nn.Module):
@@ -36,6 +34,7 @@ class LayerScale(nn.Module):
         self.scale_factor = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., D]."""
         return x * self.scale_factor
 
 
@@ -47,6 +46,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] to [B, S, D]."""
         return self.proj(pixels).flatten(2).transpose(1, 2)
 
 
@@ -60,6 +60,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
@@ -73,6 +74,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -89,6 +91,7 @@ class Block(nn.Module):
         self.ls2 = LayerScale(width) if layer_scale else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, S, D] to [B, S, D]."""
         x = x + self.ls1(self.attn(self.norm1(x)))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
@@ -106,7 +109,7 @@ class AttentionPool(nn.Module):
         self.mlp = Mlp(width, mlp_dim)
 
 
-class ViT(nn.Module):
+class ViT(Tower):
     """A vision transformer, read at its second-to-last block, without final norm and prefix tokens."""
 
     def __init__(
@@ -156,7 +159,7 @@ class ViT(nn.Module):
 _PREFIX = ("cls_token", "reg_token")
 
 
-class ConvTower(nn.Module):
+class ConvTower(Tower):
     """Stride-2 convolutions with GELU, then a learned position embedding: sees well at a size that a CPU can train."""
 
     def __init__(
@@ -185,10 +188,6 @@ class ConvTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixel values [B, 3, H, W] to features [B, S, D]."""
         return self.stem(pixels).flatten(2).transpose(1, 2) + self.pos_embed
-
-    def unused(self) -> list[nn.Parameter]:
-        """None."""
-        return []
 
 
 TowerClass = Callable[..., Tower]

@@ -164,7 +164,7 @@ class _RunView:
 
     def _body(self) -> RenderableType:
         grid = Table.grid(padding=(0, 2))
-        grid.add_column(style="dim")
+        grid.add_column(style="dim", no_wrap=True, min_width=7)
         grid.add_column(no_wrap=True)
         for label, text in self._numbers():
             value = Text(text)
@@ -206,7 +206,7 @@ def sparkline(values: list[float], width: int, low: float = 0.0, high: float = 1
 def _share_bar(shares: list[tuple[str, str, float]]) -> Text:
     bar = Text()
     for _, color, share in shares:
-        bar.append("█" * max(1, round(24 * share)), style=color)
+        bar.append("█" * max(1, round(14 * share)), style=color)
     for role, color, share in shares:
         bar.append(f"  {role} ", style=color)
         bar.append(f"{share:.0%}")

@@ -15,8 +15,8 @@ from treadle.errors import OutputError
 from treadle.reporting.files import cannot_write, to_json, write_atomically
 
 # The generated modules build their classes at import, where a type checker cannot see them.
-_event = cast(Any, event_pb2)
-_summary = cast(Any, summary_pb2)
+_event = cast("Any", event_pb2)
+_summary = cast("Any", summary_pb2)
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -108,9 +108,9 @@ def _rows(path: Path) -> list[dict[str, float]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            rows.append({key: math.nan if value is None else float(value) for key, value in row.items()})
-            rows[-1]["iteration"]
+            row = {key: math.nan if value is None else float(value) for key, value in json.loads(line).items()}
+            _ = row["iteration"]
+            rows.append(row)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if number == len(lines):
                 break

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 WIDTH, HEIGHT = 440, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
@@ -51,10 +52,10 @@ def sparkline_svg(y: Sequence[float]) -> str:
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers from `low` to `high`, about `count` steps of 1, 2 or 5 times a power of ten."""
+    """Round numbers from `low` to `high`, about `count` steps of 1, 2, 2.5 or 5 times a power of ten."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough * 0.999)
+    step = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * 0.8)
     first = math.ceil(low / step - 1e-9)
     return [round(step * i, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -97,7 +98,8 @@ def _chart(
     draw: Callable[[Sequence[float], Sequence[Sequence[float]], _Scale], str],
     stacked: bool,
 ) -> str:
-    x, values = _thin(x, [entry.y for entry in series])
+    known = [i for i, value in enumerate(x) if math.isfinite(value)]
+    x, values = _thin([x[i] for i in known], [[entry.y[i] for i in known] for entry in series])
     tops = [[sum(column) for column in zip(*values, strict=True)]] if stacked else values
     finite = [value for line in tops for value in line if math.isfinite(value)]
     if not finite:
@@ -178,7 +180,7 @@ def _thin(x: Sequence[float], lines: Sequence[Sequence[float]]) -> tuple[list[fl
     cuts = [len(x) * i // _MAX_POINTS for i in range(_MAX_POINTS + 1)]
 
     def means(line: Sequence[float]) -> list[float]:
-        parts = ([v for v in line[a:b] if math.isfinite(v)] for a, b in zip(cuts, cuts[1:], strict=False))
+        parts = ([v for v in line[a:b] if math.isfinite(v)] for a, b in pairwise(cuts))
         return [sum(part) / len(part) if part else math.nan for part in parts]
 
     return means(x), [means(line) for line in lines]
@@ -186,5 +188,5 @@ def _thin(x: Sequence[float], lines: Sequence[Sequence[float]]) -> tuple[list[fl
 
 def _tick(value: float) -> str:
     if value and abs(value) < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
+        return f"{value:.3g}".replace("e-0", "e-")
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -36,7 +37,7 @@ def write_video(path: Path, frames: Frames, fps: float) -> None:
             whole = Path(folder) / path.name
             _encode(whole, frames, fps)
             whole.replace(path)
-    except (OSError, av.FFmpegError) as error:
+    except (OSError, FFmpegError) as error:
         raise cannot_write(path, error) from error
 
 

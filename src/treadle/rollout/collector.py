@@ -66,7 +66,7 @@ class Collector:
         self._sampling = sampling
         self._critic = critic
         self._encode = encode
-        self._device = next(policy.parameters()).device  # type: ignore[attr-defined]
+        self._device = policy.device
         self._noise: dict[int, tuple[int, NDArray[np.float32]]] = {}
         self._observation: Observation | None = None
 
@@ -119,7 +119,7 @@ class Collector:
 
     def state_dict(self) -> dict[str, Any]:
         """Where every slot and its stream stand."""
-        return {"episodes": self._stream.episodes.copy(), "host": self._host.state_dict()}
+        return {"episodes": self._stream.episodes.tolist(), "host": self._host.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`; episodes under way are played again up to where they were."""

@@ -4,7 +4,7 @@ Shapes: B slots, C actions of a chunk, A action dimensions, n the slots that are
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -134,8 +134,8 @@ class Host:
             None
             if episode is None
             else {
-                "scenario": episode.scenario,
-                "actions": np.array(episode.actions, np.float32),
+                "scenario": asdict(episode.scenario),
+                "actions": [action.tolist() for action in episode.actions],
                 "episode_return": episode.episode_return,
                 "success_once": episode.success_once,
             }
@@ -145,12 +145,15 @@ class Host:
     def load_state_dict(self, state: list[dict[str, Any] | None]) -> Observation:
         """Bring every slot to where `state` left it, by playing its episode's actions again."""
         for slot, saved in enumerate(state):
-            self._episodes[slot] = saved and _Episode(
-                saved["scenario"],
-                len(saved["actions"]),
-                saved["episode_return"],
-                saved["success_once"],
-                list(saved["actions"]),
+            if saved is None:
+                continue
+            self.observation.instructions[slot] = saved["scenario"]["instruction"]
+            self._episodes[slot] = _Episode(
+                Scenario(**saved["scenario"]),
+                elapsed=len(saved["actions"]),
+                episode_return=saved["episode_return"],
+                success_once=saved["success_once"],
+                actions=[np.array(action, np.float32) for action in saved["actions"]],
             )
         slots = self.playing
         episodes = [self._episodes[slot] for slot in slots]

@@ -49,6 +49,10 @@ class Simulator(Protocol):
         """The enumeration of a suite; lazy, so it may be long. Raises ConfigError for an unknown suite."""
         ...
 
+    def instructions(self, scenario: Scenario) -> Sequence[str]:
+        """Every instruction that could be asked in the scenario's scene, its own among them."""
+        ...
+
     def reset(self, slots: Slots, scenarios: Sequence[Scenario]) -> None:
         """Put each slot at the start of its scenario."""
         ...
@@ -68,4 +72,47 @@ class Simulator(Protocol):
 
     def close(self) -> None:
         """Release threads, processes and renderers. May be called twice."""
+        ...
+
+
+class Expert(Protocol):
+    """A scripted controller that reads privileged state."""
+
+    def act(self, slots: Slots) -> NDArray[np.float32]:
+        """One action [n, A] for each slot; an episode's first call must come at its first step."""
+        ...
+
+
+class Scenes(Protocol):
+    """N rendered scenes of M things each, with the truth about them."""
+
+    frames: NDArray[np.uint8]
+    """[N, H, W, 3]"""
+    proprioception: NDArray[np.float32]
+    """[N, P]"""
+    classes: NDArray[np.int64]
+    """[N, M] what each thing looks like, as an index below `class_count`."""
+    positions: NDArray[np.float32]
+    """[N, M, 3] metres."""
+    class_count: int
+
+    def ask(self, rng: np.random.Generator, rows: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
+        """A random valid instruction for each row, and the two things [rows, 2] that it names."""
+        ...
+
+
+class TeachingSimulator(Simulator, Protocol):
+    """A simulator that can also teach: it has a scripted expert and renders scenes with the truth about them."""
+
+    def expert(self, seed: int, *, miss_probability: float = 0.0, jitter: float = 0.0) -> Expert:
+        """A controller that solves the simulator's own slots. `miss_probability` is the share of episodes with an
+        injected miss and recovery; `jitter` the noise of its translations in metres."""
+        ...
+
+    def scenes(self, count: int, seed: int) -> Scenes:
+        """Random scenes of the training distribution, rendered, for grounding."""
+        ...
+
+    def vocabulary(self) -> Sequence[str]:
+        """Texts that hold every word of the simulator's instructions."""
         ...

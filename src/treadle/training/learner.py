@@ -112,9 +112,9 @@ class Learner:
         self._config = config
         self._device = device
         self._sampling = Sampling(**config.policy.sampling.model_dump())
-        body, head = policy.parameter_groups()
-        self._policy_parameters = body
-        self._critic_parameters = list(critic.parameters()) if isinstance(critic, nn.Module) else head
+        groups = policy.freeze(vision=config.policy.freeze_vision)
+        self._policy_parameters = groups["policy"]
+        self._critic_parameters = list(critic.parameters()) if isinstance(critic, nn.Module) else groups["value"]
         mask = torch.ones(policy.action_dim, dtype=torch.bool)
         mask[list(config.policy.frozen_dimensions)] = False
         algorithm = config.algorithm

@@ -1,3 +1,6 @@
+# mujoco ships no stubs for its compiled modules.
+# pyright: reportAttributeAccessIssue=false
+
 """A camera without OpenGL: rays cast by MuJoCo, Lambert shading from normals, colours from a palette per slot.
 
 The table is not cast: it is a plane, so where each ray meets it is known beforehand, and its shade is painted once an
@@ -20,7 +23,8 @@ TARGET = (0.0, 0.012, 0.0)
 HALF_FIELD = 0.222
 """Tangent of half of the field of view."""
 _GRIPPER = ((0.42, 0.43, 0.47), (0.30, 0.31, 0.34), (0.62, 0.63, 0.68), (0.62, 0.63, 0.68))
-_GEOMS = FIRST_OBJECT_GEOM + MAX_OBJECTS + MAX_PLATES
+GEOMS = FIRST_OBJECT_GEOM + MAX_OBJECTS + MAX_PLATES
+"""Most geoms that a scene can have."""
 _NOT_TABLE = np.array([1, 0, 0, 0, 0, 0], np.uint8)
 
 
@@ -48,12 +52,10 @@ def standard_rays(size: int) -> Rays:
 def cast_rays(size: int, shift: tuple[float, float, float, float, float]) -> Rays:
     """The rays of a camera shifted as `Look.camera` says."""
     azimuth, elevation = AZIMUTH + shift[0], ELEVATION + shift[1]
-    forward = np.array(
-        [-np.cos(elevation) * np.sin(azimuth), np.cos(elevation) * np.cos(azimuth), -np.sin(elevation)]
-    )
+    forward = np.array([-np.cos(elevation) * np.sin(azimuth), np.cos(elevation) * np.cos(azimuth), -np.sin(elevation)])
     right = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
     axes = np.stack([right, np.cross(right, forward), forward])
-    origin = np.array(TARGET) + (shift[2], shift[3], 0.0) - forward * DISTANCE * (1 + shift[4])
+    origin = np.array(TARGET) + np.array([shift[2], shift[3], 0.0]) - forward * DISTANCE * (1 + shift[4])
     grid = (np.arange(size) + 0.5) / size * 2 - 1
     across, down = np.meshgrid(grid * HALF_FIELD, -grid * HALF_FIELD)
     directions = across[..., None] * axes[0] + down[..., None] * axes[1] + axes[2]
@@ -70,7 +72,7 @@ def rays_of(look: Look, size: int) -> Rays:
 
 def palette(layout: Layout) -> NDArray[np.float32]:
     """[geoms, 3] linear colour of each geom id; the table's is unused."""
-    colours = np.zeros((_GEOMS, 3), np.float32)
+    colours = np.zeros((GEOMS, 3), np.float32)
     colours[1:FIRST_OBJECT_GEOM] = _GRIPPER
     names = [OBJECT_COLOURS[name] for name in layout.colours] + [PLATE_COLOURS[name] for name in layout.plate_colours]
     colours[FIRST_OBJECT_GEOM : FIRST_OBJECT_GEOM + len(names)] = names
@@ -78,10 +80,10 @@ def palette(layout: Layout) -> NDArray[np.float32]:
 
 
 def texture(look: Look, points: NDArray[np.float64]) -> NDArray[np.float32]:
-    """[N, 3] colours of the table at points [N, 2]."""
+    """[N, 3] colours of the table at points [N, 2]; [1, 3] for a plain one."""
     plain = np.array(look.table, np.float32)
     if look.texture == "plain":
-        return np.broadcast_to(plain, (len(points), 3))
+        return plain[None]
     rng = np.random.Generator(np.random.Philox(look.texture_seed))
     first = np.clip(plain + rng.uniform(-0.25, 0.2, 3), 0.1, 0.9)
     second = np.clip(first + rng.choice([-1, 1]) * rng.uniform(0.15, 0.3, 3), 0.05, 0.95)
@@ -98,17 +100,20 @@ def texture(look: Look, points: NDArray[np.float64]) -> NDArray[np.float32]:
         s, t = u - i, v - j
         s, t = s * s * (3 - 2 * s), t * t * (3 - 2 * t)
         i, j, k, m = i % 32, j % 32, (i + 1) % 32, (j + 1) % 32
-        mix = (lattice[i, j] * (1 - s) + lattice[k, j] * s) * (1 - t) + (lattice[i, m] * (1 - s) + lattice[k, m] * s) * t
+        mix = (lattice[i, j] * (1 - s) + lattice[k, j] * s) * (1 - t) + (
+            lattice[i, m] * (1 - s) + lattice[k, m] * s
+        ) * t
     else:
         rings = u * 0.8 + 0.5 * np.sin(v * 0.35 + rng.uniform(0, 6)) + 0.15 * np.sin(v * 1.7)
         mix = (rings % 1) ** 2
     return (first + (second - first) * mix[:, None]).astype(np.float32)
 
 
-def background(look: Look, rays: Rays) -> NDArray[np.float32]:
-    """[size * size, 3] the lit table, in units of 255."""
-    level = look.ambient + look.diffuse * look.light[2]
-    return texture(look, rays.ground) * (np.array(look.tint, np.float32) * np.float32(255 * level))
+def background(look: Look, rays: Rays) -> NDArray[np.uint8]:
+    """[size * size, 3] the lit table; [1, 3] for a plain one."""
+    level = (look.ambient + look.diffuse * look.light[2]) * np.array(look.tint)
+    colours = texture(look, rays.ground) * (255 * level).astype(np.float32)
+    return np.minimum(colours, 255).astype(np.uint8)
 
 
 def lighting(look: Look) -> NDArray[np.float32]:
@@ -126,23 +131,30 @@ class Caster:
         self._ids = np.zeros(size * size, np.int32)
         self._distances = np.zeros(size * size)
         self._normals = np.zeros(size * size * 3)
+        self._boxes: dict[mujoco.MjModel, NDArray[np.float64]] = {}
 
-    def cast(
-        self, model: mujoco.MjModel, data: mujoco.MjData, rays: Rays
-    ) -> tuple[NDArray[np.intp], NDArray[np.int32], NDArray[np.float64]]:
+    def _corners(self, model: mujoco.MjModel) -> NDArray[np.float64]:
+        """[geoms - 1, 8, 3] corners of each geom's bounding box, in the geom's own frame, without the table's."""
+        if model not in self._boxes:
+            centre, half = model.geom_aabb[1:, None, :3], model.geom_aabb[1:, None, 3:]
+            signs = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(-1, 3)
+            self._boxes[model] = centre + signs * half
+        return self._boxes[model]
+
+    def cast(self, model: mujoco.MjModel, data: mujoco.MjData, rays: Rays) -> "Cast":
         """Pixels [k] that show something else than the table, the geom ids [k] there and the normals [k, 3].
 
-        Only rays near a geom are cast: those inside the square around its bounding sphere in the picture.
+        Only rays near a geom are cast: those inside the rectangle around its bounding box in the picture.
         """
         mask, size = self._mask, self._size
         mask[:] = False
-        view = (data.geom_xpos[1:] - rays.origin) @ rays.axes.T
-        scale = size / (2 * HALF_FIELD) / view[:, 2]
-        column = size / 2 + view[:, 0] * scale
-        row = size / 2 - view[:, 1] * scale
-        # Perspective stretches a sphere's outline a little away from the axis; the field is narrow.
-        radius = model.geom_rbound[1:] * scale * 1.06 + 1
-        boxes = np.stack([row - radius, row + radius + 1, column - radius, column + radius + 1], 1)
+        rotations = data.geom_xmat[1:].reshape(-1, 3, 3)
+        corners = self._corners(model) @ rotations.transpose(0, 2, 1) + (data.geom_xpos[1:, None] - rays.origin)
+        view = corners @ rays.axes.T
+        picture = view[:, :, :2] / view[:, :, 2:] * (size / 2 / HALF_FIELD)
+        low, high = np.floor(picture.min(1) + size / 2), np.ceil(picture.max(1) + size / 2)
+        # Rows count downward, the picture's second axis points up.
+        boxes = np.stack([size - high[:, 1], size - low[:, 1], low[:, 0], high[:, 0]], 1)
         for top, bottom, left, right in np.clip(boxes, 0, size).astype(int).tolist():
             mask[top:bottom, left:right] = True
         pixels = np.flatnonzero(mask)
@@ -156,19 +168,39 @@ class Caster:
         return pixels[hit], ids[hit], normals.reshape(-1, 3)[hit]
 
 
-def shade(colours: NDArray[np.float32], normals: NDArray[np.float32], light: NDArray[np.float32]) -> NDArray[np.float32]:
+Cast = tuple[NDArray[np.intp], NDArray[np.int32], NDArray[np.float64]]
+"""What `Caster.cast` returns."""
+
+
+def shade(
+    colours: NDArray[np.float32], normals: NDArray[np.float32], light: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """Lambert shading in units of 255: colours [k, 3], normals [k, 3], lights [k, 7] as `lighting` gives them."""
-    level = np.maximum((normals * light[:, :3]).sum(1), 0) + light[:, 3]
+    level = np.maximum(np.einsum("ij,ij->i", normals, light[:, :3]), 0) + light[:, 3]
     return colours * light[:, 4:] * (255 * level)[:, None]
 
 
-def draw_noise(frames: NDArray[np.float32], look: Look, step: int) -> None:
-    """Add the pixel noise of control step `step` to one frame, in place."""
+def draw(
+    frames: NDArray[np.uint8], casts: list[Cast], palettes: NDArray[np.float32], lights: NDArray[np.float32]
+) -> None:
+    """Draw what was cast for n slots over their backgrounds `frames` [n, size * size, 3], in place.
+
+    Palettes [n, geoms, 3] as `palette` gives them, lights [n, 7] as `lighting` does.
+    """
+    owner = np.repeat(np.arange(len(casts)), [len(pixels) for pixels, _, _ in casts])
+    pixels, ids, normals = (np.concatenate(parts) for parts in zip(*casts, strict=True))
+    shaded = shade(palettes[owner, ids], normals.astype(np.float32), lights[owner])
+    frames[owner, pixels] = np.minimum(shaded, 255).astype(np.uint8)
+
+
+def draw_noise(frame: NDArray[np.uint8], look: Look, step: int) -> None:
+    """Add the pixel noise of control step `step` to one frame [size * size, 3], in place."""
     rng = np.random.Generator(np.random.Philox(key=np.array([look.noise_seed, step], np.uint64)))
-    frames += rng.standard_normal(frames.shape, np.float32) * np.float32(255 * look.noise)
+    noise = rng.standard_normal(frame.shape, np.float32) * np.float32(255 * look.noise)
+    frame[:] = np.clip(frame + noise, 0, 255).astype(np.uint8)
     # Salt and pepper: a sensor's dead pixels.
-    dead = rng.random(frames.shape[0]) < look.noise / 8
-    frames[dead] = rng.choice(np.array([0, 255], np.float32), (int(dead.sum()), 1))
+    dead = rng.random(frame.shape[0]) < look.noise / 8
+    frame[dead] = rng.choice(np.array([0, 255], np.uint8), (int(dead.sum()), 1))
 
 
 def portrait(
@@ -178,7 +210,8 @@ def portrait(
     fine = size * samples
     rays = rays_of(layout.look, fine)
     pixels, ids, normals = Caster(fine).cast(model, data, rays)
-    frame = background(layout.look, rays).copy()
+    frame = np.zeros((fine * fine, 3), np.float32)
+    frame[:] = background(layout.look, rays)
     light = np.broadcast_to(lighting(layout.look), (len(ids), 7))
     frame[pixels] = shade(palette(layout)[ids], normals.astype(np.float32), light)
     frame *= _shadow(model, data, rays, layout.look, pixels)[:, None]

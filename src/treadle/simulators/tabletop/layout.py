@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +83,7 @@ class Look:
     """Standard deviation of the pixel noise, in units of 255."""
     noise_seed: int = 0
     camera: tuple[float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0)
-    """Shift of the camera's azimuth and elevation (radians), of its target in x and y, and relative shift of distance."""
+    """Shift of azimuth and elevation (radians), of the target in x and y (metres), and relative shift of distance."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,16 +111,27 @@ def phrase(shape: str, colour: str, plate_colour: str, template: str = "put the 
     return template.format(o=f"{colour} {shape}", p=plate_colour)
 
 
+@cache
+def _gaps(objects: int, plates: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+    """Pairs of bodies, objects first, and the least squared distance of each pair."""
+    is_plate = np.arange(objects + plates) >= objects
+    mixed = np.where(is_plate[:, None] ^ is_plate, OBJECT_PLATE_GAP, OBJECT_GAP)
+    gap = np.where(is_plate[:, None] & is_plate, PLATE_GAP, mixed)
+    first, second = np.triu_indices(objects + plates, 1)
+    return first, second, gap[first, second] ** 2
+
+
+def words() -> tuple[str, ...]:
+    """Texts that hold every word of every instruction."""
+    plain = tuple(phrase(shape, colour, plate) for shape in SHAPES for colour in _COLOURS for plate in _PLATES)
+    return plain + tuple(phrase(SHAPES[0], _COLOURS[0], _PLATES[0], template) for template in PARAPHRASES)
+
+
 def _positions(rng: np.random.Generator, objects: int, plates: int, low: float, high: float) -> NDArray[np.float64]:
-    """[objects + plates, 2] centres without overlap; the first object is farther than `low` from the middle on some axis,
-    everything within `high`."""
-    count = objects + plates
-    is_plate = np.arange(count) >= objects
-    gap = np.where(is_plate[:, None] & is_plate, PLATE_GAP, np.where(is_plate[:, None] ^ is_plate, OBJECT_PLATE_GAP, OBJECT_GAP))
-    first, second = np.triu_indices(count, 1)
-    least = gap[first, second] ** 2
+    """[objects + plates, 2] centres apart, all within `high`; the first object is outside `low` on some axis."""
+    first, second, least = _gaps(objects, plates)
     while True:
-        points = rng.uniform(-high, high, (96, count, 2))
+        points = rng.uniform(-high, high, (96, objects + plates, 2))
         fits = (((points[:, first] - points[:, second]) ** 2).sum(-1) > least).all(1)
         if low:
             fits &= np.abs(points[:, 0]).max(-1) > low
@@ -129,10 +140,12 @@ def _positions(rng: np.random.Generator, objects: int, plates: int, low: float, 
 
 
 def _different(rng: np.random.Generator, names: tuple[str, ...], count: int) -> tuple[str, ...]:
-    return tuple(names[i] for i in rng.permutation(len(names))[:count])
+    return tuple(names[i] for i in rng.permutation(len(names))[:count].tolist())
 
 
-def draw(rng: np.random.Generator, *, objects: int = 2, plates: int = 2, low: float = 0.0, high: float = SQUARE) -> Layout:
+def draw(
+    rng: np.random.Generator, *, objects: int = 2, plates: int = 2, low: float = 0.0, high: float = SQUARE
+) -> Layout:
     """A scene of the training distribution (with other counts or positions where asked)."""
     points = _positions(rng, objects, plates, low, high)
     colours = _different(rng, _COLOURS[:4], objects)
@@ -176,7 +189,7 @@ def _vision(setting: str, layout: Layout, rng: np.random.Generator) -> Layout:
         texture = TEXTURES[int(rng.integers(len(TEXTURES)))]
         look = replace(look, texture=texture, texture_seed=int(rng.integers(2**31)))
     elif setting == "noise":
-        look = replace(look, noise=float(rng.uniform(0.06, 0.14)), noise_seed=int(rng.integers(2**31)))
+        look = replace(look, noise=float(rng.uniform(0.03, 0.08)), noise_seed=int(rng.integers(2**31)))
     elif setting == "light":
         angle, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 0.8)
         flat = np.sqrt(1 - height**2)
@@ -235,11 +248,13 @@ def _execution(setting: str, rng: np.random.Generator) -> Layout:
     layout = draw(rng)
     if setting == "pose":
         side = rng.choice([-1.0, 1.0], 3)
-        start = np.array([*(side[:2] * rng.uniform(0.07, 0.13, 2)), rng.uniform(0.1, 0.18), side[2] * rng.uniform(0.2, 0.4)])
+        start = np.array(
+            [*(side[:2] * rng.uniform(0.07, 0.13, 2)), rng.uniform(0.1, 0.18), side[2] * rng.uniform(0.2, 0.4)]
+        )
         return replace(layout, start=start)
     while True:
         point = rng.uniform(-SQUARE, SQUARE, 2)
-        away = np.linalg.norm(point - layout.objects[:, :2], axis=1) > (0.05, OBJECT_GAP)
+        away = np.linalg.norm(point - layout.objects[:, :2], axis=1) > OBJECT_GAP
         if away.all() and (np.linalg.norm(point - layout.plates, axis=1) > OBJECT_PLATE_GAP).all():
             return replace(layout, move=np.array([*point, *layout.objects[0, 2:]]))
 
@@ -250,6 +265,13 @@ def layout(suite: str, split: str, index: int) -> Layout:
     digest = hashlib.sha256(f"tabletop/{suite}/{split}".encode()).digest()
     key = np.array([int.from_bytes(digest[:8], "little"), index], np.uint64)
     rng = np.random.Generator(np.random.Philox(key=key))
+    scene = _vary(suite, rng)
+    for array in (scene.objects, scene.plates, scene.start):
+        array.setflags(write=False)
+    return scene
+
+
+def _vary(suite: str, rng: np.random.Generator) -> Layout:
     if suite == "train":
         return draw(rng)
     axis, setting = suite.split("/")

@@ -1,3 +1,6 @@
+# mujoco ships no stubs for its compiled modules.
+# pyright: reportAttributeAccessIssue=false
+
 """The MuJoCo scene: a floating parallel-jaw gripper, free objects and flat plates on a table.
 
 Lengths in metres, angles in radians; x is to the right of the camera, y away from it, z up, the table top is z = 0.
@@ -115,7 +118,7 @@ def build(shapes: tuple[str, ...], plates: tuple[str, ...]) -> mujoco.MjModel:
     the first plate.
     """
     bodies = [
-        f'<body name="object{i}" pos="{i} 1 .1" childclass="object"><freejoint/>'
+        f'<body name="object{i}" pos="{i} 1 .1" childclass="object"><joint type="free" damping=".0002"/>'
         f'<geom name="object{i}" {_GEOMS[shape]}/></body>'
         for i, shape in enumerate(shapes)
     ]
@@ -136,7 +139,6 @@ def build(shapes: tuple[str, ...], plates: tuple[str, ...]) -> mujoco.MjModel:
 
 
 def place(
-    model: mujoco.MjModel,
     data: mujoco.MjData,
     tool: NDArray[np.float64],
     finger: float,

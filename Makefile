@@ -1,0 +1,55 @@
+# The interpreter that .venv is made with: the first of 3.11, 3.12 and 3.13 that runs. Choose with `make setup PYTHON=...`.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo "$$p"; break; }; done)
+BIN := .venv/bin
+STAMP := .venv/.treadle-setup
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-full lint format types docs base bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Prepare .venv with Treadle and the tools, at the tested versions
+
+# A stamp of its own, so that a broken installation is not taken for a finished one.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed; name it with: make setup PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: setup ## Fine-tune a tiny policy with RL on this machine, and write its report
+	$(BIN)/treadle train quickstart
+
+test: setup ## Run the fast tests
+	$(BIN)/python -m pytest
+
+test-full: setup ## Run every test, those that take minutes included
+	$(BIN)/python -m pytest -m "full or not full"
+
+lint: setup ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## Format, and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup ## Check types
+	$(BIN)/pyright
+
+docs: setup ## Write the pages that are generated from the code
+	$(BIN)/treadle recipes --keys > docs/configuration.md
+
+base: setup ## Make the packaged base checkpoint again, from nothing (up to an hour)
+	$(BIN)/python -m treadle.training.base
+
+bench: setup ## Measure the simulator beside the policy
+	mkdir -p benchmarks/results
+	$(BIN)/treadle bench simulator tabletop --json benchmarks/results/simulator-tabletop.json
+
+clean: ## Remove what builds and tests leave behind; runs/ and .venv stay
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What measures speed; results with their machine are kept in `benchmarks/results/`."""

@@ -1,0 +1,214 @@
+"""The command line. Commands import what is heavy themselves, so that help and bad input answer at once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from treadle import __version__
+from treadle.commands.application import Application, CommandWithKeys
+from treadle.commands.results import check_destination, success_table, write_result
+from treadle.config.loading import load_recipe, read_config, recipes, resolve_checkpoint
+from treadle.config.schema import EvaluationConfig, PolicyConfig, Section, SimulatorConfig
+
+app = typer.Typer(
+    cls=Application,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+simulators_app = typer.Typer(help="Look at simulators.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure speed.", no_args_is_help=True)
+app.add_typer(simulators_app, name="simulators")
+app.add_typer(bench_app, name="bench")
+
+
+class EvalConfig(Section):
+    """What `treadle eval` takes as key=value."""
+
+    simulator: SimulatorConfig = SimulatorConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def complete_recipe(incomplete: str) -> list[tuple[str, str]]:
+    """Names of recipes, with their descriptions, for shell completion."""
+    return [(name, doc) for name, doc in recipes().items() if name.startswith(incomplete)]
+
+
+def complete_key(incomplete: str) -> list[tuple[str, str]]:
+    """Keys of a run, with their documentation, for shell completion."""
+    from treadle.config.describe import describe
+    from treadle.config.schema import TrainConfig
+
+    return [(f"{key.name}=", key.doc) for key in describe(TrainConfig) if key.name.startswith(incomplete)]
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings that differ from the recipe's.", autocompletion=complete_key
+    ),
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to this file.")]
+
+
+def show_version(asked: bool) -> None:
+    """Show the version and exit, where asked."""
+    if asked:
+        typer.echo(f"treadle {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Reinforcement learning of vision-language-action policies in simulators."""
+
+
+@app.command(cls=CommandWithKeys)
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A name that `treadle recipes` lists, or a .toml file.", autocompletion=complete_recipe),
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Fine-tune a policy with reinforcement learning. The same command again resumes a run that was cut short."""
+    config = load_recipe(recipe, overrides or [])
+    resolve_checkpoint(config.policy.checkpoint)
+    from treadle.simulators.build import find_simulator
+
+    find_simulator(config.simulator.name)
+    from treadle.training import loop
+
+    loop.train(config)
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or the name of one that ships with Treadle.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the sections `simulator` and `evaluation`."),
+    ] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option("--suite", help="A suite to evaluate; may be given again. Default: all four.")
+    ] = None,
+    episodes: Annotated[int | None, typer.Option(help="Episodes per suite, each another scenario.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    shuffle_instructions: Annotated[
+        bool, typer.Option("--shuffle-instructions", help="Give a random one of the instructions that fit the scene.")
+    ] = False,
+    blank_images: Annotated[bool, typer.Option("--blank-images", help="Give grey images.")] = False,
+    json: JsonFile = None,
+) -> None:
+    """Measure the success of a checkpoint on enumerated scenarios that training never saw."""
+    given = [*(overrides or [])]
+    if episodes is not None:
+        given.append(f"evaluation.episodes={episodes}")
+    config = read_config(EvalConfig, None, given)
+    evaluation = config.evaluation if not suite else config.evaluation.model_copy(update={"suites": tuple(suite)})
+    folder = resolve_checkpoint(checkpoint)
+    check_destination(json)
+    from treadle.evaluation.evaluate import evaluate_checkpoint
+
+    report = evaluate_checkpoint(
+        folder,
+        config.simulator,
+        evaluation,
+        device,
+        instructions="shuffled" if shuffle_instructions else "own",
+        frames="blank" if blank_images else "own",
+    )
+    Console().print(success_table(report))
+    write_result(json, report)
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="The folder of a run, runs/NAME.")]) -> None:
+    """Write the report of a run again, finished or not."""
+    from treadle.reporting.report import write_report
+
+    typer.echo(write_report(run_dir))
+
+
+@app.command("recipes")
+def list_recipes(
+    keys: Annotated[bool, typer.Option("--keys", help="Write the page of all settings instead, as Markdown.")] = False,
+) -> None:
+    """List the recipes that ship with Treadle."""
+    if keys:
+        from treadle.commands.keys import key_page
+
+        typer.echo(key_page(), nl=False)
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("recipe", style="bold")
+    table.add_column("what")
+    for name, doc in recipes().items():
+        table.add_row(name, escape(doc))
+    Console().print(table)
+
+
+@app.command()
+def doctor(json: JsonFile = None) -> None:
+    """Check this machine: what works, what is missing, and how to mend it. Exits with 1 where the core cannot work."""
+    check_destination(json)
+    from treadle.doctor import check_table, core_works, examine
+
+    checks = examine()
+    Console().print(check_table(checks))
+    write_result(json, {"works": core_works(checks), "checks": [check.to_json() for check in checks]})
+    if not core_works(checks):
+        raise typer.Exit(1)
+
+
+@simulators_app.command("list")
+def list_simulators() -> None:
+    """List the installed simulators."""
+    from treadle.simulators.build import installed_simulators
+
+    for name, entry in installed_simulators().items():
+        typer.echo(f"{name}  {entry.value}")
+
+
+@simulators_app.command()
+def view(
+    name: Annotated[str, typer.Argument(help="An installed simulator, or package.module:Class.")],
+    suite: Annotated[str, typer.Option(help="The suite of the scenario.")] = "train",
+    index: Annotated[int, typer.Option(min=0, help="Its place in the suite's evaluation split.")] = 0,
+    video: Annotated[Path, typer.Option(help="The mp4 to write.")] = Path("expert.mp4"),
+) -> None:
+    """Film the simulator's scripted expert on one scenario."""
+    check_destination(video)
+    from treadle.commands.film import film_expert
+
+    instruction, success, steps = film_expert(name, suite, index, video)
+    typer.echo(f"{instruction}: {'success' if success else 'no success'} in {steps} control steps; {video}")
+
+
+@bench_app.command("simulator")
+def bench_simulator(
+    name: Annotated[str, typer.Argument(help="An installed simulator, or package.module:Class.")],
+    checkpoint: Annotated[
+        str, typer.Option(help="The policy to measure beside it: a folder, or the name of a packaged one.")
+    ] = PolicyConfig().checkpoint,
+    json: JsonFile = None,
+) -> None:
+    """Measure control steps per second, with and without rendering, beside the cost of one policy forward."""
+    check_destination(json)
+    from treadle.benchmarks import simulator
+
+    simulator.run(name, json, checkpoint)
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,39 @@
+"""How the command line meets errors, and how help shows the configuration's keys."""
+
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
+
+from treadle.errors import TreadleError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+class Application(TyperGroup):
+    """Errors that are the user's to mend become one message and exit code 2; any other is a bug and shows its trace."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except TreadleError as error:
+            # A message may hold brackets, which are markup to rich, and is one line however narrow the terminal.
+            Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(INTERRUPTED) from error
+
+
+class CommandWithKeys(TyperCommand):
+    """A command that takes `key=value`: its help ends with the keys, from the configuration's documentation."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help of the command, then the table of keys."""
+        from treadle.commands.keys import key_table
+
+        super().format_help(ctx, formatter)
+        Console().print(key_table())

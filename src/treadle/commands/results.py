@@ -1,0 +1,49 @@
+"""Results of commands: a table for people, a JSON file for programs."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from treadle.errors import OutputError
+from treadle.reporting.files import to_json, write_atomically
+
+
+def check_destination(path: Path | None) -> None:
+    """Say before the work, not after it, that a file cannot be written. Raises OutputError."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise OutputError(f"cannot write '{path}': it is a folder; name a file")
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OutputError(f"cannot write '{path}': '{folder}' is not a folder that can be written; name another file")
+
+
+def write_result(path: Path | None, result: Any) -> None:
+    """Write a result as JSON, whole or not at all, where a file was asked for. Raises OutputError."""
+    if path is not None:
+        write_atomically(path, to_json(result) + "\n")
+
+
+def success_table(report: Mapping[str, Any]) -> Table:
+    """An evaluation's suites, and below each its settings."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("suite")
+    for column in ("success", "95 % interval", "episodes"):
+        table.add_column(column, justify="right")
+    for suite, result in report["suites"].items():
+        table.add_row(suite, *_cells(result), style="bold")
+        for setting, part in result.get("settings", {}).items():
+            table.add_row(f"  {setting}", *_cells(part), style="dim")
+    return table
+
+
+def _cells(result: Mapping[str, Any]) -> tuple[str, str, str]:
+    low, high = result["ci95"]
+    return f"{result['success']:.1%}", f"{low:.1%} to {high:.1%}", str(result["episodes"])

@@ -1,0 +1,163 @@
+"""The configuration in words: every key with its type, default and line of documentation."""
+
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+_PLAIN: dict[Any, str] = {
+    bool: "true or false",
+    int: "integer",
+    float: "number",
+    str: "text",
+    Path: "path",
+    Any: "any value",
+    type(None): "none",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One setting."""
+
+    name: str
+    """Dotted path, `algorithm.gamma`."""
+    type: str
+    """What is allowed, in words: `number > 0 and <= 1`."""
+    default: str
+    """As it is written in a recipe; empty where there is none."""
+    doc: str
+    annotation: Any
+    """The type itself, without its bounds."""
+
+    @property
+    def optional(self) -> bool:
+        """Whether `none` is allowed."""
+        return type(None) in get_args(self.annotation)
+
+    @property
+    def textual(self) -> bool:
+        """Whether a bare word is the value itself: the key takes text or a path."""
+        members = get_args(self.annotation) if _is_union(self.annotation) else (self.annotation,)
+        return any(member in (str, Path) for member in members)
+
+    @property
+    def open(self) -> bool:
+        """Whether the key is a table that takes any key below it."""
+        return get_origin(self.annotation) is dict or self.annotation is dict
+
+
+def describe(model: type[BaseModel], prefix: str = "") -> list[Key]:
+    """Every key of a configuration class, sections included, in the order they are written."""
+    return list(_walk(model, prefix))
+
+
+def sections(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
+    """The dotted names of the sections of a configuration class, and what each is; the class itself is `""`."""
+    found = {prefix: " ".join((model.__doc__ or "").split())}
+    for name, field in model.model_fields.items():
+        inner = _section(field.annotation)
+        if inner is not None:
+            found |= sections(inner, _join(prefix, name))
+    return found
+
+
+def toml_text(value: Any) -> str:
+    """A value as it is written in a recipe."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case None:
+            return "none"
+        case str() | Path():
+            return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+        case list() | tuple():
+            return "[" + ", ".join(toml_text(item) for item in value) + "]"  # pyright: ignore[reportUnknownVariableType]
+        case dict():
+            return "{" + ", ".join(f"{key} = {toml_text(item)}" for key, item in value.items()) + "}"  # pyright: ignore[reportUnknownVariableType]
+        case _:
+            return str(value)
+
+
+def _walk(model: type[BaseModel], prefix: str) -> Iterator[Key]:
+    for name, field in model.model_fields.items():
+        dotted = _join(prefix, name)
+        inner = _section(field.annotation)
+        if inner is None:
+            yield Key(dotted, _allowed(field), _default(field), field.description or "", field.annotation)
+            continue
+        # A section's default may differ from its class's own defaults (evaluation samples greedily).
+        default = field.default
+        for key in _walk(inner, dotted):
+            if isinstance(default, BaseModel):
+                value: Any = default
+                for part in key.name[len(dotted) + 1 :].split("."):
+                    value = getattr(value, part)
+                yield Key(key.name, key.type, toml_text(value), key.doc, key.annotation)
+            else:
+                yield key
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _default(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True, validated_data={})
+    return "" if default is PydanticUndefined else toml_text(default)
+
+
+def _allowed(field: FieldInfo) -> str:
+    return _words(field.annotation, field.metadata)
+
+
+def _words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        annotated: list[Any] = []
+        for item in arguments[1:]:
+            annotated += item.metadata if isinstance(item, FieldInfo) else [item]
+        return _words(arguments[0], annotated)
+    if _is_union(annotation):
+        return " or ".join(_words(member) for member in arguments)
+    if origin is Literal:
+        return " or ".join(toml_text(value) for value in arguments)
+    if origin in (tuple, list):
+        members = [member for member in arguments if member is not Ellipsis]
+        if origin is tuple and len(members) == len(arguments):
+            return "[" + ", ".join(_words(member) for member in members) + "]"
+        return f"list of {_words(members[0])}"
+    if origin is dict or annotation is dict:
+        return "table"
+    return _PLAIN.get(annotation, str(annotation)) + _bounds(metadata)
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    words: list[str] = []
+    for bound in metadata:
+        match bound:
+            case Gt(gt):
+                words.append(f"> {gt}")
+            case Ge(ge):
+                words.append(f">= {ge}")
+            case Lt(lt):
+                words.append(f"< {lt}")
+            case Le(le):
+                words.append(f"<= {le}")
+            case _:
+                pass
+    return " " + " and ".join(words) if words else ""
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)

@@ -1,0 +1,231 @@
+"""Recipes: TOML files (or a run's `config.json`) and `section.key=value` overrides, read into a configuration class.
+
+Everything that is wrong with a recipe is found in one pass and said in one `ConfigError`, a line for each.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from treadle.config.describe import Key, describe, sections, toml_text
+from treadle.config.schema import TrainConfig
+from treadle.errors import CheckpointError, ConfigError
+
+Config = TypeVar("Config", bound=BaseModel)
+Table = dict[str, Any]
+
+_PACKAGE = Path(__file__).parent.parent
+RECIPES = _PACKAGE / "recipes"
+CHECKPOINTS = _PACKAGE / "checkpoints"
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The configuration of a run, from a packaged recipe or a TOML file and `section.key=value` overrides.
+
+    Raises ConfigError for an unknown recipe, malformed TOML, and every unknown key or impossible value.
+    """
+    return read_config(TrainConfig, find_recipe(name_or_path), overrides)
+
+
+def read_config(model: type[Config], path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Any configuration class, from a TOML or JSON file (or none) and overrides, which win. Raises ConfigError."""
+    data = _parse(path) if path is not None else {}
+    problems: list[str] = []
+    keys = {key.name: key for key in describe(model)}
+    for override in overrides:
+        problem = _override(data, override, keys)
+        problems += [problem] if problem else []
+    _fill_sections(model, data)
+    try:
+        # Strict, as JSON: no "3" or true for 3, yet arrays make tuples, text makes paths, and 1 is a number.
+        config = model.model_validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        problems += _problems(model, keys, error)
+    else:
+        if not problems:
+            return config
+    source = f"{path}: " if path is not None and not overrides else ""
+    if len(problems) == 1:
+        raise ConfigError(source + problems[0])
+    raise ConfigError(
+        f"{source}{len(problems)} settings cannot be used\n" + "\n".join(f"  {line}" for line in problems)
+    )
+
+
+def recipes() -> dict[str, str]:
+    """Names of the packaged recipes, each with its first comment line."""
+    return {path.stem: _first_comment(path) for path in sorted(RECIPES.glob("*.toml"))}
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a packaged recipe's name, or of a path to a `.toml` or `.json`. Raises ConfigError."""
+    path = Path(name_or_path)
+    if path.suffix in (".toml", ".json") or len(path.parts) > 1:
+        if not path.is_file():
+            found = "is a folder, not a recipe file" if path.is_dir() else "does not exist"
+            raise ConfigError(f"recipe {name_or_path!r} {found}; recipes: {', '.join(recipes())}")
+        return path
+    names = list(recipes())
+    if name_or_path not in names:
+        raise ConfigError(
+            f"unknown recipe {name_or_path!r}{did_you_mean(name_or_path, names)}; "
+            f"recipes: {', '.join(names)}; or give a path to a .toml file"
+        )
+    return RECIPES / f"{name_or_path}.toml"
+
+
+def checkpoints() -> list[str]:
+    """Names of the packaged checkpoints."""
+    return sorted(path.name for path in CHECKPOINTS.glob("*") if path.is_dir()) if CHECKPOINTS.is_dir() else []
+
+
+def resolve_checkpoint(name: str) -> Path:
+    """The folder of a packaged checkpoint's name, or of a path. Raises CheckpointError where there is none."""
+    packaged = checkpoints()
+    if name in packaged:
+        return CHECKPOINTS / name
+    path = Path(name)
+    if path.is_dir():
+        return path
+    found = f"{name!r} is a file, not a checkpoint folder" if path.exists() else f"no checkpoint folder {name!r}"
+    raise CheckpointError(f"{found}{did_you_mean(name, packaged)}; packaged: {', '.join(packaged) or 'none'}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A phrase that suggests the nearest known words, or nothing where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
+    return f", did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+
+
+def _parse(path: Path) -> Table:
+    kind = "JSON" if path.suffix == ".json" else "TOML"
+    try:
+        text = path.read_text(encoding="utf-8")
+        data: Any = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not valid {kind}: not UTF-8 text, byte {error.start}") from error
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: not valid {kind}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if not _is_table(data):
+        raise ConfigError(f"{path}: holds no table of settings")
+    return data
+
+
+def _first_comment(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        return file.readline().strip().removeprefix("#").strip()
+
+
+def _override(data: Table, override: str, keys: dict[str, Key]) -> str | None:
+    """Put one `section.key=value` into `data`; returns what is wrong with it, if anything."""
+    name, equals, text = override.partition("=")
+    *path, last = name.strip().split(".")
+    if not equals or not all([*path, last]):
+        near = did_you_mean(name, keys) if name not in keys else ""
+        return f"override {override!r} is not of the form section.key=value{near}"
+    table = data
+    for part in path:
+        inner = table.get(part)
+        if not _is_table(inner):
+            inner = table[part] = {}
+        table = inner
+    table[last] = _value(text.strip(), keys.get(name.strip()))
+    return None
+
+
+def _value(text: str, key: Key | None) -> Any:
+    if key is not None and key.optional and text == "none":
+        return None
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    # `name=2024` and `name=true` mean the text.
+    return text if key is not None and key.textual and not isinstance(value, str) else value
+
+
+def _fill_sections(model: type[BaseModel], data: Table) -> None:
+    """Where a section is given in part, the rest is the section's default, not the defaults of its class."""
+    for name, field in model.model_fields.items():
+        given = data.get(name)
+        if isinstance(field.default, BaseModel) and _is_table(given):
+            differing: Table = field.default.model_dump(mode="json", exclude_defaults=True)
+            data[name] = _merge(differing, given)
+            _fill_sections(type(field.default), data[name])
+
+
+def _merge(under: Table, over: Table) -> Table:
+    merged = dict(under)
+    for name, value in over.items():
+        below = merged.get(name)
+        merged[name] = _merge(below, value) if _is_table(below) and _is_table(value) else value
+    return merged
+
+
+def _is_table(value: Any) -> TypeGuard[Table]:
+    return isinstance(value, dict)
+
+
+def _problems(model: type[BaseModel], keys: dict[str, Key], error: ValidationError) -> list[str]:
+    lines: list[str] = []
+    names = sections(model)
+    for item in error.errors(include_url=False):
+        place, known = _place(item["loc"], keys, names)
+        found = item.get("input")
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown key {place!r}{_nearest_key(place, keys, names)}")
+        elif item["type"] == "value_error":
+            lines.append((f"{place}: " if place else "") + item["msg"].removeprefix("Value error, "))
+        elif item["type"] == "missing" and place in keys:
+            lines.append(f"{place}: must be given, allowed is {keys[known].type}")
+        elif known in keys:
+            lines.append(f"{place}: found {toml_text(found)}, allowed is {keys[known].type}")
+        elif known in names:
+            lines.append(
+                f"{place}: found {toml_text(found)}, but {place!r} is a section; its keys: {_own(known, keys)}"
+            )
+        else:
+            lines.append(f"{place}: found {toml_text(found)}: {item['msg']}")
+    # A union reports each of its members.
+    return list(dict.fromkeys(lines))
+
+
+def _place(loc: tuple[int | str, ...], keys: dict[str, Key], names: Iterable[str]) -> tuple[str, str]:
+    """The dotted place of an error as a person writes it, and the longest key or section in it."""
+    place, known = "", ""
+    for part in loc:
+        if isinstance(part, int):
+            place += f"[{part}]"
+            continue
+        if known in keys and not keys[known].open:
+            break  # pydantic goes on with the members of a union
+        place = f"{place}.{part}" if place else part
+        known = place if place in keys or place in names else known
+    return place, known
+
+
+def _nearest_key(place: str, keys: dict[str, Key], names: dict[str, str]) -> str:
+    """What was probably meant: a key of the same section, then one of the same name elsewhere, then one like it."""
+    section, _, last = place.rpartition(".")
+    known = [*keys, *filter(None, names)]
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    near = [siblings[word] for word in difflib.get_close_matches(last, siblings, n=2)] if section in names else []
+    if not near:
+        words = difflib.get_close_matches(last, {name.rpartition(".")[2] for name in keys}, n=1, cutoff=0.7)
+        near = [name for name in keys if name.rpartition(".")[2] in words][:3]
+    if not near and section not in names:
+        near = difflib.get_close_matches(place, known, n=2)
+    if near:
+        return f", did you mean {' or '.join(repr(name) for name in near)}?"
+    return f"; keys of {section!r}: {_own(section, keys)}" if section and section in names else ""
+
+
+def _own(section: str, keys: Iterable[str]) -> str:
+    return ", ".join(name.rpartition(".")[2] for name in keys if name.rpartition(".")[0] == section)

@@ -1,0 +1,75 @@
+"""The folder of a run: one configuration each, so that a run is resumed and never overwritten."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from treadle.config.describe import describe, toml_text
+from treadle.config.schema import SupervisedConfig, TrainConfig
+from treadle.errors import ConfigError, OutputError
+from treadle.reporting.files import write_atomically
+
+CONFIG = "config.json"
+
+
+def create_run_directory(config: TrainConfig | SupervisedConfig) -> Path:
+    """`output/name`, holding the run's `config.json`; an existing folder is taken again for the same configuration.
+
+    Raises OutputError where it cannot be written or holds something else. Where it lies is no difference.
+    """
+    if config.name in ("", ".", "..") or Path(config.name).name != config.name:
+        raise ConfigError(
+            f"name: found {config.name!r}, allowed is the name of one folder, made inside {config.output}"
+        )
+    directory = config.output / config.name
+    path = directory / CONFIG
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        taken = any(directory.iterdir())
+        existing = path.read_text(encoding="utf-8") if path.exists() else None
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the run folder '{directory}': {error.strerror}; choose another with output=..."
+        ) from error
+    if existing is None:
+        if taken:
+            raise OutputError(f"'{directory}' holds other files and no {CONFIG}; choose another with name=...")
+        write_atomically(path, config.model_dump_json(indent=2) + "\n")
+        return directory
+    if differences := _differences(path, existing, config):
+        raise OutputError(
+            f"'{directory}' already holds another run ({'; '.join(differences)}); choose another with name=..., "
+            "or resume that run by its own command"
+        )
+    # The same configuration is written anew: it also shows here, before hours of work, that the folder is writable.
+    write_atomically(path, existing)
+    return directory
+
+
+def _differences(path: Path, existing: str, config: TrainConfig | SupervisedConfig, shown: int = 3) -> list[str]:
+    try:
+        there = _flat(json.loads(existing))
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise OutputError(f"'{path}' is not a configuration; choose another folder with name=...") from error
+    here = _flat(config.model_dump(mode="json"))
+    order = [key.name for key in describe(type(config))]
+    names = sorted(
+        (there.keys() | here.keys()) - {"output"}, key=lambda n: order.index(n) if n in order else len(order)
+    )
+    found = [
+        f"{name} is {_shown(there, name)} there and {_shown(here, name)} here"
+        for name in names
+        if name not in there or name not in here or there[name] != here[name]
+    ]
+    return found[:shown] + ([f"{len(found) - shown} more"] if len(found) > shown else [])
+
+
+def _shown(values: dict[str, Any], name: str) -> str:
+    return toml_text(values[name]) if name in values else "absent"
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}  # pyright: ignore[reportUnknownArgumentType]
+    return flat

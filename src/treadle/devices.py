@@ -1,0 +1,32 @@
+"""Which device computes."""
+
+import os
+
+import torch
+
+from treadle.errors import ConfigError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` is CUDA or Apple's GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: An unknown name, or a device that this machine lacks.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {name!r} cannot be used ({str(error).splitlines()[0]}); choose auto, cpu, cuda, cuda:N or mps"
+        ) from error
+    return device
+
+
+def use_threads(count: int) -> None:
+    """Let torch use `count` threads; 0 takes every core that this process may run on."""
+    torch.set_num_threads(count or len(os.sched_getaffinity(0)))

@@ -1,0 +1,123 @@
+"""Which curves the report shows, and how."""
+
+import math
+from html import escape
+
+from treadle.reporting.folder import RunFolder
+from treadle.reporting.plots import Axes, Series, line_chart, sparkline_svg, stacked_chart
+
+ROLES = ("simulate", "generate", "update", "critic")
+
+
+def learning_curves(run: RunFolder) -> str:
+    """Success over iterations and wall time, return, length, throughput and time per role."""
+    iterations = run.series("iteration")
+    minutes = [seconds / 60 for seconds in run.series("seconds")]
+    success = [Series("success", run.series("rollout/success"))]
+    percent = {"low": 0.0, "high": 1.0, "percent": True}
+    charts = [
+        _figure(
+            "Success in rollouts",
+            line_chart(iterations, success, Axes("iteration", "of episodes", **percent)),
+            "of episodes",
+        ),
+        _figure(
+            "Success over wall time",
+            line_chart(minutes, success, Axes("minutes", "of episodes", **percent)),
+            "of episodes",
+        ),
+        _single(run, "Return", "rollout/return", Axes("iteration", "sum of rewards")),
+        _single(run, "Episode length", "rollout/length", Axes("iteration", "control steps", low=0)),
+        _single(run, "Throughput", "speed/control_steps_per_second", Axes("iteration", "control steps/s", low=0)),
+        _times(run, iterations),
+    ]
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def health_curves(run: RunFolder) -> str:
+    """The curves that show whether the update does what it should."""
+    charts = [
+        _single(run, "Approximate KL", "update/approximate_kl", Axes("iteration", "nats", low=0)),
+        _single(
+            run, "Clipped share of ratios", "update/clip_share", Axes("iteration", "of entries", low=0, percent=True)
+        ),
+        _single(run, "Explained variance", "critic/explained_variance", Axes("iteration", "1 is perfect", high=1)),
+        _single(run, "Log-prob gap of rollout and update", "update/log_prob_gap", Axes("iteration", "nats", low=0)),
+        _single(run, "Entropy", "update/entropy", Axes("iteration", "nats")),
+        _single(run, "Gradient norm", "update/gradient_norm", Axes("iteration", "before clipping", low=0)),
+    ]
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def role_totals(run: RunFolder) -> list[tuple[str, float]]:
+    """Seconds of training per role; what no role accounts for is `other`."""
+    totals = [(role, _sum(run.series(f"time/{role}"))) for role in ROLES if f"time/{role}" in run.metric_keys()]
+    rest = _sum(run.series("time/iteration")) - sum(seconds for _, seconds in totals)
+    # Roles that overlap sum to more than the clock; then there is no rest to speak of.
+    return [*totals, ("other", rest)] if rest > 0 else totals
+
+
+def role_bar(run: RunFolder) -> str:
+    """Time per role over the whole training, as one bar with its legend."""
+    totals = role_totals(run)
+    whole = sum(seconds for _, seconds in totals)
+    if not whole:
+        return '<p class="missing">No times yet.</p>'
+    bars = "".join(f'<i class="s{_color(role)}" style="width:{seconds / whole:.2%}"></i>' for role, seconds in totals)
+    legend = "".join(
+        f'<li><b class="key s{_color(role)}"></b>{escape(role)} '
+        f"<span>{100 * seconds / whole:.1f} % · {seconds:,.1f} s</span></li>"
+        for role, seconds in totals
+    )
+    return f'<div class="bar">{bars}</div><ul class="legend">{legend}</ul>'
+
+
+def metrics_table(run: RunFolder) -> str:
+    """Every metric there is, known or not: its history, first, last, lowest and highest value."""
+    rows: list[str] = []
+    for key in run.metric_keys():
+        values = [value for value in run.series(key) if math.isfinite(value)]
+        if not values:
+            rows.append(f"<tr><th>{escape(key)}</th><td></td>{'<td>not finite</td>' * 4}</tr>")
+            continue
+        numbers = "".join(
+            f"<td>{format_number(value)}</td>" for value in (values[0], values[-1], min(values), max(values))
+        )
+        rows.append(f"<tr><th>{escape(key)}</th><td>{sparkline_svg(run.series(key))}</td>{numbers}</tr>")
+    head = "<tr><th>metric</th><th></th><th>first</th><th>last</th><th>lowest</th><th>highest</th></tr>"
+    return f'<div class="scroll"><table class="numbers">{head}{"".join(rows)}</table></div>'
+
+
+def format_number(value: float) -> str:
+    """A number to four digits, without an exponent where that is readable."""
+    if value == int(value) and abs(value) < 1e15:
+        return f"{value:,.0f}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _single(run: RunFolder, title: str, key: str, axes: Axes) -> str:
+    if key not in run.metric_keys():
+        return _figure(title, f'<p class="missing">This run has not recorded {escape(key)}.</p>')
+    chart = line_chart(run.series("iteration"), [Series(axes.y_label, run.series(key))], axes)
+    return _figure(title, chart, axes.y_label)
+
+
+def _times(run: RunFolder, iterations: list[float]) -> str:
+    roles = [role for role in ROLES if f"time/{role}" in run.metric_keys()]
+    series = [Series(role, run.series(f"time/{role}")) for role in roles]
+    chart = stacked_chart(iterations, series, Axes("iteration", "seconds", low=0))
+    legend = "".join(f'<li><b class="key s{_color(role)}"></b>{role}</li>' for role in roles)
+    return _figure("Time per role", chart + f'<ul class="legend">{legend}</ul>', "seconds per iteration")
+
+
+def _figure(title: str, content: str, unit: str = "") -> str:
+    note = f" <small>{escape(unit)}</small>" if unit else ""
+    return f"<figure><figcaption>{escape(title)}{note}</figcaption>{content}</figure>"
+
+
+def _color(role: str) -> int:
+    return ROLES.index(role) if role in ROLES else len(ROLES)
+
+
+def _sum(values: list[float]) -> float:
+    return sum(value for value in values if math.isfinite(value))

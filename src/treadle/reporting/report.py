@@ -1,0 +1,179 @@
+"""The report of a run: one HTML file that holds everything it shows."""
+
+import base64
+import shlex
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from treadle.config.schema import TrainConfig
+from treadle.reporting.curves import health_curves, learning_curves, metrics_table, role_bar
+from treadle.reporting.evaluation_table import evaluation_table, interval, percent
+from treadle.reporting.files import to_json, write_atomically
+from treadle.reporting.folder import RunFolder, read_run
+from treadle.reporting.summary import suite_name
+
+REPORT_FILE = "report.html"
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into the folder of a run, finished or not, and return its path.
+
+    Raises:
+        OutputError: it is not the folder of a run, a file of it cannot be read, or the page cannot be written.
+    """
+    run = read_run(run_dir)
+    template = Template(files("treadle.reporting").joinpath("report.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        name=escape(run.name),
+        status=_status(run),
+        headline=_headline(run),
+        tiles=_tiles(run),
+        evaluation=evaluation_table(run.base, run.final),
+        videos=_videos(run),
+        curves=learning_curves(run) if run.metrics else _missing("No iteration has ended yet."),
+        roles=role_bar(run),
+        stages=_pairs(
+            {stage.replace("_", " "): f"{seconds:,.1f} s" for stage, seconds in _summary(run, "seconds", {}).items()}
+        ),
+        health=health_curves(run) if run.metrics else _missing("No iteration has ended yet."),
+        metrics=metrics_table(run) if run.metrics else _missing("No iteration has ended yet."),
+        machine=_machine(run),
+        command=escape(reproduce_command(run)),
+        changed=_changed(run.config),
+        config=escape(to_json(run.config)),
+        raw=escape(to_json({"summary": run.summary, "evaluation": {"base": run.base, "final": run.final}})),
+    )
+    path = run_dir / REPORT_FILE
+    write_atomically(path, page)
+    return path
+
+
+def reproduce_command(run: RunFolder) -> str:
+    """The command that does the run again: its resolved configuration is a recipe; only the name must be new."""
+    return shlex.join(["treadle", "train", str(run.path / "config.json"), f"name={run.name}-again"])
+
+
+def _status(run: RunFolder) -> str:
+    planned = run.config.get("iterations")
+    of_planned = f" of {planned}" if planned else ""
+    if run.summary is not None and run.final is not None:
+        return f'<span class="pill done">finished</span> {run.iterations}{of_planned} iterations'
+    waits = [text for text, there in (("final evaluation", run.final), ("summary", run.summary)) if there is None]
+    return (
+        f'<span class="pill">unfinished</span> {run.iterations}{of_planned} iterations; no {" and no ".join(waits)} '
+        "yet. <code>treadle report</code> makes this page again."
+    )
+
+
+def _headline(run: RunFolder) -> str:
+    base, final = (_in_distribution(run, which) for which in ("base", "final"))
+    if base is None and final is None:
+        return _missing("Not evaluated yet: success before and after training will stand here.")
+    numbers = "".join(_big(label, result) for label, result in (("base", base), ("final", final)))
+    episodes = next(result["episodes"] for result in (final, base) if result)
+    return (
+        f'<div class="headline">{numbers}</div><p class="note">Success in distribution on {episodes:,} scenarios that '
+        "training never saw; below each number its 95&nbsp;% interval, in percent.</p>"
+    )
+
+
+def _big(label: str, result: Mapping[str, Any] | None) -> str:
+    value = percent(result["success"]) if result else "not yet"
+    below = interval(result["ci95"]) if result else "evaluation missing"
+    return f'<div class="{label}"><span>{label}</span><strong>{value}</strong><small>{below}</small></div>'
+
+
+def _in_distribution(run: RunFolder, which: str) -> Mapping[str, Any] | None:
+    evaluation = {"base": run.base, "final": run.final}[which]
+    if evaluation and "train" in evaluation["suites"]:
+        return evaluation["suites"]["train"]
+    return _summary(run, which, {}).get(suite_name("train"))
+
+
+def _tiles(run: RunFolder) -> str:
+    stages = _summary(run, "seconds", {})
+    steps = _summary(run, "env_steps", sum(row.get("rollout/control_steps", 0) for row in run.metrics))
+    tiles: dict[str, str] = {}
+    if stages:
+        tiles["minutes, all stages"] = f"{sum(stages.values()) / 60:.1f}"
+    if run.metrics:
+        tiles["minutes of training"] = f"{run.metrics[-1].get('seconds', 0.0) / 60:.1f}"
+    tiles["control steps played"] = f"{steps:,.0f}"
+    if (speed := _summary(run, "control_steps_per_second", None)) is not None:
+        tiles["control steps per second"] = f"{speed:,.0f}"
+    if (memory := _summary(run, "peak_rss_mb", None)) is not None:
+        tiles["MB of memory at most"] = f"{memory:,.0f}"
+    seed = _summary(run, "seed", run.config.get("seed"))
+    if seed is not None:
+        tiles["seed"] = str(seed)
+    return "".join(f"<div><strong>{escape(value)}</strong><span>{label}</span></div>" for label, value in tiles.items())
+
+
+def _videos(run: RunFolder) -> str:
+    if not run.videos:
+        return _missing("This run has no videos yet.")
+    return f'<div class="pairs">{"".join(_pair(run, entry) for entry in run.videos)}</div>'
+
+
+def _pair(run: RunFolder, entry: Mapping[str, Any]) -> str:
+    films = "".join(_film(run, label, entry.get(label)) for label in ("base", "final"))
+    return (
+        f'<figure class="pair"><figcaption>{escape(str(entry["instruction"]))}'
+        f"<small>{escape(str(entry['scenario']))}</small></figcaption><div>{films}</div></figure>"
+    )
+
+
+def _film(run: RunFolder, label: str, film: Mapping[str, Any] | None) -> str:
+    if film is None:
+        return f'<div><span class="outcome">{label}</span>{_missing("Not filmed yet.")}</div>'
+    outcome, kind = ("success", "good") if film["success"] else ("failure", "bad")
+    caption = f'<span class="outcome"><b>{label}</b> <i class="{kind}">{outcome}</i> {film["length"]} steps</span>'
+    # Only the name counts: a file outside the run's videos is never read.
+    path = run.path / "videos" / Path(str(film["file"])).name
+    if not path.is_file():
+        return f"<div>{_missing(f'{path.name} is missing.')}{caption}</div>"
+    data = base64.b64encode(path.read_bytes()).decode()
+    video = f'<video src="data:video/mp4;base64,{data}" autoplay loop muted playsinline controls></video>'
+    return f"<div>{video}{caption}</div>"
+
+
+def _machine(run: RunFolder) -> str:
+    machine = dict(run.machine or {})
+    versions = {**machine.pop("versions", {}), **_summary(run, "versions", {})}
+    if "memory_gb" in machine:
+        machine["memory"] = f"{machine.pop('memory_gb')} GiB"
+    return _pairs({**machine, **versions})
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    if not values:
+        return _missing("Not recorded yet.")
+    return f"<dl>{''.join(f'<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>' for k, v in values.items())}</dl>"
+
+
+def _changed(config: Mapping[str, Any]) -> str:
+    defaults = _flat(TrainConfig().model_dump(mode="json"))
+    changed = {key: to_json(value, None) for key, value in _flat(config).items() if defaults.get(key) != value}
+    return _pairs(changed) if changed else "<p>Every setting has its default.</p>"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _summary(run: RunFolder, key: str, default: Any) -> Any:
+    return run.summary.get(key, default) if run.summary is not None else default
+
+
+def _missing(text: str) -> str:
+    return f'<p class="missing">{escape(text)}</p>'

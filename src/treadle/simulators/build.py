@@ -1,0 +1,86 @@
+"""From the name of a simulator to one that stands ready, without the core knowing any of them."""
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Collection
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from treadle.config.loading import did_you_mean
+from treadle.config.schema import SimulatorConfig
+from treadle.errors import ConfigError
+from treadle.simulators.protocol import Simulator
+
+GROUP = "treadle.simulators"
+
+
+def installed_simulators() -> dict[str, EntryPoint]:
+    """Names of the simulators that installed packages offer, by the entry point group `treadle.simulators`."""
+    return {entry.name: entry for entry in sorted(entry_points(group=GROUP))}
+
+
+def find_simulator(name: str) -> Callable[..., Simulator]:
+    """The class of an installed simulator's name or of `package.module:Class`. Raises ConfigError."""
+    if ":" in name:
+        return _import(name)
+    installed = installed_simulators()
+    if name not in installed:
+        raise ConfigError(
+            f"simulator.name: unknown simulator {name!r}{did_you_mean(name, installed)}; "
+            f"installed: {', '.join(installed) or 'none'}; or name a class as package.module:Class"
+        )
+    return _import(installed[name].value)
+
+
+def build_simulator(config: SimulatorConfig, slots: int | None = None) -> Simulator:
+    """The simulator of a configuration, with `slots` in place of the configured number where given.
+
+    Raises ConfigError for an unknown name and for options that its class does not take.
+    """
+    simulator = find_simulator(config.name)
+    fixed = {
+        "slots": config.slots if slots is None else slots,
+        "horizon": config.horizon,
+        "threads": config.threads or _cores(),
+    }
+    _check_options(config, simulator, fixed.keys())
+    return simulator(**fixed, **config.options)
+
+
+def _check_options(config: SimulatorConfig, simulator: Callable[..., Simulator], common: Collection[str]) -> None:
+    if doubled := sorted(config.options.keys() & common):
+        raise ConfigError(f"simulator.options.{doubled[0]}: set simulator.{doubled[0]} instead")
+    parameters = inspect.signature(simulator).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    named = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    allowed = [name for name in named if name not in common]
+    for option in config.options:
+        if option not in allowed:
+            raise ConfigError(
+                f"simulator.options: {config.name!r} takes no option {option!r}{did_you_mean(option, allowed)}; "
+                f"options: {', '.join(allowed) or 'none'}"
+            )
+
+
+def _import(name: str) -> Callable[..., Simulator]:
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute or module_name.startswith("."):
+        raise ConfigError(f"simulator.name: {name!r} is not of the form package.module:Class")
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"simulator.name: cannot import {name!r}: {error}; install what is missing, or mend package.module:Class"
+        ) from error
+    simulator: Any = getattr(module, attribute, None)
+    if not callable(simulator):
+        raise ConfigError(f"simulator.name: module {module_name!r} has no class {attribute!r}")
+    return simulator
+
+
+def _cores() -> int:
+    # In a container the process may use fewer cores than the machine has.
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -1,0 +1,93 @@
+"""Supervised fine-tuning on demonstrations.
+
+Shapes: N decisions, C actions of a chunk, A action dimensions, K = C * A tokens.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from treadle.config.schema import ImitationConfig
+from treadle.data.demonstrations import Demonstrations
+from treadle.policies.protocol import Inputs, Policy
+from treadle.training.demonstrations import cut_chunks
+from treadle.training.grounding import Grounding, cosine
+
+
+def imitate(
+    policy: Policy,
+    demonstrations: Demonstrations,
+    config: ImitationConfig,
+    seed: int,
+    grounding: Grounding | None,
+    report: Callable[[int, float, float], None],
+) -> None:
+    """Minimise the cross-entropy of the demonstrated action tokens; `report(step, loss, token accuracy)`.
+
+    Batches are drawn from seeded permutations of all decisions, remainders carried into the next one.
+    """
+    policy.freeze(vision=config.freeze_vision)
+    chunks = cut_chunks(demonstrations.actions, demonstrations.episode_index, policy.chunk)
+    tokens = policy.tokenize_actions(torch.from_numpy(chunks))
+    inputs = _prepare(policy, demonstrations, config.freeze_vision)
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    parameters += list(grounding.head.layer.parameters()) if grounding else []
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
+    )
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(tokens), generator=generator)
+    scenes = round(config.batch * config.grounding_share) if grounding else 0
+    policy.train()
+    for step in range(config.steps):
+        while len(order) < config.batch - scenes:
+            order = torch.cat([order, torch.randperm(len(tokens), generator=generator)])
+        rows, order = order[: config.batch - scenes], order[config.batch - scenes :]
+        loss = imitation = policy.supervised_loss(inputs.take(rows).to(policy.device), tokens[rows].to(policy.device))
+        if grounding is not None and scenes:
+            loss = loss + grounding.loss(scenes)[0]
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * cosine(step, config.steps)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        report(step, float(imitation.detach()), float(loss.detach()))
+    policy.eval()
+
+
+def _prepare(policy: Policy, demonstrations: Demonstrations, encode: bool, batch: int = 512) -> Inputs:
+    """All frames as inputs, as features where vision is frozen."""
+    parts = []
+    for start in range(0, len(demonstrations.frames), batch):
+        rows = slice(start, start + batch)
+        part = policy.prepare(
+            demonstrations.frames[rows], demonstrations.instructions[rows], demonstrations.state[rows]
+        )
+        parts.append(policy.encode(part) if encode else part)
+    return Inputs.cat(parts)
+
+
+def dataset_statistics(demonstrations: Demonstrations) -> dict[str, dict[str, list[float] | list[bool]]]:
+    """`norm_stats` of a data set: of actions, whose last dimension (the gripper) is not scaled, and proprioception."""
+    return {
+        "action": _statistics(demonstrations.actions, unscaled=1),
+        "proprio": _statistics(demonstrations.state, unscaled=0),
+        "num_transitions": len(demonstrations.actions),
+        "num_trajectories": int(demonstrations.episode_index[-1]) + 1,
+    }  # type: ignore[dict-item]
+
+
+def _statistics(x: np.ndarray, unscaled: int) -> dict[str, list[float] | list[bool]]:
+    width = x.shape[1]
+    return {
+        "mean": x.mean(0).tolist(),
+        "std": x.std(0).tolist(),
+        "min": x.min(0).tolist(),
+        "max": x.max(0).tolist(),
+        "q01": np.quantile(x, 0.01, axis=0).tolist(),
+        "q99": np.quantile(x, 0.99, axis=0).tolist(),
+        "mask": [dimension < width - unscaled for dimension in range(width)],
+    }

@@ -1,0 +1,248 @@
+"""One run: its folder, its parts, what it writes and how it resumes."""
+
+import signal
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from treadle.config.loading import resolve_checkpoint
+from treadle.config.run_directory import create_run_directory
+from treadle.config.schema import TrainConfig
+from treadle.devices import choose_device, use_threads
+from treadle.errors import ConfigError
+from treadle.evaluation.evaluate import evaluate_policy, film, manifest
+from treadle.policies import load_policy
+from treadle.policies.critic import Critic, PrivilegedCritic, ValueHeadCritic
+from treadle.policies.protocol import Policy, Sampling
+from treadle.reporting.console import RunConsole
+from treadle.reporting.files import read_json, to_json, write_atomically
+from treadle.reporting.machine import peak_rss_mb, versions, write_machine
+from treadle.reporting.metrics import MetricsWriter, read_metrics
+from treadle.reporting.report import write_report
+from treadle.reporting.summary import RunSummary, suite_results, write_summary
+from treadle.reporting.video import write_video
+from treadle.rollout.collector import Collector
+from treadle.rollout.stream import ScenarioStream
+from treadle.simulators.build import build_simulator
+from treadle.simulators.host import Host
+from treadle.training.checkpoints import list_checkpoints, load_trainer, save_checkpoint
+from treadle.training.learner import Learner
+
+VIDEO_SIZE = 224
+"""Pixels of a filmed frame's side."""
+
+
+class Run:
+    """A run's folder and everything that the loop calls; open it with `Run.open`."""
+
+    def __init__(self, config: TrainConfig, directory: Path) -> None:
+        self.config = config
+        self.directory = directory
+        self.iteration = 0
+        """Iterations done."""
+        self._seconds: dict[str, float] = {}
+        self._control_steps = 0
+        self._elapsed = 0.0
+        self._training = self._stopping = False
+        self._exit = ExitStack()
+
+    @classmethod
+    def open(cls, config: TrainConfig) -> Self:
+        """Make or resume the run of a config: load the policy, build the simulator and the learner."""
+        use_threads(config.torch_threads)
+        device = choose_device(config.device)
+        base = resolve_checkpoint(config.policy.checkpoint)
+        run = cls(config, create_run_directory(config))
+        checkpoints = list_checkpoints(run.directory / "checkpoints")
+        state = load_trainer(checkpoints[-1]) if checkpoints else None
+        torch.manual_seed(config.seed)
+        run.base = base
+        run.policy = load_policy(
+            checkpoints[-1] / "policy" if checkpoints else base, device=device, statistics=config.policy.statistics
+        )
+        run.simulator = build_simulator(config.simulator)
+        run._exit.callback(run.simulator.close)
+        run.critic = build_critic(config, run.policy, run.simulator.spec.state_dim, device)
+        stream = ScenarioStream(run.simulator.scenarios("train", "train"), config.simulator.slots, config.seed)
+        host = Host(
+            run.simulator,
+            stream,
+            config.simulator.horizon,
+            keep_final="ended" if config.algorithm.bootstrap == "always" else "truncated",
+        )
+        sampling = Sampling(**config.policy.sampling.model_dump())
+        encode = config.policy.freeze_vision
+        run.collector = Collector(host, stream, run.policy, sampling, run.critic, encode=encode)
+        run.learner = Learner(run.policy, run.critic, config, device)
+        if state is not None:
+            run._restore(state)
+        write_machine(run.directory, str(device))
+        return run
+
+    def __enter__(self) -> Self:
+        self._console = self._exit.enter_context(RunConsole(self.config.name, self.config.iterations))
+        self._writer = self._exit.enter_context(
+            MetricsWriter(self.directory, self.iteration or None)
+        )
+        previous = signal.signal(signal.SIGINT, self._stop)
+        self._exit.callback(signal.signal, signal.SIGINT, previous)
+        if self.iteration:
+            self._console.message(f"resuming after iteration {self.iteration}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exit.close()
+
+    def _stop(self, signal_number: int, frame: FrameType | None) -> None:
+        """On the first Ctrl-C finish the iteration and save, on the second stop at once."""
+        if self._stopping or not self._training:
+            raise KeyboardInterrupt
+        self._stopping = True
+        self._console.message("stopping after this iteration; press Ctrl-C again to stop at once, without saving")
+
+    def evaluate_base(self) -> None:
+        """Measure and film the policy before training, once."""
+        if not (self.directory / "evaluation" / "base.json").exists():
+            self._evaluate("base", self.base)
+        self._training = True
+
+    def record(self, iteration: int, metrics: dict[str, float], seconds: float) -> None:
+        """Write down one iteration, and save where it is time to or the user asked to stop (KeyboardInterrupt)."""
+        self.iteration = iteration + 1
+        self._elapsed += seconds
+        self._control_steps += int(metrics["rollout/control_steps"])
+        metrics = {
+            "iteration": self.iteration,
+            "seconds": self._elapsed,
+            **metrics,
+            "time/iteration": seconds,
+            "speed/control_steps_per_second": metrics["rollout/control_steps"] / seconds,
+        }
+        self._writer.write(metrics)
+        self._console.iteration(metrics)
+        every = self.config.save_every
+        if self._stopping or (every and self.iteration % every == 0):
+            self.save()
+        if self._stopping:
+            self._console.message(f"saved after iteration {self.iteration}; the same command goes on from there")
+            raise KeyboardInterrupt
+
+    def save(self) -> None:
+        """Checkpoint the run as it is."""
+        save_checkpoint(self.directory / "checkpoints", self.iteration, self.policy, self._state())
+
+    def finish(self) -> None:
+        """Save the policy, measure and film it, and write summary and report."""
+        self._training = False
+        self.save()
+        final = self.directory / "policy"
+        self.policy.save(final)
+        self._seconds["train"] = self._elapsed
+        self._evaluate("final", final)
+        evaluations = {
+            name: suite_results(read_json(self.directory / "evaluation" / f"{name}.json")) for name in ("base", "final")
+        }
+        summary = RunSummary(
+            base=evaluations["base"],
+            final=evaluations["final"],
+            seconds=self._seconds,
+            peak_rss_mb=peak_rss_mb(),
+            env_steps=self._control_steps,
+            control_steps_per_second=self._control_steps / self._elapsed,
+            versions=versions(),
+            seed=self.config.seed,
+        )
+        write_summary(self.directory, summary)
+        self._console.stage("writing the report")
+        self._console.finish(summary, write_report(self.directory))
+
+    def _evaluate(self, name: str, checkpoint: Path) -> None:
+        start = time.perf_counter()
+        config = self.config
+        simulator = build_simulator(config.simulator, slots=min(config.evaluation.slots, config.evaluation.episodes))
+        self.policy.eval()
+        try:
+
+            def progress(suite: str, done: int, total: int) -> None:
+                self._console.stage(f"evaluating {name}: {suite}")
+                self._console.progress(done, total)
+
+            report = evaluate_policy(
+                self.policy, simulator, config.simulator.horizon, config.evaluation, progress=progress
+            )
+        finally:
+            simulator.close()
+        report["manifest"] = manifest(checkpoint, config.simulator, config.evaluation)
+        self._film(name)
+        self._seconds[f"evaluate_{name}"] = time.perf_counter() - start
+        (self.directory / "evaluation").mkdir(exist_ok=True)
+        write_atomically(self.directory / "evaluation" / f"{name}.json", to_json(report))
+
+    def _film(self, name: str) -> None:
+        """Film the first in-distribution scenarios, the same before and after training."""
+        count = self.config.evaluation.videos
+        if not count:
+            return
+        self._console.stage(f"filming {name}")
+        simulator = build_simulator(self.config.simulator, slots=count)
+        try:
+            scenarios = simulator.scenarios("train", "evaluation")[:count]
+            sampling = Sampling(**self.config.evaluation.sampling.model_dump())
+            films = film(self.policy, simulator, scenarios, self.config.simulator.horizon, sampling, VIDEO_SIZE)
+        finally:
+            simulator.close()
+        folder = self.directory / "videos"
+        folder.mkdir(exist_ok=True)
+        index = folder / "videos.json"
+        entries = read_json(index) if index.exists() else [{"index": i} for i in range(count)]
+        for i, (result, frames) in enumerate(films):
+            write_video(folder / f"{name}-{i}.mp4", frames, simulator.spec.control_hz / 2)
+            entries[i] |= {"scenario": result.scenario.id, "instruction": result.scenario.instruction}
+            entries[i][name] = {
+                "file": f"{name}-{i}.mp4", "success": result.success_once, "length": result.length
+            }
+        write_atomically(index, to_json(entries))
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "learner": self.learner.state_dict(),
+            "collector": self.collector.state_dict(),
+            "seconds": self._seconds,
+            "elapsed": self._elapsed,
+            "control_steps": self._control_steps,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+        self._seconds = state["seconds"]
+        self._elapsed = state["elapsed"]
+        self._control_steps = state["control_steps"]
+        self.learner.load_state_dict(state["learner"])
+        self.collector.load_state_dict(state["collector"])
+
+
+def build_critic(config: TrainConfig, policy: Policy, state_dim: int, device: torch.device) -> Critic:
+    """The critic that a config asks for.
+
+    Raises:
+        ConfigError: A privileged critic on a simulator without privileged state.
+    """
+    outputs = policy.chunk if config.algorithm.reward_level == "action" else 1
+    if config.critic.kind == "value_head":
+        if policy.value_outputs != outputs:
+            policy.add_value_head(outputs)
+        return ValueHeadCritic(policy)
+    if state_dim == 0:
+        raise ConfigError(
+            f"critic.kind 'privileged': the simulator {config.simulator.name!r} offers no privileged state; "
+            "use critic.kind=value_head"
+        )
+    return PrivilegedCritic(state_dim, outputs, config.critic.width).to(device)

@@ -1,0 +1,164 @@
+"""The supervised stage: perception from rendered scenes, then imitation of demonstrations."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from treadle.config.loading import resolve_checkpoint
+from treadle.config.run_directory import create_run_directory
+from treadle.config.schema import SupervisedConfig
+from treadle.data.demonstrations import Demonstrations, read_demonstrations
+from treadle.devices import choose_device, use_threads
+from treadle.evaluation.evaluate import evaluate_policy, manifest
+from treadle.policies import load_policy
+from treadle.policies.openvla_oft import OpenVLAOFT, create, tiny_config
+from treadle.policies.prompt import build_tokenizer
+from treadle.reporting.console import RunConsole
+from treadle.reporting.files import to_json, write_atomically
+from treadle.reporting.machine import write_machine
+from treadle.reporting.metrics import MetricsWriter
+from treadle.simulators.build import build_simulator
+from treadle.simulators.protocol import TeachingSimulator
+from treadle.training.demonstrations import record_demonstrations
+from treadle.training.grounding import Grounding, pretrain_jointly, pretrain_towers
+from treadle.training.imitation import dataset_statistics, imitate
+
+REPORT_EVERY = 50
+"""Steps between two lines of metrics."""
+
+
+def train_supervised(config: SupervisedConfig) -> Path:
+    """Run a supervised recipe; returns the run's folder, whose `policy/` is the checkpoint.
+
+    Raises:
+        TreadleError: Anything that is the user's to mend.
+    """
+    use_threads(config.torch_threads)
+    device = choose_device(config.device)
+    torch.manual_seed(config.seed)
+    start = None if config.checkpoint is None else resolve_checkpoint(config.checkpoint)
+    run = create_run_directory(config)
+    write_machine(run, str(device))
+    simulator = build_simulator(config.simulator)
+    stages = _Stages(config)
+    try:
+        with RunConsole(config.name, stages.total) as console, MetricsWriter(run) as writer:
+            stages.console, stages.writer = console, writer
+            dataset = config.dataset or _record(simulator, config, run, console)
+            demonstrations = read_demonstrations(dataset)
+            grounding = None
+            if start is None:
+                policy = make_tiny_policy(config, simulator, demonstrations).to(device)
+                grounding = _ground(policy, simulator, config, stages)
+            else:
+                policy = load_policy(start, device=config.device)
+            console.stage("imitating")
+            imitate(
+                policy, demonstrations, config.imitation, config.seed, grounding, stages.report("imitation", "loss", "total")
+            )
+            policy.save(run / "policy")
+            console.stage("evaluating")
+            report = evaluate_policy(policy, simulator, config.simulator.horizon, config.evaluation)
+    finally:
+        simulator.close()
+    report["manifest"] = manifest(run / "policy", config.simulator, config.evaluation)
+    (run / "evaluation").mkdir(exist_ok=True)
+    write_atomically(run / "evaluation" / "base.json", to_json(report))
+    return run
+
+
+def make_tiny_policy(
+    config: SupervisedConfig, simulator: TeachingSimulator, demonstrations: Demonstrations
+) -> OpenVLAOFT:
+    """A policy from nothing, with a tokenizer of the simulator's words and the statistics of the demonstrations."""
+    spec, model = simulator.spec, config.model
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = tiny_config(
+            vocabulary=build_tokenizer(simulator.vocabulary(), Path(folder)),
+            width=model.width,
+            layers=model.layers,
+            heads=model.heads,
+            mlp=model.mlp,
+            image_size=spec.height,
+            chunk=model.chunk,
+            action_dim=spec.action_dim,
+            proprioception_dim=spec.proprioception_dim,
+            tower_widths=model.tower_widths,
+        )
+        return create(sizes, {spec.name: dataset_statistics(demonstrations)}, Path(folder), seed=config.seed)
+
+
+class _Stages:
+    """Counts steps over all stages, and turns what they report into metrics."""
+
+    def __init__(self, config: SupervisedConfig) -> None:
+        grounding = config.grounding
+        steps = config.imitation.steps
+        if config.checkpoint is None:
+            steps += grounding.detection_steps + grounding.joint_steps
+        self.total = steps // REPORT_EVERY
+        self._start = time.perf_counter()
+        self._lines = 0
+
+    def report(self, stage: str, *names: str) -> Callable[..., None]:
+        """A callback that averages what it is given and writes it every few steps."""
+        sums: list[float] = []
+
+        def add(step: int, *values: float | Sequence[float]) -> None:
+            nonlocal sums
+            flat = [x for value in values for x in (value if isinstance(value, Sequence) else (value,))]
+            sums = [a + b for a, b in zip(sums or [0.0] * len(flat), flat, strict=True)]
+            if (step + 1) % REPORT_EVERY == 0:
+                self._lines += 1
+                metrics = {"iteration": self._lines, "seconds": time.perf_counter() - self._start}
+                metrics |= {f"{stage}/{name}": x / REPORT_EVERY for name, x in zip(names, sums, strict=False)}
+                self.writer.write(metrics)
+                self.console.iteration(metrics)
+                sums = []
+
+        return add
+
+
+def _record(simulator: TeachingSimulator, config: SupervisedConfig, run: Path, console: RunConsole) -> Path:
+    console.stage("recording demonstrations")
+    expert = simulator.expert(
+        config.seed, miss_probability=config.demonstrations.miss_probability, jitter=config.demonstrations.jitter
+    )
+    directory = run / "demonstrations"
+    rate = record_demonstrations(simulator, expert, config.demonstrations, directory, console.progress)
+    console.message(f"the expert solved {rate:.1%} of {config.demonstrations.episodes} scenarios")
+    return directory
+
+
+def _ground(
+    policy: OpenVLAOFT, simulator: TeachingSimulator, config: SupervisedConfig, stages: _Stages
+) -> Grounding:
+    settings = config.grounding
+    stages.console.stage("rendering scenes")
+    scenes = simulator.scenes(settings.scenes, settings.seed)
+    rng = np.random.default_rng(config.seed)
+    stages.console.stage("pre-training the vision towers")
+    pretrain_towers(
+        policy,
+        scenes,
+        settings.detection_steps,
+        settings.batch,
+        settings.learning_rate,
+        rng,
+        stages.report("detection", "loss", "object_error", "second_object_error", "plate_error", "second_plate_error"),
+    )
+    stages.console.stage("pre-training the whole policy")
+    grounding = Grounding(policy, scenes, rng)
+    pretrain_jointly(
+        policy,
+        grounding,
+        settings.joint_steps,
+        settings.batch,
+        settings.learning_rate,
+        stages.report("grounding", "loss", "object_error", "plate_error"),
+    )
+    return grounding

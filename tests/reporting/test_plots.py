@@ -1,0 +1,48 @@
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from treadle.reporting.plots import HEIGHT, WIDTH, Axes, Series, line_chart, moving_mean, stacked_chart, ticks
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (1, 100, [20, 40, 60, 80, 100]),
+        (-0.3, 0.3, [-0.2, 0, 0.2]),
+        (0, 2e-6, [0, 5e-7, 1e-6, 1.5e-6, 2e-6]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_moving_mean_by_hand() -> None:
+    assert moving_mean([0, 3, 6, 9, 0], 3) == [0, 3, 6, 5, 0]
+    assert moving_mean([1, math.nan, 5], 3) == [1, 3, 5]
+
+
+@pytest.mark.parametrize(
+    "values", [[0.5], [2.0, 2.0], [0.0, 0.0], [1.0, math.nan, 3.0], [-1.0, 1.0], [i / 9 for i in range(3000)]]
+)
+def test_any_series_draws_inside_its_frame(values: list[float]) -> None:
+    x = list(range(len(values)))
+    for chart in (line_chart, stacked_chart):
+        content = chart(x, [Series("a", values)], Axes("x < y", "value"))
+        assert len(content) < 40_000
+        for path in ElementTree.fromstring(content).iter("path"):
+            points = re.findall(r"(-?[\d.]+) (-?[\d.]+)", path.attrib["d"])
+            assert "nan" not in path.attrib["d"]
+            assert all(0 <= float(a) <= WIDTH and 0 <= float(b) <= HEIGHT for a, b in points)
+
+
+def test_no_values_no_chart() -> None:
+    assert "No values" in line_chart([1, 2], [Series("a", [math.nan, math.nan])], Axes("x", "y"))
+
+
+def test_a_point_without_x_is_left_out() -> None:
+    whole = line_chart([1, 2], [Series("a", [3, 4])], Axes("x", "y"))
+    assert line_chart([1, math.nan, 2], [Series("a", [3, 9, 4])], Axes("x", "y")) == whole

@@ -1,0 +1,192 @@
+"""The command line: bad input ends with code 2 and one clear line, and writes nothing; commands call the library."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from treadle.cli import app
+from treadle.config import loading
+from treadle.config.describe import describe
+from treadle.config.schema import TrainConfig
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder, with one packaged recipe and one packaged checkpoint."""
+    packaged = tmp_path / "packaged"
+    (packaged / "recipes").mkdir(parents=True)
+    (packaged / "recipes" / "quickstart.toml").write_text("# Short [and] sweet.\nseed = 3\n")
+    (packaged / "checkpoints" / "tabletop-base").mkdir(parents=True)
+    monkeypatch.setattr(loading, "RECIPES", packaged / "recipes")
+    monkeypatch.setattr(loading, "CHECKPOINTS", packaged / "checkpoints")
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> None:
+    """Replace a heavy module of the library by functions."""
+    module = ModuleType(name)
+    for key, function in functions.items():
+        setattr(module, key, function)
+    monkeypatch.setitem(sys.modules, name, module)
+    parent, _, child = name.rpartition(".")
+    package = sys.modules.get(parent)
+    if package is not None:
+        monkeypatch.setattr(package, child, module, raising=False)
+
+
+def treadle(*arguments: str) -> Result:
+    return CliRunner(env={"COLUMNS": "60", "TERM": "dumb"}).invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "quikstart"], "error: unknown recipe 'quikstart', did you mean 'quickstart'?"),
+        (["train", "no.toml"], "error: recipe 'no.toml' does not exist"),
+        (
+            ["train", "quickstart", "algorithm.gama=1"],
+            "error: unknown key 'algorithm.gama', did you mean 'algorithm.gamma'",
+        ),
+        (["train", "quickstart", "seed=many"], 'error: seed: found "many", allowed is integer >= 0'),
+        (["train", "quickstart", "seed=[1]"], "error: seed: found [1], allowed is integer >= 0"),
+        (
+            ["train", "quickstart", "algorithm.gamma=7"],
+            "error: algorithm.gamma: found 7, allowed is number > 0 and <= 1",
+        ),
+        (["train", "quickstart", "nonsense"], "error: override 'nonsense' is not of the form section.key=value"),
+        (
+            ["train", "quickstart", "policy.checkpoint=tabletop-bse"],
+            "error: no checkpoint folder 'tabletop-bse', did you mean",
+        ),
+        (
+            ["train", "quickstart", "simulator.name=tabeltop"],
+            "error: simulator.name: unknown simulator 'tabeltop', did you mean 'tabletop'?",
+        ),
+        (["eval", "nowhere"], "error: no checkpoint folder 'nowhere'"),
+        (
+            ["eval", "tabletop-base", "evaluation.episods=3"],
+            "error: unknown key 'evaluation.episods', did you mean 'evaluation.episodes'",
+        ),
+        (["eval", "tabletop-base", "--episodes", "0"], "error: evaluation.episodes: found 0, allowed is integer > 0"),
+        (["eval", "tabletop-base", "--json", "."], "error: cannot write '.': it is a folder"),
+        (["report", "nowhere"], "error: nowhere: no such folder"),
+        (["simulators", "view", "tabeltop"], "error: simulator.name: unknown simulator 'tabeltop'"),
+        (["simulators", "view", "tabletop", "--suite", "trian"], "trian"),
+        (["bench", "simulator", "tabletop", "--checkpoint", "nowhere"], "error: no checkpoint folder 'nowhere'"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2_and_writes_nothing(here, arguments, said):
+    result = treadle(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1, "one line, however narrow the terminal"
+    assert "Traceback" not in result.output
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["tarin"], ["train"], ["train", "quickstart", "--sed"], ["eval", "x", "--episodes", "many"]]
+)
+def test_unknown_commands_and_options_end_with_2(here, arguments):
+    result = treadle(*arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+def test_several_mistakes_are_listed_together(here):
+    result = treadle("train", "quickstart", "seed=x", "gamma=1")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[0] == "error: 2 settings cannot be used"
+    assert len(result.stderr.splitlines()) == 3
+
+
+def test_train_hands_the_configuration_to_the_loop(here, monkeypatch):
+    got: list[TrainConfig] = []
+    stand_in(monkeypatch, "treadle.training.loop", train=got.append)
+    result = treadle("train", "quickstart", "algorithm.gamma=0.5")
+    assert result.exit_code == 0, result.output
+    assert [(config.seed, config.algorithm.gamma) for config in got] == [(3, 0.5)]
+
+
+def test_ctrl_c_ends_quietly_with_130(here, monkeypatch):
+    def train(config: TrainConfig) -> None:
+        raise KeyboardInterrupt
+
+    stand_in(monkeypatch, "treadle.training.loop", train=train)
+    result = treadle("train", "quickstart")
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+
+
+def test_a_bug_keeps_its_trace(here, monkeypatch):
+    def train(config: TrainConfig) -> None:
+        raise ZeroDivisionError("a bug")
+
+    stand_in(monkeypatch, "treadle.training.loop", train=train)
+    assert isinstance(treadle("train", "quickstart").exception, ZeroDivisionError)
+
+
+def test_eval_prints_a_table_and_writes_json(here, monkeypatch):
+    calls: list[Any] = []
+
+    def evaluate_checkpoint(*arguments: Any, **ablation: Any) -> dict[str, Any]:
+        calls.append((arguments, ablation))
+        rate = {"success": 0.5, "ci95": (0.25, 0.75), "episodes": 8}
+        return {"suites": {"train": rate | {"settings": {}}, "vision": rate | {"settings": {"vision/light": rate}}}}
+
+    stand_in(monkeypatch, "treadle.evaluation.evaluate", evaluate_checkpoint=evaluate_checkpoint)
+    result = treadle(
+        "eval", "tabletop-base", "simulator.horizon=9", "--suite", "train", "--suite", "vision", "--episodes", "8",
+        "--device", "cpu", "--shuffle-instructions", "--blank-images", "--json", "new/result.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    ((folder, simulator, evaluation, device), ablation) = calls[0]
+    assert folder.name == "tabletop-base"
+    assert (simulator.horizon, evaluation.suites, evaluation.episodes, device) == (9, ("train", "vision"), 8, "cpu")
+    assert evaluation.sampling.temperature == 0
+    assert ablation == {"instructions": "shuffled", "frames": "blank"}
+    for word in ("50.0%", "25.0% to 75.0%", "vision/light"):
+        assert word in result.stdout
+    assert json.loads(Path("new/result.json").read_text())["suites"]["train"]["success"] == 0.5
+
+
+def test_report_prints_where_it_wrote(here, monkeypatch):
+    stand_in(monkeypatch, "treadle.reporting.report", write_report=lambda run_dir: run_dir / "report.html")
+    assert treadle("report", "runs/a").stdout.strip() == "runs/a/report.html"
+
+
+def test_help_shows_every_setting():
+    squeezed = "".join(CliRunner(env={"COLUMNS": "200"}).invoke(app, ["train", "--help"]).stdout.split())
+    assert [key.name for key in describe(TrainConfig) if key.name not in squeezed] == []
+
+
+def test_recipes_are_listed_with_what_they_are(here):
+    result = treadle("recipes")
+    assert "quickstart" in result.stdout
+    assert "Short [and] sweet." in result.stdout
+
+
+def test_version():
+    assert treadle("--version").stdout.startswith("treadle ")
+
+
+def test_an_expert_is_filmed(here):
+    result = treadle("simulators", "view", "tabletop", "--index", "2", "--video", "film.mp4")
+    assert result.exit_code == 0, result.output
+    assert "control steps" in result.stdout
+    assert Path("film.mp4").stat().st_size > 1000
+
+
+def test_completion_offers_recipes_and_keys(here):
+    from treadle.cli import complete_key, complete_recipe
+
+    assert complete_recipe("qu") == [("quickstart", "Short [and] sweet.")]
+    assert [name for name, _ in complete_key("algorithm.ga")] == ["algorithm.gamma=", "algorithm.gae_lambda="]
