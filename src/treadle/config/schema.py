@@ -198,7 +198,7 @@ class TinyModelConfig(Section):
     """Attention heads."""
     mlp: Positive = 256
     """Hidden units of the decoder's MLPs."""
-    tower_widths: tuple[tuple[Positive, ...], ...] = ((32, 64, 96, 64), (24, 48, 64, 32))
+    tower_widths: tuple[tuple[Positive, ...], ...] = ((24, 48, 64, 64), (16, 32, 48, 32))
     """Channels after each stride-2 convolution, for each of the two vision towers."""
     chunk: Positive = 4
     """Actions per decision."""
@@ -219,6 +219,8 @@ class GroundingConfig(Section):
     """Scenes per step."""
     learning_rate: Rate = 2e-3
     """Top of the cosine schedule of each of the two."""
+    bfloat16: bool = True
+    """Compute matrix products and convolutions in bfloat16; weights stay float32."""
 
 
 class DemonstrationConfig(Section):

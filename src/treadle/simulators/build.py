@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Collection
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import cast
 
 from treadle.config.loading import did_you_mean
 from treadle.config.schema import SimulatorConfig
@@ -75,10 +75,10 @@ def _import(name: str) -> Callable[..., Simulator]:
         raise ConfigError(
             f"simulator.name: cannot import {name!r}: {error}; install what is missing, or mend package.module:Class"
         ) from error
-    simulator: Any = getattr(module, attribute, None)
+    simulator = getattr(module, attribute, None)
     if not callable(simulator):
         raise ConfigError(f"simulator.name: module {module_name!r} has no class {attribute!r}")
-    return simulator
+    return cast(Callable[..., Simulator], simulator)
 
 
 def _cores() -> int:

@@ -44,7 +44,7 @@ class GroundingHead:
 
     def loss(self, hidden: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Loss, and distance in metres [N, 2] at the last prompt token. `hidden` [N, K, W]; `wanted` [N, 2, 3]."""
-        found = self.layer(hidden).unflatten(-1, (2, 3))
+        found = self.layer(hidden).float().unflatten(-1, (2, 3))
         loss = F.smooth_l1_loss(found, wanted[:, None].expand_as(found) / UNIT, beta=0.1)
         return loss, (found[:, 0].detach() * UNIT - wanted)[..., :2].norm(dim=-1)
 
@@ -64,6 +64,7 @@ def pretrain_towers(
     learning_rate: float,
     rng: np.random.Generator,
     report: Callable[[int, float, Sequence[float]], None],
+    bfloat16: bool,
 ) -> None:
     """Train towers and projector to find every thing on the table. `report(step, loss, mean error in metres)`."""
     head = DetectionHead(policy.config.width, scenes.class_count)
@@ -75,7 +76,9 @@ def pretrain_towers(
         inputs = Inputs(
             blank.input_ids, blank.attention_mask, frames=torch.from_numpy(scenes.frames[rows, None]).to(policy.device)
         )
-        found = head(policy.features(inputs))
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=bfloat16):
+            features = policy.features(inputs)
+        found = head(features.float())
         classes = torch.from_numpy(scenes.classes[rows])
         wanted = torch.from_numpy(scenes.positions[rows])
         mine = found.gather(1, classes[..., None].expand(-1, -1, 3))
@@ -110,12 +113,14 @@ def pretrain_jointly(
     batch: int,
     learning_rate: float,
     report: Callable[[int, float, Sequence[float]], None],
+    bfloat16: bool,
 ) -> None:
     """Train the whole policy to find what an instruction names."""
     parameters = [*policy.parameters(), *grounding.head.layer.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     for step in range(steps):
-        loss, error = grounding.loss(batch)
+        with torch.autocast(policy.device.type, torch.bfloat16, enabled=bfloat16):
+            loss, error = grounding.loss(batch)
         _descend(optimizer, loss, learning_rate * cosine(step, steps))
         report(step, float(loss.detach()), error.mean(0).tolist())
 

@@ -150,6 +150,7 @@ def _ground(
         settings.learning_rate,
         rng,
         stages.report("detection", "loss", "object_error", "second_object_error", "plate_error", "second_plate_error"),
+        settings.bfloat16,
     )
     stages.console.stage("pre-training the whole policy")
     grounding = Grounding(policy, scenes, rng)
@@ -160,5 +161,6 @@ def _ground(
         settings.batch,
         settings.learning_rate,
         stages.report("grounding", "loss", "object_error", "plate_error"),
+        settings.bfloat16,
     )
     return grounding
