@@ -44,7 +44,11 @@ docs: setup ## Write the pages that are generated from the code
 	$(BIN)/treadle recipes --keys > docs/configuration.md
 
 base: setup ## Make the packaged base checkpoint again, from nothing (up to an hour)
-	$(BIN)/python -m treadle.training.base
+	rm -rf runs/tabletop-base
+	$(BIN)/treadle sft tabletop-base
+	rm -rf src/treadle/checkpoints/tabletop-base
+	mkdir -p src/treadle/checkpoints
+	cp -r runs/tabletop-base/policy src/treadle/checkpoints/tabletop-base
 
 bench: setup ## Measure the simulator beside the policy
 	mkdir -p benchmarks/results

@@ -13,7 +13,7 @@ from treadle import __version__
 from treadle.commands.application import Application, CommandWithKeys
 from treadle.commands.results import check_destination, success_table, write_result
 from treadle.config.loading import load_recipe, read_config, recipes, resolve_checkpoint
-from treadle.config.schema import EvaluationConfig, PolicyConfig, Section, SimulatorConfig
+from treadle.config.schema import EvaluationConfig, PolicyConfig, Section, SimulatorConfig, SupervisedConfig
 
 app = typer.Typer(
     cls=Application,
@@ -89,6 +89,18 @@ def train(
     from treadle.training import loop
 
     loop.train(config)
+
+
+@app.command()
+def sft(
+    recipe: Annotated[str, typer.Argument(help="A name that `treadle recipes` lists, or a .toml file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train a policy on demonstrations; from nothing, its perception first."""
+    config = load_recipe(recipe, overrides or [], SupervisedConfig)
+    from treadle.training import supervised
+
+    typer.echo(supervised.train_supervised(config))
 
 
 @app.command("eval")

@@ -24,12 +24,14 @@ RECIPES = _PACKAGE / "recipes"
 CHECKPOINTS = _PACKAGE / "checkpoints"
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_recipe(
+    name_or_path: str, overrides: Sequence[str] = (), model: type[Config] = TrainConfig
+) -> Config:
     """The configuration of a run, from a packaged recipe or a TOML file and `section.key=value` overrides.
 
     Raises ConfigError for an unknown recipe, malformed TOML, and every unknown key or impossible value.
     """
-    return read_config(TrainConfig, find_recipe(name_or_path), overrides)
+    return read_config(model, find_recipe(name_or_path), overrides)
 
 
 def read_config(model: type[Config], path: Path | None, overrides: Sequence[str] = ()) -> Config:

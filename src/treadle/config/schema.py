@@ -194,7 +194,7 @@ class TinyModelConfig(Section):
     """Width of the Llama decoder."""
     layers: Positive = 3
     """Decoder layers."""
-    heads: Positive = 4
+    heads: Positive = 2
     """Attention heads."""
     mlp: Positive = 256
     """Hidden units of the decoder's MLPs."""
@@ -220,7 +220,7 @@ class GroundingConfig(Section):
     learning_rate: Rate = 2e-3
     """Top of the cosine schedule of each of the two."""
     bfloat16: bool = True
-    """Compute matrix products and convolutions in bfloat16; weights stay float32."""
+    """Compute the towers in bfloat16; weights stay float32."""
 
 
 class DemonstrationConfig(Section):
@@ -249,6 +249,15 @@ class ImitationConfig(Section):
     """Scenes mixed into each batch, as a share of it, so that perception is not forgotten."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay."""
+
+    @model_validator(mode="after")
+    def _grounding_fits(self) -> Self:
+        if self.grounding_share and not self.freeze_vision:
+            raise ValueError(
+                f"grounding_share {self.grounding_share} with freeze_vision false: scenes are mixed in as features of "
+                "frozen towers; use grounding_share 0, or freeze_vision true"
+            )
+        return self
 
 
 class SupervisedConfig(Section):

@@ -6,7 +6,7 @@ Shapes: N scenes, M things on the table, S patches, W width, K action tokens, G 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -89,19 +89,30 @@ def pretrain_towers(
 
 
 class Grounding:
-    """Batches of scenes with instructions, and their loss, for the joint stage and to mix into imitation."""
+    """Batches of scenes with instructions, and their loss, for the joint stage and to mix into imitation.
 
-    def __init__(self, policy: OpenVLAOFT, scenes: Scenes, rng: np.random.Generator) -> None:
+    The towers stand still from here on, so the scenes' features are computed once.
+    """
+
+    def __init__(self, policy: OpenVLAOFT, scenes: Scenes, rng: np.random.Generator, batch: int = 512) -> None:
         self._policy = policy
         self._scenes = scenes
         self._rng = rng
         self.head = GroundingHead(nn.Linear(policy.config.width, 6).to(policy.device))
+        parts = []
+        for start in range(0, len(scenes.frames), batch):
+            frames = scenes.frames[start : start + batch, None]
+            proprioception = scenes.proprioception[start : start + batch]
+            parts.append(policy.encode(policy.prepare(frames, [""] * len(frames), proprioception)))
+        self._inputs = Inputs.cat(parts)
 
     def loss(self, batch: int) -> tuple[Tensor, Tensor]:
         """The loss of a random batch, and its errors [batch, 2] in metres (object, plate)."""
         rows = self._rng.integers(len(self._scenes.frames), size=batch)
         instructions, named = self._scenes.ask(self._rng, rows)
-        inputs = self._policy.prepare(self._scenes.frames[rows, None], instructions, self._scenes.proprioception[rows])
+        inputs = self._inputs.take(torch.from_numpy(rows))
+        ids, mask = self._policy.prompts.encode(instructions)
+        inputs = replace(inputs, input_ids=ids.to(self._policy.device), attention_mask=mask.to(self._policy.device))
         wanted = torch.from_numpy(self._scenes.positions[rows[:, None], named]).to(self._policy.device)
         return self.head.loss(self._policy.hidden_states(inputs), wanted)
 
@@ -113,14 +124,12 @@ def pretrain_jointly(
     batch: int,
     learning_rate: float,
     report: Callable[[int, float, Sequence[float]], None],
-    bfloat16: bool,
 ) -> None:
-    """Train the whole policy to find what an instruction names."""
-    parameters = [*policy.parameters(), *grounding.head.layer.parameters()]
+    """Train the language model to find what an instruction names."""
+    parameters = [*policy.freeze(vision=True)["policy"], *grounding.head.layer.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     for step in range(steps):
-        with torch.autocast(policy.device.type, torch.bfloat16, enabled=bfloat16):
-            loss, error = grounding.loss(batch)
+        loss, error = grounding.loss(batch)
         _descend(optimizer, loss, learning_rate * cosine(step, steps))
         report(step, float(loss.detach()), error.mean(0).tolist())
 

@@ -161,6 +161,5 @@ def _ground(
         settings.batch,
         settings.learning_rate,
         stages.report("grounding", "loss", "object_error", "plate_error"),
-        settings.bfloat16,
     )
     return grounding
