@@ -1,22 +1,20 @@
 """Which device computes."""
 
-import os
-
 import torch
 
 from treadle.errors import ConfigError
+from treadle.reporting.machine import cores
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; `auto` is CUDA or Apple's GPU where there is one, else the CPU.
+    """The device of a name; `auto` is CUDA where there is one, else the CPU.
 
     Raises:
         ConfigError: An unknown name, or a device that this machine lacks.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        # Apple's GPU has no float64, which tokens are drawn and decoded in.
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -29,4 +27,4 @@ def choose_device(name: str) -> torch.device:
 
 def use_threads(count: int) -> None:
     """Let torch use `count` threads; 0 takes every core that this process may run on."""
-    torch.set_num_threads(count or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(count or cores())

@@ -131,17 +131,6 @@ def test_supervised_training_learns(tokenizer: Path) -> None:
     assert (policy.act(inputs, Sampling(temperature=0)).tokens == tokens).float().mean() > 0.9
 
 
-def test_dead_dimensions_are_masked_and_stay(tokenizer: Path) -> None:
-    policy = make_tiny(tokenizer, dead_dimensions=(1,))
-    assert policy.token_mask.tolist() == [True, False, True, True, False, True]
-    inputs = sample_inputs(policy, 2)
-    tokens = policy.act(inputs, Sampling()).tokens
-    loss = policy.supervised_loss(inputs, tokens)
-    torch.testing.assert_close(
-        loss, -policy.evaluate(inputs, tokens, Sampling()).log_probs[:, policy.token_mask].mean()
-    )
-
-
 def test_freeze_groups(tokenizer: Path) -> None:
     policy = make_tiny(tokenizer)
     groups = policy.freeze(vision=True)

@@ -6,6 +6,7 @@ Shapes: B slots, n slots that still play, C actions of a chunk, A action dimensi
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,7 +64,9 @@ def play(
     while len(slots := host.playing):
         seen = _ablate(observation.take(slots), host, slots, simulator, ablation or Ablation())
         inputs = policy.prepare(seen.frames, seen.instructions, seen.proprioception)
-        noise = None if sampling.temperature == 0 else torch.from_numpy(_noise(host, slots, chunk, action_dim))
+        noise = None
+        if sampling.temperature > 0:
+            noise = torch.from_numpy(_noise(host, slots, chunk, action_dim)).to(policy.device)
         actions[slots] = policy.act(inputs, sampling, noise).actions.cpu().numpy()
         for result in host.step(actions).episodes:
             results[result.scenario] = result
@@ -93,7 +96,7 @@ def evaluate_policy(
             horizon,
             sampling,
             ablation=ablation,
-            progress=None if progress is None else lambda done, suite=suite: progress(suite, done, evaluation.episodes),
+            progress=None if progress is None else partial(_report, progress, suite, len(scenarios)),
         )
         suites[suite] = SuccessRate.of(results).to_json()
         settings = sorted({scenario.suite for scenario in scenarios} - {suite})
@@ -125,9 +128,7 @@ def evaluate_checkpoint(
     built = build_simulator(simulator, slots=min(evaluation.slots, evaluation.episodes))
     ablation = Ablation(instructions, frames)
     try:
-        report = evaluate_policy(
-            policy, built, simulator.horizon, evaluation, ablation=ablation, progress=progress
-        )
+        report = evaluate_policy(policy, built, simulator.horizon, evaluation, ablation=ablation, progress=progress)
     finally:
         built.close()
     report["manifest"] = manifest(checkpoint, simulator, evaluation) | {"ablation": asdict(ablation)}
@@ -163,14 +164,19 @@ def film(
     return [(result, np.stack(film)) for result, film in zip(results, frames, strict=True)]
 
 
+def _report(progress: Progress, suite: str, total: int, done: int) -> None:
+    progress(suite, done, total)
+
+
 def _ablate(
     observation: Observation, host: Host, slots: Slots, simulator: Simulator, ablation: Ablation
 ) -> Observation:
     if ablation.frames == "blank":
         observation.frames[:] = 127
     if ablation.instructions == "shuffled":
+        scenarios = host.scenarios
         for row, slot in enumerate(slots.tolist()):
-            scenario = host.scenarios[slot]
+            scenario = scenarios[slot]
             assert scenario is not None
             fitting = simulator.instructions(scenario)
             choice = np.random.Generator(np.random.Philox(key=[NOISE_STREAM, scenario.index])).integers(len(fitting))
@@ -180,10 +186,10 @@ def _ablate(
 
 def _noise(host: Host, slots: Slots, chunk: int, action_dim: int) -> NDArray[np.float32]:
     """[n, K] uniform numbers that depend on each episode's scenario and decision alone."""
-    elapsed = host.elapsed
+    elapsed, scenarios = host.elapsed, host.scenarios
     rows = []
     for slot in slots.tolist():
-        scenario = host.scenarios[slot]
+        scenario = scenarios[slot]
         assert scenario is not None
         key = [NOISE_STREAM + int(elapsed[slot]) // chunk, scenario.index]
         rows.append(np.random.Generator(np.random.Philox(key=key)).random(chunk * action_dim, np.float32))

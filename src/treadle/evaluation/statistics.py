@@ -12,7 +12,8 @@ Z95 = 1.959963984540054
 
 def wilson_interval(successes: int, episodes: int, z: float = Z95) -> tuple[float, float]:
     """Confidence interval of a success rate (Wilson 1927): with p = successes / episodes,
-    `(p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)`; (0, 1) where there were no episodes."""
+    `(p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)`; (0, 1) where there were no episodes.
+    """
     if episodes == 0:
         return 0.0, 1.0
     p = successes / episodes

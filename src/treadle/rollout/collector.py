@@ -31,6 +31,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        """Add the time of the `with` block to `name`."""
         start = time.perf_counter()
         try:
             yield
@@ -74,6 +75,7 @@ class Collector:
     def collect(self, decisions: int, version: int) -> Rollout:
         """Play `decisions` chunks in every slot with the policy as it is, which has had `version` updates."""
         watch = Stopwatch()
+        self._policy.eval()
         if self._observation is None:
             with watch("simulate"):
                 self._observation = self._host.start()
@@ -88,7 +90,9 @@ class Collector:
                 inputs.append(prepared)
                 decided.append(decision)
                 states.append(state)
-                values.append(self._critic(None, state) if self._critic.reads_state else decision.values)
+                values.append(
+                    self._critic(None, state.to(self._device)) if self._critic.reads_state else decision.values
+                )
             indices.append([-1 if scenario is None else scenario.index for scenario in self._host.scenarios])
             with watch("simulate"):
                 step = self._host.step(decision.actions.cpu().numpy())
@@ -101,9 +105,9 @@ class Collector:
             next_values = self._first_value(self._observation)
         return Rollout(
             inputs=inputs,
-            tokens=torch.stack([decision.tokens for decision in decided]),
-            log_probs=torch.stack([decision.log_probs for decision in decided]),
-            values=torch.stack(values),
+            tokens=torch.stack([decision.tokens for decision in decided]).cpu(),
+            log_probs=torch.stack([decision.log_probs for decision in decided]).cpu(),
+            values=torch.stack(values).cpu(),
             state=torch.stack(states),
             reward=_stack(steps, "reward"),
             terminated=_stack(steps, "terminated"),
@@ -145,7 +149,7 @@ class Collector:
 
     def _first_value(self, observation: Observation) -> Tensor:
         """[rows]: the value before the first action."""
-        state = torch.from_numpy(observation.state.copy())
+        state = torch.from_numpy(observation.state.copy()).to(self._device)
         inputs = None if self._critic.reads_state else self._prepare(observation)
         return self._critic(inputs, state)[:, 0].cpu()
 

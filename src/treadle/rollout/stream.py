@@ -46,7 +46,9 @@ class ScenarioStream:
         while True:
             left, right = position >> half, position & mask
             for turn in range(4):
-                digest = (right * 0x9E3779B1 + self._seed * 0x85EBCA77 + lap * 0xC2B2AE3D + turn * 0x27D4EB2F) & 0xFFFFFFFF
+                digest = (
+                    right * 0x9E3779B1 + self._seed * 0x85EBCA77 + lap * 0xC2B2AE3D + turn * 0x27D4EB2F
+                ) & 0xFFFFFFFF
                 digest = ((digest ^ (digest >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
                 left, right = right, left ^ ((digest ^ (digest >> 13)) & mask)
             position = (left << half) | right

@@ -78,7 +78,7 @@ def _import(name: str) -> Callable[..., Simulator]:
     simulator = getattr(module, attribute, None)
     if not callable(simulator):
         raise ConfigError(f"simulator.name: module {module_name!r} has no class {attribute!r}")
-    return cast(Callable[..., Simulator], simulator)
+    return cast("Callable[..., Simulator]", simulator)
 
 
 def _cores() -> int:

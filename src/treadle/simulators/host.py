@@ -22,7 +22,7 @@ ScenarioSource = Callable[[int], Scenario | None]
 def one_after_another(scenarios: Iterable[Scenario]) -> ScenarioSource:
     """A source that hands out each scenario once, to whichever slot asks first."""
     remaining = iter(scenarios)
-    return lambda slot: next(remaining, None)
+    return lambda _: next(remaining, None)
 
 
 @dataclass(slots=True)
@@ -156,6 +156,8 @@ class Host:
                 actions=[np.array(action, np.float32) for action in saved["actions"]],
             )
         slots = self.playing
+        if not len(slots):
+            return self.observation
         episodes = [self._episodes[slot] for slot in slots]
         self.simulator.reset(slots, [episode.scenario for episode in episodes if episode is not None])
         elapsed = self.elapsed[slots]
@@ -177,6 +179,8 @@ class Host:
         going = np.ones(len(slots), np.bool_)
         for c in range(chunk):
             rows = np.flatnonzero(going & (c < limits))
+            if not len(rows):
+                break
             one = self.simulator.step(slots[rows], actions[rows, c : c + 1], np.ones(len(rows), np.intp))
             outcome.reward[rows, c] = one.reward[:, 0]
             outcome.terminated[rows, c] = one.terminated[:, 0]

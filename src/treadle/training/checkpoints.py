@@ -1,6 +1,6 @@
 """Checkpoints of a run: the policy as a Hugging Face directory, and what a resumed run needs beside it."""
 
-import os
+import pickle
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,6 +12,8 @@ from treadle.errors import CheckpointError, OutputError
 from treadle.policies.protocol import Policy
 
 TRAINER = "trainer.pt"
+UNFINISHED = ".saving-"
+"""How the folder of a checkpoint begins that a killed run left half written."""
 KEEP = 2
 """How many of the latest checkpoints stay on disk."""
 
@@ -26,15 +28,20 @@ def save_checkpoint(directory: Path, iteration: int, policy: Policy, state: dict
     temporary: Path | None = None
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
+        for left in directory.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(left)
+        temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=directory))
         policy.save(temporary / "policy")
         torch.save({"iteration": iteration, **state}, temporary / TRAINER)
+        temporary.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
-        os.replace(temporary, target)
+        temporary.replace(target)
     except (OSError, RuntimeError) as error:
         # torch.save reports a full disk as a RuntimeError of its zip writer.
-        raise OutputError(f"{target}: cannot save the checkpoint ({error}); free space or choose another output=") from error
+        raise OutputError(
+            f"{target}: cannot save the checkpoint ({error}); free space or choose another output="
+        ) from error
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -57,5 +64,8 @@ def load_trainer(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / TRAINER
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); remove {checkpoint} to resume from the one before") from error
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path}: cannot be read ({reason}); remove {checkpoint} to resume from the one before"
+        ) from error

@@ -23,7 +23,8 @@ def record_demonstrations(
     progress: Callable[[int, int], None],
 ) -> float:
     """Play the expert on the first training scenarios and write its successes as a LeRobot dataset; returns its
-    success rate. Episodes are written in the order of their scenarios."""
+    success rate. Episodes are written in the order of their scenarios.
+    """
     spec = simulator.spec
     scenarios = simulator.scenarios("train", "train")[: config.episodes]
     host = Host(simulator, one_after_another(scenarios), spec.horizon)
@@ -37,16 +38,19 @@ def record_demonstrations(
         for slot in slots.tolist():
             scenario = playing[slot]
             assert scenario is not None
-            moment = (
-                observation.frames[slot].copy(), observation.proprioception[slot].copy(), actions[slot, 0].copy()
-            )
+            moment = (observation.frames[slot].copy(), observation.proprioception[slot].copy(), actions[slot, 0].copy())
             tracks.setdefault(scenario.index, []).append(moment)
         for result in host.step(actions).episodes:
             finished[result.scenario.index] = result
         progress(len(finished), len(scenarios))
     with DemonstrationWriter(
-        directory, fps=spec.control_hz, cameras=spec.cameras, height=spec.height, width=spec.width,
-        action_names=action_names(spec.action_dim), state_names=[f"p{i}" for i in range(spec.proprioception_dim)],
+        directory,
+        fps=spec.control_hz,
+        cameras=spec.cameras,
+        height=spec.height,
+        width=spec.width,
+        action_names=action_names(spec.action_dim),
+        state_names=[f"p{i}" for i in range(spec.proprioception_dim)],
         robot_type=spec.name,
     ) as writer:
         for scenario in scenarios:
@@ -61,9 +65,7 @@ def action_names(count: int) -> list[str]:
     return ["x", "y", "z", "roll", "pitch", "yaw", "gripper"] if count == 7 else [f"a{i}" for i in range(count)]
 
 
-def cut_chunks(
-    actions: NDArray[np.float32], episode: NDArray[np.int64], chunk: int
-) -> NDArray[np.float32]:
+def cut_chunks(actions: NDArray[np.float32], episode: NDArray[np.int64], chunk: int) -> NDArray[np.float32]:
     """The chunk [N, C, A] that starts at each frame of `actions` [N, A].
 
     Past the end of an episode the robot stands still: motions are 0, the last dimension (the gripper) stays.

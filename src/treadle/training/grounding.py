@@ -67,7 +67,7 @@ def pretrain_towers(
     bfloat16: bool,
 ) -> None:
     """Train towers and projector to find every thing on the table. `report(step, loss, mean error in metres)`."""
-    head = DetectionHead(policy.config.width, scenes.class_count)
+    head = DetectionHead(policy.config.width, scenes.class_count).to(policy.device)
     parameters = [*policy.vision_backbone.parameters(), *policy.projector.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     blank = policy.prepare(scenes.frames[:1, None], [""], scenes.proprioception[:1])
@@ -79,8 +79,8 @@ def pretrain_towers(
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=bfloat16):
             features = policy.features(inputs)
         found = head(features.float())
-        classes = torch.from_numpy(scenes.classes[rows])
-        wanted = torch.from_numpy(scenes.positions[rows])
+        classes = torch.from_numpy(scenes.classes[rows]).to(policy.device)
+        wanted = torch.from_numpy(scenes.positions[rows]).to(policy.device)
         mine = found.gather(1, classes[..., None].expand(-1, -1, 3))
         loss = F.smooth_l1_loss(mine, wanted / UNIT, beta=0.1)
         _descend(optimizer, loss, learning_rate * cosine(step, steps))

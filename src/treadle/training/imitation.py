@@ -4,13 +4,13 @@ Shapes: N decisions, C actions of a chunk, A action dimensions, K = C * A tokens
 """
 
 from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from treadle.config.schema import ImitationConfig
-from treadle.data.demonstrations import Demonstrations
+from treadle.data.demonstrations import Demonstrations, action_statistics
 from treadle.policies.protocol import Inputs, Policy
 from treadle.training.demonstrations import cut_chunks
 from treadle.training.grounding import Grounding, cosine
@@ -39,7 +39,7 @@ def imitate(
     )
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(tokens), generator=generator)
-    scenes = round(config.batch * config.grounding_share) if grounding else 0
+    scenes = min(round(config.batch * config.grounding_share), config.batch - 1) if grounding else 0
     policy.train()
     for step in range(config.steps):
         while len(order) < config.batch - scenes:
@@ -70,24 +70,12 @@ def _prepare(policy: Policy, demonstrations: Demonstrations, encode: bool, batch
     return Inputs.cat(parts)
 
 
-def dataset_statistics(demonstrations: Demonstrations) -> dict[str, dict[str, list[float] | list[bool]]]:
+def dataset_statistics(demonstrations: Demonstrations) -> dict[str, Any]:
     """`norm_stats` of a data set: of actions, whose last dimension (the gripper) is not scaled, and proprioception."""
+    scaled = [True] * (demonstrations.actions.shape[1] - 1) + [False]
     return {
-        "action": _statistics(demonstrations.actions, unscaled=1),
-        "proprio": _statistics(demonstrations.state, unscaled=0),
+        "action": action_statistics(demonstrations.actions, scaled),
+        "proprio": action_statistics(demonstrations.state),
         "num_transitions": len(demonstrations.actions),
         "num_trajectories": int(demonstrations.episode_index[-1]) + 1,
-    }  # type: ignore[dict-item]
-
-
-def _statistics(x: np.ndarray, unscaled: int) -> dict[str, list[float] | list[bool]]:
-    width = x.shape[1]
-    return {
-        "mean": x.mean(0).tolist(),
-        "std": x.std(0).tolist(),
-        "min": x.min(0).tolist(),
-        "max": x.max(0).tolist(),
-        "q01": np.quantile(x, 0.01, axis=0).tolist(),
-        "q99": np.quantile(x, 0.99, axis=0).tolist(),
-        "mask": [dimension < width - unscaled for dimension in range(width)],
     }

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,16 +19,17 @@ from treadle.algorithms.losses import (
     PolicyObjective,
     ValueBatch,
     ValueMetrics,
+    masked_mean,
     policy_loss,
     value_loss,
 )
 from treadle.algorithms.masks import flatten_actions, reduce_to_chunk, unflatten_actions
 from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout
+from treadle.errors import ConfigError, DivergenceError
 from treadle.policies.critic import Critic
 from treadle.policies.protocol import Inputs, Policy, Sampling
 from treadle.rollout.collector import Stopwatch
-from treadle.errors import DivergenceError
 
 
 @dataclass(slots=True)
@@ -104,6 +106,9 @@ class Learner:
         critic: its value head, or a network of its own.
         config: the run's settings.
         device: where updates are computed.
+
+    Raises:
+        ConfigError: A frozen dimension that the policy does not have, or no other is left.
     """
 
     def __init__(self, policy: Policy, critic: Critic, config: TrainConfig, device: torch.device) -> None:
@@ -115,8 +120,13 @@ class Learner:
         groups = policy.freeze(vision=config.policy.freeze_vision)
         self._policy_parameters = groups["policy"]
         self._critic_parameters = list(critic.parameters()) if isinstance(critic, nn.Module) else groups["value"]
-        mask = torch.ones(policy.action_dim, dtype=torch.bool)
-        mask[list(config.policy.frozen_dimensions)] = False
+        frozen = config.policy.frozen_dimensions
+        mask = torch.tensor([dimension not in frozen for dimension in range(policy.action_dim)])
+        if any(dimension >= policy.action_dim for dimension in frozen) or not mask.any():
+            raise ConfigError(
+                f"policy.frozen_dimensions: found {frozen}; allowed are some, not all, of the policy's action "
+                f"dimensions, 0 to {policy.action_dim - 1}"
+            )
         algorithm = config.algorithm
         self._objective = PolicyObjective(
             level=algorithm.ratio_level,
@@ -144,8 +154,12 @@ class Learner:
         """
         watch = Stopwatch()
         samples = estimate_advantages(rollout, self._config)
-        explained = explained_variance(samples.values, samples.returns, self._value_mask(samples.valid))
-        metrics = {"critic/explained_variance": float(explained), "critic/mean_return": float(samples.returns.mean())}
+        played = self._value_mask(samples.valid)
+        explained = explained_variance(samples.values, samples.returns, played)
+        metrics = {
+            "critic/explained_variance": float(explained),
+            "critic/mean_return": float(masked_mean(samples.returns, played)),
+        }
         self.optimizer.param_groups[0]["lr"] = metrics["update/learning_rate"] = self._learning_rate(iteration)
         if self.critic.reads_state:
             with watch("critic"):
@@ -165,7 +179,7 @@ class Learner:
         for epoch in range(algorithm.epochs):
             epoch_kl = []
             for minibatch in self._minibatches(len(samples.tokens), algorithm.minibatch, iteration, epoch):
-                entries = self._objective.entries(samples.valid[minibatch]).sum()
+                entries = self._objective.entries(samples.valid[minibatch].to(self._device)).sum()
                 values = self._value_mask(samples.valid[minibatch]).sum()
                 total: PolicyMetrics | None = None
                 loss_sum = value_sum = 0.0
@@ -230,8 +244,8 @@ class Learner:
                 values = self.critic(None, samples.state[rows].to(self._device))
                 loss = self._value_loss(samples, rows, values, self._value_mask(samples.valid[rows]).sum())[0]
                 loss.backward()
-                nn.utils.clip_grad_norm_(self._critic_parameters, self._config.optimizer.gradient_norm)
-                self._finite("value loss", loss)
+                norm = nn.utils.clip_grad_norm_(self._critic_parameters, self._config.optimizer.gradient_norm)
+                self._finite("gradient of the critic", norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 losses.append(float(loss.detach()))
@@ -258,7 +272,7 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self._policy_parameters, limit)
         self._finite("gradient of the policy", norm)
         if not self.critic.reads_state:
-            nn.utils.clip_grad_norm_(self._critic_parameters, limit)
+            self._finite("gradient of the critic", nn.utils.clip_grad_norm_(self._critic_parameters, limit))
             if iteration < self._config.critic.warmup_iterations:
                 for parameter in self._policy_parameters:
                     parameter.grad = None
@@ -275,18 +289,26 @@ class Learner:
             )
 
     def _learning_rate(self, iteration: int) -> float:
-        """Linear warm-up, then linear decay to `final_share` at the last iteration."""
+        """0 while the critic warms up, then linear growth, then linear decay to `final_share` at the last iteration."""
         config, start = self._config.optimizer, self._config.critic.warmup_iterations
         position = iteration - start
+        if position < 0:
+            return 0.0
         if position < config.warmup_iterations:
             return config.learning_rate * (position + 1) / (config.warmup_iterations + 1)
-        decaying = max(1, self._config.iterations - start - config.warmup_iterations)
+        decaying = max(1, self._config.iterations - 1 - start - config.warmup_iterations)
         share = (position - config.warmup_iterations) / decaying
         return config.learning_rate * (1 - (1 - config.final_share) * share)
 
     def _minibatches(self, count: int, size: int, iteration: int, epoch: int) -> Iterator[Tensor]:
-        """Rows of each minibatch: a permutation of its own for every iteration and epoch, remainder included."""
-        generator = torch.Generator().manual_seed(hash((self._config.seed, iteration, epoch)) & (2**63 - 1))
+        """Rows of each minibatch: a permutation of its own for every iteration and epoch, remainder included.
+
+        Epochs of a critic of its own count -1, -2, ...
+        """
+        # Not `hash`, for which -1 and -2 are the same.
+        entropy = [self._config.seed, iteration, abs(epoch), int(epoch < 0)]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+        generator = torch.Generator().manual_seed(seed)
         yield from torch.randperm(count, generator=generator).split(size)
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,12 +3,10 @@
 import signal
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 
 from treadle.config.loading import resolve_checkpoint
@@ -23,7 +21,7 @@ from treadle.policies.protocol import Policy, Sampling
 from treadle.reporting.console import RunConsole
 from treadle.reporting.files import read_json, to_json, write_atomically
 from treadle.reporting.machine import peak_rss_mb, versions, write_machine
-from treadle.reporting.metrics import MetricsWriter, read_metrics
+from treadle.reporting.metrics import METRICS_FILE, MetricsWriter
 from treadle.reporting.report import write_report
 from treadle.reporting.summary import RunSummary, suite_results, write_summary
 from treadle.reporting.video import write_video
@@ -31,6 +29,7 @@ from treadle.rollout.collector import Collector
 from treadle.rollout.stream import ScenarioStream
 from treadle.simulators.build import build_simulator
 from treadle.simulators.host import Host
+from treadle.simulators.protocol import Simulator
 from treadle.training.checkpoints import list_checkpoints, load_trainer, save_checkpoint
 from treadle.training.learner import Learner
 
@@ -41,12 +40,29 @@ VIDEO_SIZE = 224
 class Run:
     """A run's folder and everything that the loop calls; open it with `Run.open`."""
 
-    def __init__(self, config: TrainConfig, directory: Path) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        directory: Path,
+        base: Path,
+        policy: Policy,
+        simulator: Simulator,
+        device: torch.device,
+    ) -> None:
         self.config = config
         self.directory = directory
+        self.base = base
+        """The checkpoint that training starts from."""
+        self.policy = policy
         self.iteration = 0
         """Iterations done."""
-        self._seconds: dict[str, float] = {}
+        critic = build_critic(config, policy, simulator.spec.state_dim, device)
+        stream = ScenarioStream(simulator.scenarios("train", "train"), config.simulator.slots, config.seed)
+        keep_final = "ended" if config.algorithm.bootstrap == "always" else "truncated"
+        host = Host(simulator, stream, config.simulator.horizon, keep_final=keep_final)
+        sampling = Sampling(**config.policy.sampling.model_dump())
+        self.collector = Collector(host, stream, policy, sampling, critic, encode=config.policy.freeze_vision)
+        self.learner = Learner(policy, critic, config, device)
         self._control_steps = 0
         self._elapsed = 0.0
         self._training = self._stopping = False
@@ -58,38 +74,27 @@ class Run:
         use_threads(config.torch_threads)
         device = choose_device(config.device)
         base = resolve_checkpoint(config.policy.checkpoint)
-        run = cls(config, create_run_directory(config))
-        checkpoints = list_checkpoints(run.directory / "checkpoints")
+        directory = create_run_directory(config)
+        checkpoints = list_checkpoints(directory / "checkpoints")
         state = load_trainer(checkpoints[-1]) if checkpoints else None
         torch.manual_seed(config.seed)
-        run.base = base
-        run.policy = load_policy(
-            checkpoints[-1] / "policy" if checkpoints else base, device=device, statistics=config.policy.statistics
-        )
-        run.simulator = build_simulator(config.simulator)
-        run._exit.callback(run.simulator.close)
-        run.critic = build_critic(config, run.policy, run.simulator.spec.state_dim, device)
-        stream = ScenarioStream(run.simulator.scenarios("train", "train"), config.simulator.slots, config.seed)
-        host = Host(
-            run.simulator,
-            stream,
-            config.simulator.horizon,
-            keep_final="ended" if config.algorithm.bootstrap == "always" else "truncated",
-        )
-        sampling = Sampling(**config.policy.sampling.model_dump())
-        encode = config.policy.freeze_vision
-        run.collector = Collector(host, stream, run.policy, sampling, run.critic, encode=encode)
-        run.learner = Learner(run.policy, run.critic, config, device)
-        if state is not None:
-            run._restore(state)
-        write_machine(run.directory, str(device))
+        start = checkpoints[-1] / "policy" if checkpoints else base
+        policy = load_policy(start, device=str(device), statistics=config.policy.statistics)
+        with ExitStack() as opened:
+            simulator = build_simulator(config.simulator)
+            opened.callback(simulator.close)
+            run = cls(config, directory, base, policy, simulator, device)
+            if state is not None:
+                run._restore(state)
+            write_machine(directory, str(device))
+            run._exit = opened.pop_all()
         return run
 
     def __enter__(self) -> Self:
         self._console = self._exit.enter_context(RunConsole(self.config.name, self.config.iterations))
-        self._writer = self._exit.enter_context(
-            MetricsWriter(self.directory, self.iteration or None)
-        )
+        # Also without a checkpoint: a run that was killed before its first one left lines that are written again.
+        resumed = self.iteration if (self.directory / METRICS_FILE).exists() else None
+        self._writer = self._exit.enter_context(MetricsWriter(self.directory, resumed))
         previous = signal.signal(signal.SIGINT, self._stop)
         self._exit.callback(signal.signal, signal.SIGINT, previous)
         if self.iteration:
@@ -145,15 +150,12 @@ class Run:
         self.save()
         final = self.directory / "policy"
         self.policy.save(final)
-        self._seconds["train"] = self._elapsed
         self._evaluate("final", final)
-        evaluations = {
-            name: suite_results(read_json(self.directory / "evaluation" / f"{name}.json")) for name in ("base", "final")
-        }
+        base, trained = (read_json(self.directory / "evaluation" / f"{name}.json") for name in ("base", "final"))
         summary = RunSummary(
-            base=evaluations["base"],
-            final=evaluations["final"],
-            seconds=self._seconds,
+            base=suite_results(base),
+            final=suite_results(trained),
+            seconds={"evaluate_base": base["seconds"], "train": self._elapsed, "evaluate_final": trained["seconds"]},
             peak_rss_mb=peak_rss_mb(),
             env_steps=self._control_steps,
             control_steps_per_second=self._control_steps / self._elapsed,
@@ -169,12 +171,16 @@ class Run:
         config = self.config
         simulator = build_simulator(config.simulator, slots=min(config.evaluation.slots, config.evaluation.episodes))
         self.policy.eval()
-        try:
+        stage = ""
 
-            def progress(suite: str, done: int, total: int) -> None:
+        def progress(suite: str, done: int, total: int) -> None:
+            nonlocal stage
+            if suite != stage:
                 self._console.stage(f"evaluating {name}: {suite}")
-                self._console.progress(done, total)
+            stage = suite
+            self._console.progress(done, total)
 
+        try:
             report = evaluate_policy(
                 self.policy, simulator, config.simulator.horizon, config.evaluation, progress=progress
             )
@@ -182,7 +188,7 @@ class Run:
             simulator.close()
         report["manifest"] = manifest(checkpoint, config.simulator, config.evaluation)
         self._film(name)
-        self._seconds[f"evaluate_{name}"] = time.perf_counter() - start
+        report["seconds"] = time.perf_counter() - start
         (self.directory / "evaluation").mkdir(exist_ok=True)
         write_atomically(self.directory / "evaluation" / f"{name}.json", to_json(report))
 
@@ -206,23 +212,19 @@ class Run:
         for i, (result, frames) in enumerate(films):
             write_video(folder / f"{name}-{i}.mp4", frames, simulator.spec.control_hz / 2)
             entries[i] |= {"scenario": result.scenario.id, "instruction": result.scenario.instruction}
-            entries[i][name] = {
-                "file": f"{name}-{i}.mp4", "success": result.success_once, "length": result.length
-            }
+            entries[i][name] = {"file": f"{name}-{i}.mp4", "success": result.success_once, "length": result.length}
         write_atomically(index, to_json(entries))
 
     def _state(self) -> dict[str, Any]:
         return {
             "learner": self.learner.state_dict(),
             "collector": self.collector.state_dict(),
-            "seconds": self._seconds,
             "elapsed": self._elapsed,
             "control_steps": self._control_steps,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.iteration = state["iteration"]
-        self._seconds = state["seconds"]
         self._elapsed = state["elapsed"]
         self._control_steps = state["control_steps"]
         self.learner.load_state_dict(state["learner"])

@@ -58,7 +58,12 @@ def train_supervised(config: SupervisedConfig) -> Path:
                 policy = load_policy(start, device=config.device)
             console.stage("imitating")
             imitate(
-                policy, demonstrations, config.imitation, config.seed, grounding, stages.report("imitation", "loss", "total")
+                policy,
+                demonstrations,
+                config.imitation,
+                config.seed,
+                grounding,
+                stages.report("imitation", "loss", "total"),
             )
             policy.save(run / "policy")
             console.stage("evaluating")
@@ -134,9 +139,7 @@ def _record(simulator: TeachingSimulator, config: SupervisedConfig, run: Path, c
     return directory
 
 
-def _ground(
-    policy: OpenVLAOFT, simulator: TeachingSimulator, config: SupervisedConfig, stages: _Stages
-) -> Grounding:
+def _ground(policy: OpenVLAOFT, simulator: TeachingSimulator, config: SupervisedConfig, stages: _Stages) -> Grounding:
     settings = config.grounding
     stages.console.stage("rendering scenes")
     scenes = simulator.scenes(settings.scenes, settings.seed)

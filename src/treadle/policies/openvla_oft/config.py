@@ -40,8 +40,6 @@ class OpenVLAOFTConfig:
     value_outputs: int = 0
     """V of the value head: 0 none, 1 per decision, C per action."""
     value_hidden: tuple[int, ...] = (512, 128)
-    dead_dimensions: tuple[int, ...] = ()
-    """Action dimensions that the robot ignores; `token_mask` is False on their tokens. They stay in the sequence."""
     published: dict[str, Any] = field(default_factory=dict)
     """The config.json it was read from; keys that mean nothing here are written back."""
 
@@ -50,8 +48,6 @@ class OpenVLAOFTConfig:
             raise CheckpointError(f"config.json: timm_model_ids has {len(self.towers)} towers; allowed: 1 or 2")
         if self.value_outputs not in (0, 1, self.chunk):
             raise ConfigError(f"value_outputs: {self.value_outputs}; allowed: 0 (none), 1, {self.chunk} (the chunk)")
-        if any(not 0 <= dimension < self.action_dim for dimension in self.dead_dimensions):
-            raise ConfigError(f"dead_dimensions: {self.dead_dimensions}; allowed: 0 to {self.action_dim - 1}")
 
     @property
     def vocabulary(self) -> int:
@@ -79,9 +75,8 @@ def from_json(raw: dict[str, Any], action_dim: int) -> OpenVLAOFTConfig:
     if raw.get("n_action_bins", BINS) != BINS:
         raise CheckpointError(f"config.json: n_action_bins {raw['n_action_bins']}; supported: {BINS}")
     facts = {**_official_constants(action_dim), **raw.get("treadle", {})}
-    for name in ("value_hidden", "dead_dimensions"):
-        if name in facts:
-            facts[name] = tuple(facts[name])
+    if "value_hidden" in facts:
+        facts["value_hidden"] = tuple(facts["value_hidden"])
     if facts["action_dim"] != action_dim:
         raise CheckpointError(f"config.json: action_dim {facts['action_dim']}, but the statistics have {action_dim}")
     towers = tuple(raw["timm_model_ids"])
@@ -105,7 +100,7 @@ def from_json(raw: dict[str, Any], action_dim: int) -> OpenVLAOFTConfig:
 def to_json(config: OpenVLAOFTConfig, norm_stats: dict[str, Any]) -> dict[str, Any]:
     """config.json in the published layout."""
     names = ("chunk", "action_dim", "proprioception_dim", "normalization", "prompt_length", "value_outputs")
-    names += ("value_hidden", "dead_dimensions")
+    names += ("value_hidden",)
     facts = {name: value for name, value in asdict(config).items() if name in names}
     return {**config.published, "norm_stats": norm_stats, "treadle": facts}
 
@@ -127,7 +122,6 @@ def tiny_config(
     prompt_length: int = 24,
     value_outputs: int = 0,
     value_hidden: tuple[int, ...] = (64,),
-    dead_dimensions: tuple[int, ...] = (),
     initializer_range: float = 0.06,
 ) -> OpenVLAOFTConfig:
     """A policy that a CPU trains: convolutional towers and a small Llama; `vocabulary` as `build_tokenizer` returns."""
@@ -168,7 +162,6 @@ def tiny_config(
         prompt_length=prompt_length,
         value_outputs=value_outputs,
         value_hidden=value_hidden,
-        dead_dimensions=dead_dimensions,
         published=published,
     )
 

@@ -100,12 +100,6 @@ class OpenVLAOFT(nn.Module):
         """V of the value head, 0 without one."""
         return self.config.value_outputs
 
-    @property
-    def token_mask(self) -> Tensor:
-        """[K] bool, False on tokens of `dead_dimensions`, which no loss should count."""
-        live = [dimension not in self.config.dead_dimensions for dimension in range(self.action_dim)]
-        return torch.tensor(live, device=self.device).repeat(self.chunk)
-
     def prepare(
         self,
         frames: NDArray[np.uint8] | list[NDArray[np.uint8]],
@@ -157,11 +151,9 @@ class OpenVLAOFT(nn.Module):
         return values
 
     def supervised_loss(self, inputs: Inputs, tokens: Tensor) -> Tensor:
-        """Mean cross-entropy of the action tokens [B, K] over the 256 action rows; live dimensions only."""
+        """Mean cross-entropy of the action tokens [B, K] over the 256 action rows."""
         logits, _ = self._logits(inputs)
         rows = tokens - self.codec.first_id
-        if self.config.dead_dimensions:
-            logits, rows = logits[:, self.token_mask], rows[:, self.token_mask]
         return F.cross_entropy(logits.flatten(0, 1), rows.flatten())
 
     def tokenize_actions(self, actions: Tensor) -> Tensor:

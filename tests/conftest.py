@@ -1,0 +1,14 @@
+"""Settings of all tests. The folder is on the path, so that `fakes` and `miniature` can be imported."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    torch.set_num_threads(1)

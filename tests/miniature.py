@@ -1,0 +1,124 @@
+"""A policy, rollouts and runs small enough for tests."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from treadle.config.schema import (
+    AlgorithmConfig,
+    CriticConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    PolicyConfig,
+    SimulatorConfig,
+    TrainConfig,
+)
+from treadle.data.rollout import Rollout
+from treadle.policies.openvla_oft import OpenVLAOFT, create, tiny_config
+from treadle.policies.prompt import build_tokenizer
+from treadle.policies.protocol import Sampling
+from treadle.policies.statistics import make_statistics
+
+IMAGE = 32
+INSTRUCTIONS = ["put the red cube on the white plate", "lift the ball"]
+SIMULATOR = SimulatorConfig(slots=4, horizon=8, threads=1, options={"image_size": IMAGE})
+
+
+def make_policy(folder: Path, *, chunk: int = 4, action_dim: int = 7, **settings: Any) -> OpenVLAOFT:
+    """32 pixels, width 32, 2 layers, 7 numbers of proprioception; with logits far enough apart that mistakes show."""
+    config = tiny_config(
+        vocabulary=build_tokenizer(INSTRUCTIONS, folder),
+        width=32,
+        layers=2,
+        heads=2,
+        mlp=64,
+        image_size=IMAGE,
+        chunk=chunk,
+        action_dim=action_dim,
+        proprioception_dim=7,
+        tower_widths=((16, 16, 32, 32),),
+        prompt_length=64,
+        **settings,
+    )
+    low, high = [-0.03] * (action_dim - 1) + [0.0], [0.03] * (action_dim - 1) + [1.0]
+    statistics = make_statistics("tabletop", low, high, [-1.0] * 7, [1.0] * 7, [True] * (action_dim - 1) + [False])
+    policy = create(config, statistics, folder, seed=3)
+    with torch.no_grad():
+        policy.language_model.lm_head.weight.mul_(8)
+    return policy
+
+
+def learning_config(**sections: dict[str, Any]) -> TrainConfig:
+    """Fields of sections `algorithm`, `critic`, `optimizer`, `policy`; the rest small, unclipped and unscheduled."""
+    algorithm = {"epochs": 1, "minibatch": 8, "micro_batch": 4, **sections.get("algorithm", {})}
+    critic = {"warmup_iterations": 0, **sections.get("critic", {})}
+    return TrainConfig(
+        iterations=100,
+        algorithm=AlgorithmConfig(**algorithm),
+        critic=CriticConfig(**critic),
+        optimizer=OptimizerConfig(**{"gradient_norm": 1e9, **sections.get("optimizer", {})}),
+        policy=PolicyConfig(**sections.get("policy", {})),
+    )
+
+
+def make_rollout(
+    policy: OpenVLAOFT, decisions: int = 3, slots: int = 4, seed: int = 0, sampling: Sampling | None = None
+) -> Rollout:
+    """Decisions of the policy on random frames, with random rewards and some endings inside chunks; state [.., 5]."""
+    rng = np.random.default_rng(seed)
+    sampling = sampling or Sampling()
+    shape = (decisions, slots, policy.chunk)
+    ended = rng.random(shape) < 0.2
+    valid = np.cumsum(ended, -1) - ended == 0
+    ended &= valid
+    terminated = ended & (rng.random(shape) < 0.5)
+    inputs, decided = [], []
+    for _ in range(decisions):
+        frames = rng.integers(0, 256, (slots, 1, IMAGE, IMAGE, 3), dtype=np.uint8)
+        texts = [INSTRUCTIONS[slot % 2] for slot in range(slots)]
+        prepared = policy.prepare(frames, texts, rng.uniform(-1, 1, (slots, 7)).astype(np.float32))
+        inputs.append(policy.encode(prepared))
+        noise = torch.from_numpy(rng.random((slots, policy.config.tokens), np.float32))
+        decided.append(policy.act(inputs[-1], sampling, noise))
+    outputs = max(policy.value_outputs, 1)
+    values = [torch.zeros(slots, outputs) if d.values is None else d.values for d in decided]
+    truncated = ended & ~terminated
+    return Rollout(
+        inputs=inputs,
+        tokens=torch.stack([d.tokens for d in decided]),
+        log_probs=torch.stack([d.log_probs for d in decided]),
+        values=torch.stack(values),
+        state=torch.from_numpy(rng.normal(size=(decisions, slots, 5)).astype(np.float32)),
+        reward=torch.from_numpy(np.where(valid, rng.normal(size=shape), 0).astype(np.float32)),
+        terminated=torch.from_numpy(terminated),
+        truncated=torch.from_numpy(truncated),
+        valid=torch.from_numpy(valid),
+        final_values=torch.from_numpy(truncated.any(-1) * rng.normal(size=shape[:2])).float(),
+        next_values=torch.from_numpy(rng.normal(size=slots)).float(),
+        versions=torch.zeros(decisions, slots, dtype=torch.int64),
+        scenario_index=np.zeros(shape[:2], np.int64),
+        episodes=[],
+        seconds={},
+    )
+
+
+def run_config(output: Path, checkpoint: Path, **fields: Any) -> TrainConfig:
+    """A run of seconds on the real tabletop."""
+    defaults: dict[str, Any] = {
+        "name": "run",
+        "output": output,
+        "seed": 5,
+        "device": "cpu",
+        "torch_threads": 1,
+        "iterations": 4,
+        "decisions": 3,
+        "save_every": 0,
+        "simulator": SIMULATOR,
+        "policy": PolicyConfig(checkpoint=str(checkpoint), frozen_dimensions=(3, 4)),
+        "algorithm": AlgorithmConfig(epochs=2, minibatch=8, micro_batch=5),
+        "critic": CriticConfig(kind="privileged", width=16, epochs=2, warmup_iterations=1),
+        "evaluation": EvaluationConfig(suites=("train",), episodes=1, slots=1, videos=0),
+    }
+    return TrainConfig(**(defaults | fields))

@@ -1,0 +1,165 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakePolicy, FakeSimulator, Script, StateCritic, scenario
+from miniature import SIMULATOR, make_policy
+
+from treadle.data.rollout import Rollout
+from treadle.policies.critic import Critic, ValueHeadCritic
+from treadle.policies.protocol import Sampling
+from treadle.rollout.collector import Collector, Stopwatch
+from treadle.rollout.stream import ScenarioStream
+from treadle.simulators.build import build_simulator
+from treadle.simulators.host import Host
+
+HORIZON = 3
+
+
+def make(
+    policy: FakePolicy,
+    *,
+    slots: int = 2,
+    scripts: dict[int, Script] | None = None,
+    keep_final: str = "truncated",
+    critic: Critic | None = None,
+    encode: bool = False,
+) -> Collector:
+    simulator = FakeSimulator(slots, scripts, HORIZON)
+    stream = ScenarioStream([scenario(i) for i in range(12)], slots, seed=3)
+    host = Host(simulator, stream, HORIZON, keep_final=keep_final)  # type: ignore[arg-type]
+    return Collector(host, stream, policy, Sampling(), critic or ValueHeadCritic(policy), encode=encode)  # type: ignore[arg-type]
+
+
+def test_shapes_and_versions():
+    rollout = make(FakePolicy(chunk=2, action_dim=2)).collect(3, version=7)
+    assert len(rollout.inputs) == 3
+    assert rollout.tokens.shape == rollout.log_probs.shape == (3, 2, 4)
+    assert rollout.values.shape == (3, 2, 1)
+    assert rollout.state.shape == (3, 2, 2)
+    for name in ("reward", "terminated", "truncated", "valid"):
+        assert getattr(rollout, name).shape == (3, 2, 2)
+    assert rollout.final_values.shape == rollout.scenario_index.shape == (3, 2)
+    assert rollout.next_values.shape == (2,)
+    assert rollout.versions.tolist() == [[7, 7]] * 3
+    assert rollout.seconds.keys() == {"simulate", "generate"}
+
+
+@pytest.mark.parametrize("critic", [None, StateCritic()], ids=["value_head", "privileged"])
+def test_values_before_at_the_end_of_and_after_episodes(critic):
+    """Chunks of 2 and horizon 3: every second decision is cut after one action, and the third begins an episode."""
+    policy = FakePolicy()
+    rollout = make(policy, critic=critic).collect(3, version=0)
+    index = torch.from_numpy(rollout.scenario_index).float()
+    assert (rollout.scenario_index[0] == rollout.scenario_index[1]).all()
+    assert (rollout.scenario_index[1] != rollout.scenario_index[2]).all()
+    assert rollout.valid.tolist() == [[[True, True]] * 2, [[True, False]] * 2, [[True, True]] * 2]
+    assert rollout.truncated.tolist() == [[[False, False]] * 2, [[True, False]] * 2, [[False, False]] * 2]
+    assert torch.equal(rollout.values[..., 0], 100 * index + torch.tensor([[0.0], [2.0], [0.0]]))
+    zero = torch.zeros(2)
+    assert torch.equal(rollout.final_values, torch.stack([zero, 100 * index[1] + 3, zero]))
+    assert torch.equal(rollout.next_values, 100 * index[2] + 2)
+    assert [episode.length for episode in rollout.episodes] == [3, 3]
+
+
+@pytest.mark.parametrize(("keep", "steps"), [("truncated", None), ("ended", 1)])
+def test_a_termination_is_bootstrapped_only_if_asked(keep, steps):
+    policy = FakePolicy()
+    collector = make(policy, scripts={i: Script(ends=1) for i in range(12)}, keep_final=keep)
+    rollout = collector.collect(2, version=0)
+    assert rollout.terminated.tolist() == [[[True, False]] * 2] * 2
+    index = torch.from_numpy(rollout.scenario_index).float()
+    wanted = torch.zeros(2, 2) if steps is None else 100 * index + steps
+    assert torch.equal(rollout.final_values, wanted)
+
+
+def test_values_are_computed_for_rows_that_ended_only():
+    policy = FakePolicy()
+    collector = make(policy, slots=2)
+    scripts = {index: Script(ends=1) for index in range(12)}
+    del scripts[collector._stream(0).index]  # noqa: SLF001
+    collector._stream.episodes[:] = 0  # noqa: SLF001
+    collector._host.simulator.scripts = scripts  # type: ignore[attr-defined]  # noqa: SLF001
+    collector.collect(2, version=0)
+    assert policy.valued == [1, 2], "one row of the truncated episode, then the observation after the rollout"
+
+
+def test_a_value_per_action():
+    rollout = make(FakePolicy(value_outputs=2)).collect(2, version=0)
+    index = torch.from_numpy(rollout.scenario_index).float()
+    assert torch.equal(rollout.values[0], 100 * index[0, :, None] + torch.tensor([[0.0, 1.0]]))
+    assert torch.equal(rollout.final_values[1], 100 * index[1] + 3)
+
+
+def test_episodes_go_on_from_one_rollout_to_the_next():
+    collector, whole = make(FakePolicy()), make(FakePolicy()).collect(4, version=0)
+    parts = [collector.collect(count, version=0) for count in (1, 3)]
+    for name in ("tokens", "reward", "valid", "values", "state", "final_values"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+    assert torch.equal(parts[1].next_values, whole.next_values)
+    assert torch.equal(parts[0].next_values, whole.values[1, :, 0])
+
+
+def test_a_restored_collector_goes_on_where_the_other_was():
+    one, other = make(FakePolicy()), make(FakePolicy())
+    one.collect(1, version=0)
+    state = one.state_dict()
+    other.load_state_dict(state)
+    left, right = one.collect(4, version=0), other.collect(4, version=0)
+    for name in ("tokens", "reward", "valid", "values", "state", "final_values", "next_values"):
+        assert torch.equal(getattr(left, name), getattr(right, name)), name
+    assert left.episodes == right.episodes
+
+
+def test_inputs_are_kept_as_they_were_seen():
+    rollout = make(FakePolicy()).collect(3, version=0)
+    for t, inputs in enumerate(rollout.inputs):
+        assert inputs.frames is not None
+        assert inputs.frames[:, 0, 0, 0, 0].tolist() == rollout.scenario_index[t].tolist()
+    encoded = make(FakePolicy(), encode=True).collect(1, version=0)
+    assert encoded.inputs[0].frames is None
+    assert encoded.inputs[0].features is not None
+
+
+def test_stopwatch_adds_up():
+    watch = Stopwatch()
+    for _ in range(2):
+        with watch("a"):
+            pass
+    with pytest.raises(ValueError, match="x"), watch("b"):
+        raise ValueError("x")
+    assert watch.seconds.keys() == {"a", "b"}
+
+
+@pytest.mark.integration
+def test_trajectories_do_not_depend_on_how_many_slots_share_the_work(tmp_path: Path):
+    policy = make_policy(tmp_path)
+    policy.add_value_head(1)
+
+    def trajectories(slots: int, decisions: int) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
+        """Tokens, log-probs and rewards by scenario and decision."""
+        simulator = build_simulator(SIMULATOR, slots=slots)
+        stream = ScenarioStream(simulator.scenarios("train", "train"), slots, seed=3)
+        host = Host(simulator, stream, SIMULATOR.horizon)
+        collector = Collector(host, stream, policy, Sampling(), ValueHeadCritic(policy), encode=True)
+        rollout: Rollout = collector.collect(decisions, version=0)
+        simulator.close()
+        found: dict[tuple[int, int], tuple[torch.Tensor, ...]] = {}
+        for t, row in enumerate(rollout.scenario_index.tolist()):
+            for slot, index in enumerate(row):
+                nth = sum(key[0] == index for key in found)
+                kept = (rollout.tokens, rollout.log_probs, rollout.reward, rollout.valid)
+                found[index, nth] = tuple(x[t, slot] for x in kept)
+        return found
+
+    four, two = trajectories(4, 2), trajectories(2, 4)
+    assert four.keys() == two.keys()
+    assert len(four) == 8
+    for key, (tokens, log_probs, reward, valid) in four.items():
+        assert torch.equal(tokens, two[key][0])
+        assert torch.allclose(log_probs, two[key][1], atol=1e-4)
+        assert torch.allclose(reward, two[key][2], atol=1e-5)
+        assert torch.equal(valid, two[key][3])
+    assert len({tuple(tokens.tolist()) for tokens, *_ in four.values()}) == 8
+    assert np.unique([key[0] for key in four]).size == 4

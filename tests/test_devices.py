@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from treadle.devices import choose_device, use_threads
+from treadle.errors import ConfigError
+from treadle.reporting.machine import cores
+
+
+def test_a_cpu_is_always_there():
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("cuda", "found"), [(True, "cuda"), (False, "cpu")])
+def test_auto_takes_cuda_where_there_is_one(monkeypatch, cuda, found):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert choose_device("auto").type == found
+
+
+@pytest.mark.parametrize("name", ["tpu9", "", "cuda:99"])
+def test_a_device_that_cannot_be_used_is_named(name):
+    with pytest.raises(ConfigError, match=rf"device '{name}' cannot be used .*choose auto, cpu"):
+        choose_device(name)
+
+
+def test_threads():
+    before = torch.get_num_threads()
+    try:
+        use_threads(2)
+        assert torch.get_num_threads() == 2
+        use_threads(0)
+        assert torch.get_num_threads() == cores()
+    finally:
+        torch.set_num_threads(before)
