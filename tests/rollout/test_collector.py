@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from fakes import FakePolicy, FakeSimulator, Script, StateCritic, scenario
 from miniature import SIMULATOR, make_policy
-
 from treadle.data.rollout import Rollout
 from treadle.policies.critic import Critic, ValueHeadCritic
 from treadle.policies.protocol import Sampling
@@ -78,9 +78,9 @@ def test_values_are_computed_for_rows_that_ended_only():
     policy = FakePolicy()
     collector = make(policy, slots=2)
     scripts = {index: Script(ends=1) for index in range(12)}
-    del scripts[collector._stream(0).index]  # noqa: SLF001
-    collector._stream.episodes[:] = 0  # noqa: SLF001
-    collector._host.simulator.scripts = scripts  # type: ignore[attr-defined]  # noqa: SLF001
+    del scripts[collector._stream(0).index]
+    collector._stream.episodes[:] = 0
+    collector._host.simulator.scripts = scripts  # type: ignore[attr-defined]
     collector.collect(2, version=0)
     assert policy.valued == [1, 2], "one row of the truncated episode, then the observation after the rollout"
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from fakes import scenario
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakes import scenario
 from treadle.rollout.stream import ScenarioStream
 
 

@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from fakes import FakeSimulator, Script, scenario
 
+from fakes import FakeSimulator, Script, scenario
 from treadle.data.step import Step
 from treadle.rollout.stream import ScenarioStream
 from treadle.simulators.host import Host, one_after_another
@@ -17,7 +17,7 @@ SCRIPTS = {
     2: Script(ends=10),
     3: Script(ends=4, succeeds=(1, 4)),
 }
-"""With horizon 10 and chunks of 4: ends inside a chunk; is truncated; terminates at the horizon; ends with its chunk."""
+"""With horizon 10 and chunks of 4: ends in a chunk; is truncated; terminates at the horizon; ends with its chunk."""
 
 
 def make_host(**options) -> tuple[Host, FakeSimulator]:
@@ -87,9 +87,7 @@ def test_statistics_of_episodes():
     host, _ = make_host()
     host.start()
     results = [result for _ in range(3) for result in host.step(zeros()).episodes]
-    found = [
-        (r.scenario.index, r.success_once, r.success_at_end, r.episode_return, r.length) for r in results
-    ]
+    found = [(r.scenario.index, r.success_once, r.success_at_end, r.episode_return, r.length) for r in results]
     assert found == [
         (0, True, True, 6.0, 3),
         (3, True, True, 10.0, 4),

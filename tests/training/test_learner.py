@@ -2,13 +2,12 @@
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from miniature import learning_config, make_policy, make_rollout
 
+from miniature import learning_config, make_policy, make_rollout
 from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout
 from treadle.errors import ConfigError, DivergenceError
@@ -140,6 +139,7 @@ def test_gradients_do_not_depend_on_the_micro_batch(base: OpenVLAOFT, level: str
     for micro in (3, 64):
         policy = copy.deepcopy(base)
         if level == "chunk":
+            torch.manual_seed(0)
             policy.add_value_head(1)
         config = learning_config(
             algorithm={
@@ -228,6 +228,7 @@ def test_warm_up_trains_the_value_head_only(policy: OpenVLAOFT):
     before = weights(policy)
     learner.update(make_rollout(policy), iteration=0)
     assert changed(policy, before) == {"value_head"}
+    assert not any(p in learner.optimizer.state for p in learner._policy_parameters), "no moments either"
     learner.update(make_rollout(policy), iteration=1)
     assert "language_model" in changed(policy, before)
 
@@ -261,6 +262,7 @@ def test_critics_learn_a_constant_return(policy: OpenVLAOFT, kind: str):
     rollout.terminated = torch.zeros_like(rollout.terminated)
     rollout.terminated[..., 0] = True
     rollout.truncated, rollout.valid = torch.zeros_like(rollout.truncated), rollout.terminated.clone()
+    rollout.final_values = torch.zeros_like(rollout.final_values)
     losses = []
     for iteration in range(20):
         with torch.no_grad():
@@ -289,22 +291,28 @@ def test_trainer_and_rollout_agree_on_log_probs(policy: OpenVLAOFT, sampling: Sa
 @pytest.mark.parametrize("broken", ["reward", "log_probs"])
 def test_divergence_leaves_weights_as_they_were(policy: OpenVLAOFT, kind: str, broken: str):
     privileged = PrivilegedCritic(STATE, 2, 8)
-    learner = make_learner(
-        policy, learning_config(critic={"kind": kind}), privileged if kind == "privileged" else None
-    )
+    config = learning_config(critic={"kind": kind}, algorithm={"minibatch": 64, "micro_batch": 64})
+    learner = make_learner(policy, config, privileged if kind == "privileged" else None)
     rollout = make_rollout(policy)
-    # The value at a valid action of the very first decision.
     getattr(rollout, broken)[0, 0, 0] = math.nan
     before, critic_before = weights(policy), copy.deepcopy(privileged.state_dict())
-    with pytest.raises(DivergenceError, match="is nan: training stopped"):
-        for iteration in range(3):
-            learner.update(rollout, iteration)
-    if kind == "value_head" and broken == "reward":
-        assert not changed(policy, before)
-    if kind == "privileged" and broken == "reward":
-        assert not changed(policy, before)
+    with pytest.raises(DivergenceError, match=r"loss is nan: training stopped"):
+        learner.update(rollout, iteration=3)
+    assert not changed(policy, before)
+    if broken == "reward":
         assert all(torch.equal(critic_before[name], x) for name, x in privileged.state_dict().items())
+    # The next update is not spoilt by gradients that were left over.
+    learner.update(make_rollout(policy), iteration=3)
     assert all(torch.isfinite(x).all() for x in policy.state_dict().values())
+
+
+def test_an_infinite_gradient_diverges(policy: OpenVLAOFT):
+    learner = make_learner(policy, learning_config())
+    next(iter(learner._policy_parameters)).register_hook(lambda gradient: gradient / 0)
+    before = weights(policy)
+    with pytest.raises(DivergenceError, match=r"gradient of the policy is (nan|inf)"):
+        learner.update(make_rollout(policy), iteration=3)
+    assert not changed(policy, before)
 
 
 def test_target_kl_stops_after_the_epoch_that_passes_it(base: OpenVLAOFT):
@@ -353,5 +361,3 @@ def test_a_restored_learner_makes_the_same_update(base: OpenVLAOFT):
     restored.update(rollout, 1)
     assert not changed(twin, weights(policy))
     assert all(torch.equal(critic.state_dict()[name], x) for name, x in twin_critic.state_dict().items())
-
-

@@ -243,6 +243,8 @@ class ImitationConfig(Section):
     """Decisions per step."""
     learning_rate: Rate = 1e-3
     """Top of the schedule."""
+    label_width: NonNegative = 0.0
+    """Spread each label over neighbouring bins, by a Gaussian of this standard deviation; 0 is plain cross-entropy."""
     freeze_vision: bool = True
     """Keep towers and projector as they are; their features are then computed once."""
     grounding_share: Share = 0.25

@@ -180,7 +180,7 @@ def _ablate(
             assert scenario is not None
             fitting = simulator.instructions(scenario)
             choice = np.random.Generator(np.random.Philox(key=[NOISE_STREAM, scenario.index])).integers(len(fitting))
-            observation.instructions[row] = fitting[choice]
+            observation.instructions[row] = fitting[int(choice)]
     return observation
 
 

@@ -46,3 +46,13 @@ class ActionCodec:
     def encode(self, actions: Tensor) -> Tensor:
         """Un-normalised actions [B, C, A] to the nearest token ids [B, K]."""
         return self.quantize(self.scale.normalize(actions)).flatten(-2)
+
+
+def soft_labels(rows: Tensor, classes: int, width: float) -> Tensor:
+    """Labels [N] to distributions [N, classes]: a Gaussian of standard deviation `width`, in bins, around each label.
+
+    Bins are ordered, and a plain label calls the neighbour of the right one as wrong as the farthest (HL-Gauss,
+    Imani and White 2018).
+    """
+    distance = torch.arange(classes, device=rows.device) - rows[:, None]
+    return torch.softmax(-0.5 * (distance / width) ** 2, dim=-1)

@@ -142,8 +142,9 @@ class Policy(Protocol):
         """Values [B, V] alone, with gradient where enabled."""
         ...
 
-    def supervised_loss(self, inputs: Inputs, tokens: Tensor) -> Tensor:
-        """Cross-entropy of the action tokens [B, K], a scalar."""
+    def supervised_loss(self, inputs: Inputs, tokens: Tensor, label_width: float = 0.0) -> Tensor:
+        """Cross-entropy of the action tokens [B, K], a scalar. `label_width` spreads each label over neighbouring bins,
+        by a Gaussian of that standard deviation."""
         ...
 
     def tokenize_actions(self, actions: Tensor) -> Tensor:

@@ -1,3 +1,5 @@
+# torch leaves from_numpy untyped.
+# pyright: reportUnknownMemberType=false
 """Plays a policy against a host and gathers what the trainer needs.
 
 Shapes: T decisions per slot, B slots, C actions of a chunk, A action dimensions, K = C * A tokens.
@@ -5,7 +7,7 @@ Shapes: T decisions per slot, B slots, C actions of a chunk, A action dimensions
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +20,7 @@ from treadle.data.observation import Observation
 from treadle.data.rollout import Rollout
 from treadle.data.step import EpisodeResult, Step
 from treadle.policies.critic import Critic
-from treadle.policies.protocol import Inputs, Policy, Sampling
+from treadle.policies.protocol import Decision, Inputs, Policy, Sampling
 from treadle.rollout.stream import ScenarioStream
 from treadle.simulators.host import Host
 
@@ -30,7 +32,7 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str) -> Generator[None, None, None]:
         """Add the time of the `with` block to `name`."""
         start = time.perf_counter()
         try:
@@ -79,7 +81,12 @@ class Collector:
         if self._observation is None:
             with watch("simulate"):
                 self._observation = self._host.start()
-        inputs, steps, decided, values, states, indices = [], [], [], [], [], []
+        inputs: list[Inputs] = []
+        states: list[Tensor] = []
+        decided: list[Decision] = []
+        values: list[Tensor] = []
+        indices: list[list[int]] = []
+        steps: list[Step] = []
         episodes: list[EpisodeResult] = []
         final_values = torch.zeros(decisions, self._host.simulator.slots)
         for t in range(decisions):
@@ -90,9 +97,7 @@ class Collector:
                 inputs.append(prepared)
                 decided.append(decision)
                 states.append(state)
-                values.append(
-                    self._critic(None, state.to(self._device)) if self._critic.reads_state else decision.values
-                )
+                values.append(self._values(decision, state))
             indices.append([-1 if scenario is None else scenario.index for scenario in self._host.scenarios])
             with watch("simulate"):
                 step = self._host.step(decision.actions.cpu().numpy())
@@ -146,6 +151,13 @@ class Collector:
                 self._noise[slot] = (episode, fresh)
             noise[slot] = self._noise[slot][1][elapsed[slot] // chunk]
         return torch.from_numpy(noise).to(self._device)
+
+    def _values(self, decision: Decision, state: Tensor) -> Tensor:
+        """[B, V]: the critic's values of what was decided on."""
+        if self._critic.reads_state:
+            return self._critic(None, state.to(self._device))
+        assert decision.values is not None
+        return decision.values
 
     def _first_value(self, observation: Observation) -> Tensor:
         """[rows]: the value before the first action."""

@@ -5,7 +5,7 @@ Shapes: n slots addressed by a call, C actions of a chunk, A action dimensions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,8 @@ class Simulator(Protocol):
 
     def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
         """Play `actions` [n, C, A] one after another, at most `limits` [n] of them in each slot; a slot stops at its
-        termination. Actions are in the policy's convention (un-normalised), gripper in [0, 1], 1 open."""
+        termination. Actions are in the policy's convention (un-normalised), gripper in [0, 1], 1 open.
+        """
         ...
 
     def observe(self, slots: Slots, out: Observation) -> None:
@@ -101,12 +102,14 @@ class Scenes(Protocol):
         ...
 
 
+@runtime_checkable
 class TeachingSimulator(Simulator, Protocol):
     """A simulator that can also teach: it has a scripted expert and renders scenes with the truth about them."""
 
     def expert(self, seed: int, *, miss_probability: float = 0.0, jitter: float = 0.0) -> Expert:
         """A controller that solves the simulator's own slots. `miss_probability` is the share of episodes with an
-        injected miss and recovery; `jitter` the noise of its translations in metres."""
+        injected miss and recovery; `jitter` the noise of its translations in metres.
+        """
         ...
 
     def scenes(self, count: int, seed: int) -> Scenes:

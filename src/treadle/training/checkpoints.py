@@ -3,6 +3,7 @@
 import pickle
 import shutil
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,10 @@ def load_trainer(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / TRAINER
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        # A file of another kind torch would take for its format of old, and fail in any of a dozen ways.
+        if zipfile.is_zipfile(path):
+            return torch.load(path, map_location="cpu", weights_only=True)
+        reason = f"it is cut short or of another kind, {path.stat().st_size} bytes"
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{path}: cannot be read ({reason}); remove {checkpoint} to resume from the one before"
-        ) from error
+    raise CheckpointError(f"{path}: cannot be read ({reason}); remove {checkpoint} to resume from the one before")

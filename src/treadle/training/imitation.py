@@ -28,11 +28,10 @@ def imitate(
 
     Batches are drawn from seeded permutations of all decisions, remainders carried into the next one.
     """
-    policy.freeze(vision=config.freeze_vision)
+    parameters = policy.freeze(vision=config.freeze_vision)["policy"]
     chunks = cut_chunks(demonstrations.actions, demonstrations.episode_index, policy.chunk)
     tokens = policy.tokenize_actions(torch.from_numpy(chunks))
     inputs = _prepare(policy, demonstrations, config.freeze_vision)
-    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     parameters += list(grounding.head.layer.parameters()) if grounding else []
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
@@ -45,7 +44,9 @@ def imitate(
         while len(order) < config.batch - scenes:
             order = torch.cat([order, torch.randperm(len(tokens), generator=generator)])
         rows, order = order[: config.batch - scenes], order[config.batch - scenes :]
-        loss = imitation = policy.supervised_loss(inputs.take(rows).to(policy.device), tokens[rows].to(policy.device))
+        loss = imitation = policy.supervised_loss(
+            inputs.take(rows).to(policy.device), tokens[rows].to(policy.device), config.label_width
+        )
         if grounding is not None and scenes:
             loss = loss + grounding.loss(scenes)[0]
         for group in optimizer.param_groups:

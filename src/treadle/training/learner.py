@@ -4,6 +4,7 @@ Shapes: T decisions per slot, B slots, N = T * B decisions of a rollout, C actio
 K = C * A tokens, V values per decision.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -191,6 +192,8 @@ class Learner:
                     loss_sum += float(loss.detach())
                     value_sum += float(value.detach())
                 assert total is not None
+                self._finite("policy loss", loss_sum)
+                self._finite("value loss", value_sum)
                 norms.append(self._step(iteration))
                 totals.append(total)
                 epoch_kl.append(float(total.kl))
@@ -245,7 +248,8 @@ class Learner:
                 loss = self._value_loss(samples, rows, values, self._value_mask(samples.valid[rows]).sum())[0]
                 loss.backward()
                 norm = nn.utils.clip_grad_norm_(self._critic_parameters, self._config.optimizer.gradient_norm)
-                self._finite("gradient of the critic", norm)
+                self._finite("value loss", float(loss.detach()))
+                self._finite("gradient of the critic", float(norm))
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
                 losses.append(float(loss.detach()))
@@ -270,9 +274,9 @@ class Learner:
         """Clip, check and apply gradients; returns the policy's gradient norm."""
         limit = self._config.optimizer.gradient_norm
         norm = nn.utils.clip_grad_norm_(self._policy_parameters, limit)
-        self._finite("gradient of the policy", norm)
+        self._finite("gradient of the policy", float(norm))
         if not self.critic.reads_state:
-            self._finite("gradient of the critic", nn.utils.clip_grad_norm_(self._critic_parameters, limit))
+            self._finite("gradient of the critic", float(nn.utils.clip_grad_norm_(self._critic_parameters, limit)))
             if iteration < self._config.critic.warmup_iterations:
                 for parameter in self._policy_parameters:
                     parameter.grad = None
@@ -280,11 +284,11 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
-    def _finite(self, name: str, x: Tensor) -> None:
-        if not bool(torch.isfinite(x)):
+    def _finite(self, name: str, x: float) -> None:
+        if not math.isfinite(x):
             self.optimizer.zero_grad(set_to_none=True)
             raise DivergenceError(
-                f"{name} is {float(x)}: training stopped, and the last checkpoint is as it was. Lower "
+                f"{name} is {x}: training stopped, and the last checkpoint is as it was. Lower "
                 "optimizer.learning_rate or optimizer.gradient_norm, and resume with the same command"
             )
 

@@ -208,7 +208,7 @@ class Run:
         folder = self.directory / "videos"
         folder.mkdir(exist_ok=True)
         index = folder / "videos.json"
-        entries = read_json(index) if index.exists() else [{"index": i} for i in range(count)]
+        entries: list[dict[str, Any]] = read_json(index) if index.exists() else [{"index": i} for i in range(count)]
         for i, (result, frames) in enumerate(films):
             write_video(folder / f"{name}-{i}.mp4", frames, simulator.spec.control_hz / 2)
             entries[i] |= {"scenario": result.scenario.id, "instruction": result.scenario.instruction}

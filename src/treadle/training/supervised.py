@@ -1,5 +1,6 @@
 """The supervised stage: perception from rendered scenes, then imitation of demonstrations."""
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from treadle.config.run_directory import create_run_directory
 from treadle.config.schema import SupervisedConfig
 from treadle.data.demonstrations import Demonstrations, read_demonstrations
 from treadle.devices import choose_device, use_threads
+from treadle.errors import ConfigError
 from treadle.evaluation.evaluate import evaluate_policy, manifest
 from treadle.policies import load_policy
 from treadle.policies.openvla_oft import OpenVLAOFT, create, tiny_config
@@ -20,9 +22,9 @@ from treadle.policies.prompt import build_tokenizer
 from treadle.reporting.console import RunConsole
 from treadle.reporting.files import to_json, write_atomically
 from treadle.reporting.machine import write_machine
-from treadle.reporting.metrics import MetricsWriter
+from treadle.reporting.metrics import METRICS_FILE, MetricsWriter
 from treadle.simulators.build import build_simulator
-from treadle.simulators.protocol import TeachingSimulator
+from treadle.simulators.protocol import Simulator, TeachingSimulator
 from treadle.training.demonstrations import record_demonstrations
 from treadle.training.grounding import Grounding, pretrain_jointly, pretrain_towers
 from treadle.training.imitation import dataset_statistics, imitate
@@ -34,6 +36,8 @@ REPORT_EVERY = 50
 def train_supervised(config: SupervisedConfig) -> Path:
     """Run a supervised recipe; returns the run's folder, whose `policy/` is the checkpoint.
 
+    The same call after a run that was cut short starts over, on the demonstrations that were recorded.
+
     Raises:
         TreadleError: Anything that is the user's to mend.
     """
@@ -44,18 +48,19 @@ def train_supervised(config: SupervisedConfig) -> Path:
     run = create_run_directory(config)
     write_machine(run, str(device))
     simulator = build_simulator(config.simulator)
-    stages = _Stages(config)
+    resumed = 0 if (run / METRICS_FILE).exists() else None
     try:
-        with RunConsole(config.name, stages.total) as console, MetricsWriter(run) as writer:
-            stages.console, stages.writer = console, writer
-            dataset = config.dataset or _record(simulator, config, run, console)
+        with RunConsole(config.name, _line_count(config)) as console, MetricsWriter(run, resumed) as writer:
+            stages = _Stages(console, writer)
+            dataset = config.dataset or _record(_teacher(simulator, config), config, run, console)
             demonstrations = read_demonstrations(dataset)
             grounding = None
             if start is None:
-                policy = make_tiny_policy(config, simulator, demonstrations).to(device)
-                grounding = _ground(policy, simulator, config, stages)
+                teacher = _teacher(simulator, config)
+                policy = make_tiny_policy(config, teacher, demonstrations).to(device)
+                grounding = _ground(policy, teacher, config, stages)
             else:
-                policy = load_policy(start, device=config.device)
+                policy = load_policy(start, device=str(device))
             console.stage("imitating")
             imitate(
                 policy,
@@ -100,12 +105,9 @@ def make_tiny_policy(
 class _Stages:
     """Counts steps over all stages, and turns what they report into metrics."""
 
-    def __init__(self, config: SupervisedConfig) -> None:
-        grounding = config.grounding
-        steps = config.imitation.steps
-        if config.checkpoint is None:
-            steps += grounding.detection_steps + grounding.joint_steps
-        self.total = steps // REPORT_EVERY
+    def __init__(self, console: RunConsole, writer: MetricsWriter) -> None:
+        self.console = console
+        self._writer = writer
         self._start = time.perf_counter()
         self._lines = 0
 
@@ -121,20 +123,41 @@ class _Stages:
                 self._lines += 1
                 metrics = {"iteration": self._lines, "seconds": time.perf_counter() - self._start}
                 metrics |= {f"{stage}/{name}": x / REPORT_EVERY for name, x in zip(names, sums, strict=False)}
-                self.writer.write(metrics)
+                self._writer.write(metrics)
                 self.console.iteration(metrics)
                 sums = []
 
         return add
 
 
+def _line_count(config: SupervisedConfig) -> int:
+    """How many lines of metrics a run has."""
+    stages = [config.imitation.steps]
+    if config.checkpoint is None:
+        stages += [config.grounding.detection_steps, config.grounding.joint_steps]
+    return sum(steps // REPORT_EVERY for steps in stages)
+
+
+def _teacher(simulator: Simulator, config: SupervisedConfig) -> TeachingSimulator:
+    if not isinstance(simulator, TeachingSimulator):
+        raise ConfigError(
+            f"simulator.name {config.simulator.name!r}: it has no scripted expert and no scenes to learn from; "
+            "give both a dataset and a checkpoint"
+        )
+    return simulator
+
+
 def _record(simulator: TeachingSimulator, config: SupervisedConfig, run: Path, console: RunConsole) -> Path:
+    directory, unfinished = run / "demonstrations", run / ".demonstrations"
+    if directory.exists():
+        return directory
+    shutil.rmtree(unfinished, ignore_errors=True)
     console.stage("recording demonstrations")
     expert = simulator.expert(
         config.seed, miss_probability=config.demonstrations.miss_probability, jitter=config.demonstrations.jitter
     )
-    directory = run / "demonstrations"
-    rate = record_demonstrations(simulator, expert, config.demonstrations, directory, console.progress)
+    rate = record_demonstrations(simulator, expert, config.demonstrations, unfinished, console.progress)
+    unfinished.rename(directory)
     console.message(f"the expert solved {rate:.1%} of {config.demonstrations.episodes} scenarios")
     return directory
 

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from treadle.errors import ConfigError
 from treadle.policies import checkpoint
 from treadle.policies import sampling as distribution
-from treadle.policies.action_codec import ActionCodec
+from treadle.policies.action_codec import ActionCodec, soft_labels
 from treadle.policies.image import pixel_values, read_normalization, resize
 from treadle.policies.llama import bidirectional, make_bidirectional
 from treadle.policies.openvla_oft.config import TOWER_NAMES, OpenVLAOFTConfig, to_json
@@ -150,11 +150,12 @@ class OpenVLAOFT(nn.Module):
             raise ConfigError("the policy has no value head; give it one with add_value_head")
         return values
 
-    def supervised_loss(self, inputs: Inputs, tokens: Tensor) -> Tensor:
-        """Mean cross-entropy of the action tokens [B, K] over the 256 action rows."""
+    def supervised_loss(self, inputs: Inputs, tokens: Tensor, label_width: float = 0.0) -> Tensor:
+        """Mean cross-entropy of the action tokens [B, K] over the 256 action rows; see `Policy.supervised_loss`."""
         logits, _ = self._logits(inputs)
-        rows = tokens - self.codec.first_id
-        return F.cross_entropy(logits.flatten(0, 1), rows.flatten())
+        rows = (tokens - self.codec.first_id).flatten()
+        labels = soft_labels(rows, logits.shape[-1], label_width) if label_width else rows
+        return F.cross_entropy(logits.flatten(0, 1), labels)
 
     def tokenize_actions(self, actions: Tensor) -> Tensor:
         """Un-normalised actions [B, C, A] to the nearest tokens [B, K]."""

@@ -1,0 +1,99 @@
+"""Checkpoints: whole or absent, whatever goes wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from treadle.errors import CheckpointError, OutputError
+from treadle.training import checkpoints
+from treadle.training.checkpoints import list_checkpoints, load_trainer, save_checkpoint
+
+
+class FakePolicy:
+    """Saves a file, or fails halfway."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir()
+        (directory / "weights").write_text("half")
+        if self.error is not None:
+            raise self.error
+
+
+def save(directory: Path, iteration: int, policy: FakePolicy | None = None, **state: Any) -> Path:
+    return save_checkpoint(directory, iteration, policy or FakePolicy(), state)  # type: ignore[arg-type]
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path):
+    state = {"tensor": torch.arange(3.0), "plain": [{"a": 1, "b": [0.1, None]}]}
+    path = save(tmp_path / "checkpoints", 12, **state)
+    assert path.name == "iteration-000012"
+    assert (path / "policy" / "weights").is_file()
+    loaded = load_trainer(path)
+    assert torch.equal(loaded.pop("tensor"), state["tensor"])
+    assert loaded == {"iteration": 12, "plain": state["plain"]}
+
+
+def test_the_last_two_stay_in_order_of_iteration(tmp_path: Path):
+    for iteration in (9, 10, 99, 100):
+        save(tmp_path, iteration)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["iteration-000099", "iteration-000100"]
+
+
+def test_an_iteration_is_saved_again(tmp_path: Path):
+    save(tmp_path, 5, x=1)
+    assert load_trainer(save(tmp_path, 5, x=2))["x"] == 2
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OutputError("full"), KeyboardInterrupt()])
+def test_a_policy_that_cannot_be_written_leaves_earlier_checkpoints(tmp_path: Path, error: Exception):
+    good = save(tmp_path, 1, x=1)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OutputError):
+        save(tmp_path, 2, FakePolicy(error))
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OutputError):
+        save(tmp_path, 1, FakePolicy(error), x=2)
+    assert list(tmp_path.iterdir()) == [good]
+    assert load_trainer(good)["x"] == 1
+
+
+def test_a_full_disk_under_torch_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    good = save(tmp_path, 1)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(checkpoints.torch, "save", fail)
+    with pytest.raises(OutputError, match=r"iteration-000002: cannot save the checkpoint .*failed writing.*free space"):
+        save(tmp_path, 2)
+    assert list(tmp_path.iterdir()) == [good]
+
+
+def test_what_a_killed_run_left_is_swept_away(tmp_path: Path):
+    (tmp_path / ".saving-killed" / "policy").mkdir(parents=True)
+    save(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["iteration-000001"]
+
+
+def test_no_checkpoints(tmp_path: Path):
+    assert list_checkpoints(tmp_path / "absent") == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "text", "missing", "code"])
+def test_a_damaged_trainer_file_is_named(tmp_path: Path, damage: str):
+    checkpoint = save(tmp_path, 3, tensor=torch.arange(1000.0))
+    path = checkpoint / "trainer.pt"
+    content = path.read_bytes()
+    damaged = {"cut": content[: len(content) // 2], "empty": b"", "garbage": bytes(range(256)) * 8, "text": b"hello\n"}
+    if damage == "missing":
+        path.unlink()
+    elif damage == "code":
+        torch.save({"iteration": 3, "path": Path("/")}, path)
+    else:
+        path.write_bytes(damaged[damage])
+    with pytest.raises(CheckpointError, match=r"trainer.pt: cannot be read .*; remove .*iteration-000003 to resume"):
+        load_trainer(checkpoint)

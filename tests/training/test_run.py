@@ -1,0 +1,302 @@
+"""Whole runs on the real tabletop: what they write, and that stopping and resuming changes nothing."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from miniature import run_config
+from treadle.config.schema import CriticConfig, EvaluationConfig, SimulatorConfig, TrainConfig
+from treadle.data.scenario import Scenario
+from treadle.data.step import EpisodeResult
+from treadle.errors import CheckpointError, ConfigError, OutputError
+from treadle.policies import load_policy
+from treadle.reporting.metrics import read_metrics
+from treadle.training.checkpoints import list_checkpoints
+from treadle.training.learner import Learner
+from treadle.training.loop import summarize, train
+from treadle.training.run import Run, build_critic
+
+pytestmark = pytest.mark.integration
+
+SUITES = {"in_distribution", "vision"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> tuple[TrainConfig, Path]:
+    """Four iterations in one go, with evaluation and a video."""
+    evaluation = EvaluationConfig(suites=("train", "vision"), episodes=4, slots=3, videos=1)
+    config = run_config(tmp_path_factory.mktemp("whole"), checkpoint, evaluation=evaluation)
+    return config, train(config)
+
+
+def numbers(directory: Path) -> list[dict[str, float]]:
+    """The metrics of a run, less wall times."""
+    rows = read_metrics(directory)
+    return [
+        {key: x for key, x in row.items() if not key.startswith(("time/", "speed/")) and key != "seconds"}
+        for row in rows
+    ]
+
+
+def final_weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_policy(directory / "policy", device="cpu").state_dict()  # type: ignore[attr-defined]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert numbers(one) == numbers(other)
+    left, right = final_weights(one), final_weights(other)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, iteration: int, act: Any) -> None:
+    """Do `act` in the middle of one iteration."""
+    update = Learner.update
+
+    def disturbed(self: Learner, rollout: Any, now: int) -> dict[str, float]:
+        if now == iteration:
+            act()
+        return update(self, rollout, now)
+
+    monkeypatch.setattr(Learner, "update", disturbed)
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_writes_all_it_promises(whole: tuple[TrainConfig, Path]):
+    config, directory = whole
+    assert directory == config.output / "run"
+    rows = read_metrics(directory)
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
+    assert {
+        "seconds",
+        "rollout/episodes",
+        "rollout/control_steps",
+        "time/simulate",
+        "time/generate",
+        "time/critic",
+        "time/iteration",
+        "speed/control_steps_per_second",
+        "critic/loss",
+        "critic/explained_variance",
+        "critic/mean_return",
+        "update/learning_rate",
+    } <= rows[0].keys()
+    assert {"update/policy_loss", "update/log_prob_gap", "update/steps", "time/update"} <= rows[1].keys() - rows[
+        0
+    ].keys()
+    assert all(row["update/log_prob_gap"] < 1e-4 for row in rows[1:])
+    assert rows[1]["update/steps"] == 4, "12 decisions in minibatches of 8 and 4, twice"
+    assert (directory / "report.html").stat().st_size > 10_000
+    assert [path.name for path in list_checkpoints(directory / "checkpoints")] == ["iteration-000004"]
+    assert (directory / "videos" / "base-0.mp4").is_file()
+    assert json.loads((directory / "machine.json").read_text())["device"] == "cpu"
+
+
+def test_the_summary_has_every_key(whole: tuple[TrainConfig, Path]):
+    _, directory = whole
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary.keys() == {
+        *("base", "final", "seconds", "peak_rss_mb", "env_steps", "control_steps_per_second", "versions", "seed")
+    }
+    assert summary["base"].keys() == summary["final"].keys() == SUITES
+    assert all(suite["episodes"] == 4 for suite in summary["final"].values())
+    assert summary["seconds"].keys() == {"evaluate_base", "train", "evaluate_final"}
+    assert all(seconds > 0 for seconds in summary["seconds"].values())
+    assert summary["env_steps"] == sum(row["rollout/control_steps"] for row in read_metrics(directory))
+    assert summary["seed"] == 5
+
+
+def test_evaluations_name_the_weights_that_they_measured(whole: tuple[TrainConfig, Path], checkpoint: Path):
+    _, directory = whole
+    base, final = (json.loads((directory / "evaluation" / f"{name}.json").read_text()) for name in ("base", "final"))
+    assert base["manifest"]["checkpoint"] == checkpoint.name
+    assert base["manifest"]["weights_sha256"] != final["manifest"]["weights_sha256"]
+    assert base["suites"]["vision"]["settings"].keys() > {"vision/noise"}
+
+
+def test_films_are_of_the_same_scenarios_before_and_after(whole: tuple[TrainConfig, Path]):
+    _, directory = whole
+    (entry,) = json.loads((directory / "videos" / "videos.json").read_text())
+    assert entry["scenario"] == "tabletop/train/evaluation/000000"
+    assert entry["base"].keys() == entry["final"].keys() == {"file", "success", "length"}
+
+
+def test_training_changes_the_policy_and_not_its_eyes(whole: tuple[TrainConfig, Path], checkpoint: Path):
+    _, directory = whole
+    before, after = load_policy(checkpoint, device="cpu").state_dict(), final_weights(directory)  # type: ignore[attr-defined]
+    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"language_model", "proprio_projector"}
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(
+    whole: tuple[TrainConfig, Path], tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = run_config(tmp_path, checkpoint)
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1, press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert signal.getsignal(signal.SIGINT) is handler
+    directory = tmp_path / "run"
+    assert [path.name for path in list_checkpoints(directory / "checkpoints")] == ["iteration-000002"]
+    assert len(read_metrics(directory)) == 2
+    assert not (directory / "summary.json").exists()
+    train(config)
+    assert_same_run(directory, whole[1])
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["env_steps"] == sum(row["rollout/control_steps"] for row in read_metrics(directory))
+
+
+@pytest.mark.parametrize(("crash", "kept"), [(0, 0), (1, 0), (3, 2)])
+def test_a_crash_costs_what_was_not_saved_and_no_more(
+    whole: tuple[TrainConfig, Path],
+    tmp_path: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    crash: int,
+    kept: int,
+):
+    config = run_config(tmp_path, checkpoint, save_every=2)
+    with monkeypatch.context() as patch:
+
+        def fail() -> None:
+            raise RuntimeError("power cut")
+
+        interrupt_at(patch, crash, fail)
+        with pytest.raises(RuntimeError, match=r"power cut"):
+            train(config)
+    directory = tmp_path / "run"
+    assert len(list_checkpoints(directory / "checkpoints")) == bool(kept)
+    train(config)
+    assert [row["iteration"] for row in read_metrics(directory)] == [1, 2, 3, 4]
+    assert_same_run(directory, whole[1])
+
+
+def test_the_second_ctrl_c_stops_at_once(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    def twice() -> None:
+        press_ctrl_c()
+        press_ctrl_c()
+
+    interrupt_at(monkeypatch, 1, twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(run_config(tmp_path, checkpoint))
+    assert len(read_metrics(tmp_path / "run")) == 1
+    assert not list_checkpoints(tmp_path / "run" / "checkpoints")
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint_and_its_lines(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    saves: list[Path] = []
+
+    def fill(state: Any, path: Path, save: Any = torch.save) -> None:
+        saves.append(path)
+        if len(saves) > 1:
+            raise OSError(28, "No space left on device")
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", fill)
+    with pytest.raises(OutputError, match=r"iteration-000002: cannot save the checkpoint .*No space left"):
+        train(run_config(tmp_path, checkpoint, save_every=1))
+    directory = tmp_path / "run"
+    (kept,) = (directory / "checkpoints").iterdir()
+    assert kept.name == "iteration-000001"
+    (kept / "trainer.pt").write_bytes(b"garbage")
+    with pytest.raises(CheckpointError, match=r"iteration-000001.*trainer\.pt: cannot be read"):
+        train(run_config(tmp_path, checkpoint, save_every=1))
+
+
+def test_another_configuration_does_not_resume_a_run(whole: tuple[TrainConfig, Path]):
+    config, _ = whole
+    with pytest.raises(OutputError, match=r"decisions is 3 there and 2 here"):
+        train(config.model_copy(update={"decisions": 2}))
+
+
+def test_the_base_is_measured_once(whole: tuple[TrainConfig, Path], monkeypatch: pytest.MonkeyPatch):
+    config, directory = whole
+    before = (directory / "evaluation" / "base.json").read_bytes()
+    asked: list[str] = []
+    monkeypatch.setattr(Run, "_evaluate", lambda self, name, checkpoint: asked.append(name))
+    with Run.open(config) as run:
+        assert run.iteration == 4
+        run.evaluate_base()
+    assert not asked
+    assert (directory / "evaluation" / "base.json").read_bytes() == before
+
+
+def test_a_run_that_cannot_be_built_closes_its_simulator(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import fakes
+
+    built: list[fakes.FakeSimulator] = []
+
+    class Stateless(fakes.FakeSimulator):
+        def __init__(self, slots: int, *, horizon: int, threads: int) -> None:
+            super().__init__(slots, horizon=horizon)
+            object.__setattr__(self.spec, "state_dim", 0)
+            built.append(self)
+
+    monkeypatch.setattr(fakes, "Stateless", Stateless, raising=False)
+    simulator = SimulatorConfig(name="fakes:Stateless", slots=2)
+    with pytest.raises(ConfigError, match=r"critic.kind 'privileged'.*'fakes:Stateless' offers no privileged state"):
+        train(run_config(tmp_path, checkpoint, simulator=simulator))
+    assert [simulator.closed for simulator in built] == [True]
+
+
+@pytest.mark.parametrize(("level", "outputs"), [("action", 4), ("chunk", 1)])
+def test_the_value_head_fits_the_reward_level(tmp_path: Path, checkpoint: Path, level: str, outputs: int):
+    config = run_config(tmp_path, checkpoint, critic=CriticConfig())
+    config = config.model_copy(update={"algorithm": config.algorithm.model_copy(update={"reward_level": level})})
+    policy = load_policy(checkpoint, device="cpu")
+    build_critic(config, policy, 0, torch.device("cpu"))
+    assert policy.value_outputs == outputs
+    head = policy.value_head  # type: ignore[attr-defined]
+    build_critic(config, policy, 0, torch.device("cpu"))
+    assert policy.value_head is head, "a head that fits is kept, as on resuming"  # type: ignore[attr-defined]
+
+
+def test_a_value_head_run_resumes_exactly(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    fields: dict[str, Any] = {"critic": CriticConfig(warmup_iterations=1), "iterations": 3}
+    one = train(run_config(tmp_path / "one", checkpoint, **fields))
+    config = run_config(tmp_path / "other", checkpoint, **fields)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1, press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert_same_run(one, train(config))
+
+
+def test_summarize_averages_over_episodes():
+    import numpy as np
+
+    from treadle.data.rollout import Rollout
+
+    what = Scenario("fake", "train", "task", "train", 0, "do")
+    episodes = [EpisodeResult(what, True, False, 2.0, 3), EpisodeResult(what, False, False, 1.0, 6)]
+    x = torch.zeros(1, 1)
+    rollout = Rollout(
+        *([], x, x, x, x, x, x, x, torch.tensor([[[True, True, False]]]), x, x[0], x),  # type: ignore[arg-type]
+        scenario_index=np.zeros((1, 1), np.int64),
+        episodes=episodes,
+        seconds={"simulate": 0.5},
+    )
+    assert summarize(rollout) == {
+        "rollout/episodes": 2,
+        "rollout/control_steps": 2,
+        "time/simulate": 0.5,
+        "rollout/success": 0.5,
+        "rollout/return": 1.5,
+        "rollout/length": 4.5,
+    }
+    rollout.episodes = []
+    assert "rollout/success" not in summarize(rollout)

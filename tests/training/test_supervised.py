@@ -1,0 +1,240 @@
+"""Demonstrations, imitation, and a supervised run in miniature."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from miniature import IMAGE, INSTRUCTIONS, SIMULATOR, make_policy
+from treadle.config.schema import (
+    DemonstrationConfig,
+    EvaluationConfig,
+    GroundingConfig,
+    ImitationConfig,
+    SupervisedConfig,
+    TinyModelConfig,
+)
+from treadle.data.demonstrations import Demonstrations, read_demonstrations
+from treadle.errors import ConfigError
+from treadle.policies import load_policy
+from treadle.simulators.tabletop import Tabletop
+from treadle.training.demonstrations import action_names, cut_chunks, record_demonstrations
+from treadle.training.grounding import cosine
+from treadle.training.imitation import dataset_statistics, imitate
+from treadle.training.supervised import train_supervised
+
+
+def make_demonstrations(lengths: tuple[int, ...] = (6, 4)) -> Demonstrations:
+    """Random frames with actions that depend on the place in the episode."""
+    rng = np.random.default_rng(0)
+    count = sum(lengths)
+    frame_index = np.concatenate([np.arange(n) for n in lengths])
+    actions = np.repeat(np.sin(frame_index)[:, None] * 0.02, 7, axis=1).astype(np.float32)
+    actions[:, 6] = frame_index % 2
+    episodes = np.repeat(np.arange(len(lengths)), lengths)
+    return Demonstrations(
+        frames=rng.integers(0, 256, (count, 1, IMAGE, IMAGE, 3), dtype=np.uint8),
+        state=rng.uniform(-1, 1, (count, 7)).astype(np.float32),
+        actions=actions,
+        episode_index=episodes,
+        frame_index=frame_index,
+        instructions=[INSTRUCTIONS[episode] for episode in episodes],
+        success=None,
+        scenarios=None,
+        cameras=("front",),
+        fps=20,
+    )
+
+
+def test_chunks_end_with_their_episode_standing_still_with_the_gripper_as_it_was():
+    actions = np.array([[1, 0], [2, 1], [3, 0], [4, 1], [5, 1]], np.float32)
+    chunks = cut_chunks(actions, np.array([0, 0, 0, 1, 1]), chunk=3)
+    assert chunks.tolist() == [
+        [[1, 0], [2, 1], [3, 0]],
+        [[2, 1], [3, 0], [0, 0]],
+        [[3, 0], [0, 0], [0, 0]],
+        [[4, 1], [5, 1], [0, 1]],
+        [[5, 1], [0, 1], [0, 1]],
+    ]
+    assert actions[2].tolist() == [3, 0]
+
+
+def test_chunks_of_one_are_the_actions():
+    actions = np.arange(8, dtype=np.float32).reshape(4, 2)
+    assert np.array_equal(cut_chunks(actions, np.array([0, 1, 1, 2]), 1)[:, 0], actions)
+
+
+def test_action_names():
+    assert action_names(7)[-1] == "gripper"
+    assert action_names(2) == ["a0", "a1"]
+
+
+def test_statistics_of_a_data_set():
+    statistics = dataset_statistics(make_demonstrations())
+    action, proprioception = statistics["action"], statistics["proprio"]
+    assert action["mask"] == [True] * 6 + [False]
+    assert proprioception["mask"] == [True] * 7
+    assert action["max"][6] == 1.0
+    assert action["min"][0] == pytest.approx(np.sin(5) * 0.02)
+    assert len(action["q01"]) == len(proprioception["q99"]) == 7
+    assert (statistics["num_transitions"], statistics["num_trajectories"]) == (10, 2)
+
+
+def test_the_rate_warms_up_and_falls_to_nothing():
+    rates = [cosine(step, 150) for step in range(151)]
+    assert rates[0] == 1 / 50
+    assert rates[49] == rates[50] == 1
+    assert rates[100] == pytest.approx(0.5)
+    assert rates[150] == pytest.approx(0)
+    assert max(np.abs(np.diff(rates))) < 0.03
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_imitation_learns_two_demonstrations(tmp_path: Path, freeze: bool):
+    policy = make_policy(tmp_path)
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    lines: list[tuple[int, float, float]] = []
+    config = ImitationConfig(
+        steps=40 if freeze else 6, batch=8, learning_rate=5e-3, freeze_vision=freeze, grounding_share=0
+    )
+    imitate(policy, make_demonstrations(), config, 0, None, lambda *line: lines.append(line))
+    assert [line[0] for line in lines] == list(range(config.steps))
+    assert all(loss == total for _, loss, total in lines)
+    changed = {name.partition(".")[0] for name, x in policy.state_dict().items() if not torch.equal(x, before[name])}
+    assert changed == {"language_model", "proprio_projector"} | (set() if freeze else {"vision_backbone", "projector"})
+    if freeze:
+        assert lines[-1][1] < 0.5 * lines[0][1]
+    assert not policy.training
+
+
+def _keep(lines: list[tuple[int, float, float]], *line: float) -> None:
+    lines.append(line)  # type: ignore[arg-type]
+
+
+def test_imitation_is_reproducible_and_its_order_is_the_seeds(tmp_path: Path):
+    losses = []
+    for seed in (0, 0, 1):
+        lines: list[tuple[int, float, float]] = []
+        config = ImitationConfig(steps=3, batch=4, grounding_share=0)
+        imitate(make_policy(tmp_path), make_demonstrations(), config, seed, None, partial(_keep, lines))
+        losses.append(lines)
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_every_decision_is_seen_before_any_is_seen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    policy = make_policy(tmp_path)
+    demonstrations = make_demonstrations()
+    rows: list[float] = []
+    inner = policy.supervised_loss
+
+    def spy(inputs, tokens, *rest):
+        rows.extend(inputs.proprioception[:, 0].tolist())
+        return inner(inputs, tokens, *rest)
+
+    monkeypatch.setattr(policy, "supervised_loss", spy)
+    imitate(policy, demonstrations, ImitationConfig(steps=5, batch=4, grounding_share=0), 0, None, lambda *_: None)
+    # 10 decisions, 5 batches of 4: two whole passes, the third batch across both.
+    assert len(rows) == 20
+    assert len(set(rows[:10])) == len(set(rows[10:])) == 10
+
+
+@pytest.mark.integration
+def test_recorded_demonstrations_are_read_back(tmp_path: Path):
+    simulator = Tabletop(2, horizon=60, image_size=IMAGE, threads=1)
+    progress: list[tuple[int, int]] = []
+    config = DemonstrationConfig(episodes=3, miss_probability=0, jitter=0)
+    rate = record_demonstrations(
+        simulator, simulator.expert(0), config, tmp_path / "d", lambda *done: progress.append(done)
+    )
+    assert rate == 1.0
+    assert progress[-1] == (3, 3)
+    demonstrations = read_demonstrations(tmp_path / "d")
+    scenarios = simulator.scenarios("train", "train")[:3]
+    assert demonstrations.scenarios == [scenario.id for scenario in scenarios]
+    assert demonstrations.cameras == ("front",)
+    assert demonstrations.fps == round(simulator.spec.control_hz)
+    starts = np.flatnonzero(demonstrations.frame_index == 0)
+    assert [demonstrations.instructions[start] for start in starts] == [scenario.instruction for scenario in scenarios]
+    # Playing the recorded actions solves each scenario at the last of them, and meets the recorded states.
+    for scenario, rows in zip(scenarios, np.split(np.arange(len(demonstrations.actions)), starts[1:]), strict=True):
+        slot = np.array([0])
+        simulator.reset(slot, [scenario])
+        outcome = simulator.step(slot, demonstrations.actions[rows][None], np.array([len(rows)]))
+        assert outcome.success[0].tolist() == [False] * (len(rows) - 1) + [True]
+    assert demonstrations.state.shape[1] == simulator.spec.proprioception_dim
+    simulator.close()
+
+
+@pytest.fixture(scope="module")
+def supervised(tmp_path_factory: pytest.TempPathFactory) -> tuple[SupervisedConfig, Path]:
+    config = SupervisedConfig(
+        name="tiny",
+        output=tmp_path_factory.mktemp("runs"),
+        device="cpu",
+        torch_threads=1,
+        model=TinyModelConfig(width=32, layers=2, mlp=64, tower_widths=((16, 16, 32, 32), (8, 8, 16, 16))),
+        simulator=SIMULATOR.model_copy(update={"slots": 2, "horizon": 60}),
+        grounding=GroundingConfig(scenes=32, detection_steps=50, joint_steps=50, batch=4),
+        demonstrations=DemonstrationConfig(episodes=2, miss_probability=0),
+        imitation=ImitationConfig(steps=50, batch=8),
+        evaluation=EvaluationConfig(suites=("train",), episodes=2, slots=2, videos=0),
+    )
+    return config, train_supervised(config)
+
+
+@pytest.mark.integration
+def test_a_supervised_run_makes_a_checkpoint(supervised: tuple[SupervisedConfig, Path]):
+    config, directory = supervised
+    assert directory == config.output / "tiny"
+    policy = load_policy(directory / "policy", device="cpu")
+    assert (policy.chunk, policy.action_dim) == (4, 7)
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3]
+    assert lines[0].keys() >= {"detection/loss", "detection/object_error", "detection/plate_error"}
+    assert lines[1].keys() >= {"grounding/loss", "grounding/object_error", "grounding/plate_error"}
+    assert lines[2].keys() >= {"imitation/loss", "imitation/total"}
+    assert lines[2]["imitation/total"] > lines[2]["imitation/loss"], "scenes are mixed in"
+    report = json.loads((directory / "evaluation" / "base.json").read_text())
+    assert report["suites"]["train"]["episodes"] == 2
+    assert report["manifest"]["checkpoint"] == "policy"
+    assert len(read_demonstrations(directory / "demonstrations").actions) > 10
+
+
+@pytest.mark.integration
+def test_the_same_supervised_command_can_be_given_again(supervised: tuple[SupervisedConfig, Path]):
+    """A run that was cut short starts over, on the demonstrations that it had recorded."""
+    config, directory = supervised
+    before = (directory / "policy" / "model.safetensors").read_bytes()
+    half_written = directory / ".demonstrations"
+    half_written.mkdir()
+    (half_written / "data").touch()
+    assert train_supervised(config) == directory
+    assert (directory / "policy" / "model.safetensors").read_bytes() == before
+    assert len((directory / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.integration
+def test_a_supervised_run_from_a_checkpoint_and_a_data_set(
+    supervised: tuple[SupervisedConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config, directory = supervised
+    again = config.model_copy(
+        update={
+            "name": "again",
+            "output": tmp_path,
+            "checkpoint": str(directory / "policy"),
+            "dataset": directory / "demonstrations",
+        }
+    )
+    run = train_supervised(again)
+    assert not (run / "demonstrations").exists()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1]
+    assert lines[0]["imitation/total"] == lines[0]["imitation/loss"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="is no LeRobot dataset"):
+        train_supervised(again.model_copy(update={"name": "third", "dataset": Path("absent")}))
