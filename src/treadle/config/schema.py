@@ -146,6 +146,8 @@ class EvaluationConfig(Section):
     """Episodes per suite, each another scenario."""
     slots: Positive = 256
     """Episodes played at the same time."""
+    horizon: Positive | None = None
+    """Control steps after which an evaluated episode is cut; none takes simulator.horizon."""
     sampling: SamplingConfig = SamplingConfig(temperature=0.0)
     """How actions are chosen in evaluation."""
     videos: Natural = 4
@@ -177,6 +179,11 @@ class TrainConfig(Section):
     critic: CriticConfig = CriticConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def evaluation_horizon(self) -> int:
+        """Control steps after which an evaluated episode is cut."""
+        return self.evaluation.horizon or self.simulator.horizon
 
     @model_validator(mode="after")
     def _reward_and_critic_fit(self) -> Self:
@@ -249,6 +256,8 @@ class ImitationConfig(Section):
     """Keep towers and projector as they are; their features are then computed once."""
     grounding_share: Share = 0.25
     """Scenes mixed into each batch, as a share of it, so that perception is not forgotten."""
+    grounding_weight: Rate = 1.0
+    """Weight of their loss beside the cross-entropy."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay."""
 

@@ -128,7 +128,9 @@ def evaluate_checkpoint(
     built = build_simulator(simulator, slots=min(evaluation.slots, evaluation.episodes))
     ablation = Ablation(instructions, frames)
     try:
-        report = evaluate_policy(policy, built, simulator.horizon, evaluation, ablation=ablation, progress=progress)
+        report = evaluate_policy(
+            policy, built, evaluation.horizon or simulator.horizon, evaluation, ablation=ablation, progress=progress
+        )
     finally:
         built.close()
     report["manifest"] = manifest(checkpoint, simulator, evaluation) | {"ablation": asdict(ablation)}

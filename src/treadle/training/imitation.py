@@ -48,7 +48,7 @@ def imitate(
             inputs.take(rows).to(policy.device), tokens[rows].to(policy.device), config.label_width
         )
         if grounding is not None and scenes:
-            loss = loss + grounding.loss(scenes)[0]
+            loss = loss + config.grounding_weight * grounding.loss(scenes)[0]
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * cosine(step, config.steps)
         optimizer.zero_grad(set_to_none=True)

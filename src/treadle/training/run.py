@@ -182,7 +182,7 @@ class Run:
 
         try:
             report = evaluate_policy(
-                self.policy, simulator, config.simulator.horizon, config.evaluation, progress=progress
+                self.policy, simulator, config.evaluation_horizon, config.evaluation, progress=progress
             )
         finally:
             simulator.close()
@@ -202,7 +202,7 @@ class Run:
         try:
             scenarios = simulator.scenarios("train", "evaluation")[:count]
             sampling = Sampling(**self.config.evaluation.sampling.model_dump())
-            films = film(self.policy, simulator, scenarios, self.config.simulator.horizon, sampling, VIDEO_SIZE)
+            films = film(self.policy, simulator, scenarios, self.config.evaluation_horizon, sampling, VIDEO_SIZE)
         finally:
             simulator.close()
         folder = self.directory / "videos"

@@ -72,7 +72,9 @@ def train_supervised(config: SupervisedConfig) -> Path:
             )
             policy.save(run / "policy")
             console.stage("evaluating")
-            report = evaluate_policy(policy, simulator, config.simulator.horizon, config.evaluation)
+            report = evaluate_policy(
+                policy, simulator, config.evaluation.horizon or config.simulator.horizon, config.evaluation
+            )
     finally:
         simulator.close()
     report["manifest"] = manifest(run / "policy", config.simulator, config.evaluation)
