@@ -19,9 +19,9 @@ from rich.table import Table
 from treadle.config.loading import resolve_checkpoint
 from treadle.config.schema import PolicyConfig, SimulatorConfig
 from treadle.data.observation import Observation
+from treadle.files import to_json, write_atomically
 from treadle.policies import load_policy
 from treadle.policies.protocol import Policy, Sampling
-from treadle.reporting.files import to_json, write_atomically
 from treadle.reporting.machine import describe_machine
 from treadle.simulators.build import build_simulator
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from treadle.errors import OutputError
-from treadle.reporting.files import to_json, write_atomically
+from treadle.files import to_json, write_atomically
 
 
 def check_destination(path: Path | None) -> None:

@@ -24,9 +24,7 @@ RECIPES = _PACKAGE / "recipes"
 CHECKPOINTS = _PACKAGE / "checkpoints"
 
 
-def load_recipe(
-    name_or_path: str, overrides: Sequence[str] = (), model: type[Config] = TrainConfig
-) -> Config:
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: type[Config] = TrainConfig) -> Config:
     """The configuration of a run, from a packaged recipe or a TOML file and `section.key=value` overrides.
 
     Raises ConfigError for an unknown recipe, malformed TOML, and every unknown key or impossible value.

@@ -7,7 +7,7 @@ from typing import Any
 from treadle.config.describe import describe, toml_text
 from treadle.config.schema import SupervisedConfig, TrainConfig
 from treadle.errors import ConfigError, OutputError
-from treadle.reporting.files import write_atomically
+from treadle.files import write_atomically
 
 CONFIG = "config.json"
 

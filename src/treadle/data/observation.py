@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(slots=True)
 class Observation:
-    """Preallocated arrays that a simulator writes into, one row a slot; frames are uint8 until the policy reads them."""
+    """Arrays that a simulator writes into, one row a slot; frames are uint8 until the policy reads them."""
 
     frames: NDArray[np.uint8]
     """[B, cameras, H, W, 3], RGB, upright."""

@@ -15,7 +15,7 @@ class Critic(Protocol):
     """Values observations."""
 
     reads_state: bool
-    """It reads the privileged state alone; else it reads model inputs alone, and acting yields its values on the way."""
+    """It reads the privileged state alone; else model inputs alone, and acting yields its values on the way."""
 
     def __call__(self, inputs: Inputs | None, state: Tensor) -> Tensor:
         """Values [B, V] of B observations, given as model inputs and as privileged state [B, S]."""
@@ -31,6 +31,7 @@ class ValueHeadCritic:
         self._policy = policy
 
     def __call__(self, inputs: Inputs | None, state: Tensor) -> Tensor:
+        """See `Critic`."""
         assert inputs is not None
         return self._policy.values(inputs)
 
@@ -57,4 +58,5 @@ class PrivilegedCritic(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, inputs: Inputs | None, state: Tensor) -> Tensor:
+        """See `Critic`."""
         return self.layers(state.to(torch.float32))

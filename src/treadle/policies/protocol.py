@@ -3,7 +3,8 @@
 Shapes: B samples, C actions of a chunk, A action dimensions, K = C * A action tokens, V values per forward (1 or C).
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -22,12 +23,12 @@ class Sampling:
     top_k: int = 0
     """Keep the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
-    """Keep the smallest set of most likely tokens whose probability, after temperature and top-k, reaches this."""
+    """Keep the smallest set of most likely tokens whose probability after temperature and top-k reaches this."""
 
 
 @dataclass(slots=True)
 class Inputs:
-    """Model inputs of B samples. Either `frames` (uint8) or `features` (projected patches of frozen towers) is there."""
+    """Model inputs of B samples. Either `frames` (uint8) or `features` (projected patches) is there."""
 
     input_ids: Tensor
     """[B, L] prompt tokens, right-padded, int64."""
@@ -45,20 +46,34 @@ class Inputs:
 
     def take(self, rows: Tensor) -> "Inputs":
         """The given rows, in the given order."""
-        return Inputs(**{name: None if x is None else x[rows] for name, x in self._items()})
+        return self._map(lambda x: x[rows])
 
     def to(self, device: torch.device | str) -> "Inputs":
         """The same inputs on another device."""
-        return Inputs(**{name: None if x is None else x.to(device) for name, x in self._items()})
+        return self._map(lambda x: x.to(device))
 
     @staticmethod
     def cat(parts: "list[Inputs]") -> "Inputs":
         """Concatenate along samples; prompts must be padded to one length."""
-        columns = {name: [getattr(part, name) for part in parts] for name, _ in parts[0]._items()}
-        return Inputs(**{name: None if xs[0] is None else torch.cat(xs) for name, xs in columns.items()})
 
-    def _items(self) -> list[tuple[str, Tensor | None]]:
-        return [(field.name, getattr(self, field.name)) for field in fields(self)]
+        def column(name: str) -> Tensor | None:
+            tensors: list[Tensor | None] = [getattr(part, name) for part in parts]
+            present = [x for x in tensors if x is not None]
+            return torch.cat(present) if present else None
+
+        return Inputs(
+            torch.cat([part.input_ids for part in parts]),
+            torch.cat([part.attention_mask for part in parts]),
+            *(column(name) for name in ("frames", "features", "proprioception")),
+        )
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+        optional = (self.frames, self.features, self.proprioception)
+        return Inputs(
+            change(self.input_ids),
+            change(self.attention_mask),
+            *(None if x is None else change(x) for x in optional),
+        )
 
 
 @dataclass(slots=True)
@@ -144,7 +159,8 @@ class Policy(Protocol):
 
     def supervised_loss(self, inputs: Inputs, tokens: Tensor, label_width: float = 0.0) -> Tensor:
         """Cross-entropy of the action tokens [B, K], a scalar. `label_width` spreads each label over neighbouring bins,
-        by a Gaussian of that standard deviation."""
+        by a Gaussian of that standard deviation.
+        """
         ...
 
     def tokenize_actions(self, actions: Tensor) -> Tensor:
@@ -155,6 +171,10 @@ class Policy(Protocol):
         """Write a Hugging Face directory in the published layout."""
         ...
 
-    def train(self, mode: bool = True) -> Self: ...
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, as `torch.nn.Module.train`."""
+        ...
 
-    def eval(self) -> Self: ...
+    def eval(self) -> Self:
+        """Acting mode."""
+        ...

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from treadle.errors import OutputError
-from treadle.reporting.files import read_json
+from treadle.files import read_json
 from treadle.reporting.machine import MACHINE_FILE
 from treadle.reporting.metrics import METRICS_FILE, read_metrics
 from treadle.reporting.summary import SUMMARY_FILE

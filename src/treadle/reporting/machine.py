@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from treadle.reporting.files import to_json, write_atomically
+from treadle.files import to_json, write_atomically
 
 MACHINE_FILE = "machine.json"
 _PACKAGES = ("treadle", "torch", "transformers", "mujoco", "numpy")

@@ -12,7 +12,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from treadle.errors import OutputError
-from treadle.reporting.files import cannot_write, to_json, write_atomically
+from treadle.files import cannot_write, to_json, write_atomically
 
 # The generated modules build their classes at import, where a type checker cannot see them.
 _event = cast("Any", event_pb2)

@@ -10,9 +10,9 @@ from string import Template
 from typing import Any
 
 from treadle.config.schema import TrainConfig
+from treadle.files import to_json, write_atomically
 from treadle.reporting.curves import health_curves, learning_curves, metrics_table, role_bar
 from treadle.reporting.evaluation_table import evaluation_table, interval, percent
-from treadle.reporting.files import to_json, write_atomically
 from treadle.reporting.folder import RunFolder, read_run
 from treadle.reporting.summary import suite_name
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from treadle.reporting.files import to_json, write_atomically
+from treadle.files import to_json, write_atomically
 
 SUMMARY_FILE = "summary.json"
 

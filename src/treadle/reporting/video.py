@@ -13,7 +13,7 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from treadle.reporting.files import cannot_write
+from treadle.files import cannot_write
 
 Frames = NDArray[np.uint8]
 

@@ -15,11 +15,11 @@ from treadle.config.schema import TrainConfig
 from treadle.devices import choose_device, use_threads
 from treadle.errors import ConfigError
 from treadle.evaluation.evaluate import evaluate_policy, film, manifest
+from treadle.files import read_json, to_json, write_atomically
 from treadle.policies import load_policy
 from treadle.policies.critic import Critic, PrivilegedCritic, ValueHeadCritic
 from treadle.policies.protocol import Policy, Sampling
 from treadle.reporting.console import RunConsole
-from treadle.reporting.files import read_json, to_json, write_atomically
 from treadle.reporting.machine import peak_rss_mb, versions, write_machine
 from treadle.reporting.metrics import METRICS_FILE, MetricsWriter
 from treadle.reporting.report import write_report

@@ -16,11 +16,11 @@ from treadle.data.demonstrations import Demonstrations, read_demonstrations
 from treadle.devices import choose_device, use_threads
 from treadle.errors import ConfigError
 from treadle.evaluation.evaluate import evaluate_policy, manifest
+from treadle.files import to_json, write_atomically
 from treadle.policies import load_policy
 from treadle.policies.openvla_oft import OpenVLAOFT, create, tiny_config
 from treadle.policies.prompt import build_tokenizer
 from treadle.reporting.console import RunConsole
-from treadle.reporting.files import to_json, write_atomically
 from treadle.reporting.machine import write_machine
 from treadle.reporting.metrics import METRICS_FILE, MetricsWriter
 from treadle.simulators.build import build_simulator
