@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treadle.errors import CheckpointError
-from treadle.policies.action_codec import ActionCodec
+from treadle.policies.action_codec import ActionCodec, soft_labels
 from treadle.policies.statistics import Range, make_statistics, read_range, select_key
 
 
@@ -92,3 +94,12 @@ def test_statistics_that_do_not_fit() -> None:
         read_range({"action": {"q01": [0.0]}}, "action", "quantiles", "f.json")
     with pytest.raises(CheckpointError, match="has 1 q01, 2 q99"):
         read_range({"action": {"q01": [0.0], "q99": [1.0, 2.0]}}, "action", "quantiles", "f.json")
+
+
+def test_soft_labels_are_gaussians_around_the_label() -> None:
+    # width 1: weights exp(-d^2 / 2), so 1, e^-0.5, e^-2 at distances 0, 1, 2; normalised over the classes that exist.
+    soft = soft_labels(torch.tensor([0, 1]), classes=3, width=1.0)
+    near, far = math.exp(-0.5), math.exp(-2)
+    expected = torch.tensor([[1, near, far], [near, 1, near]])
+    torch.testing.assert_close(soft, expected / expected.sum(1, keepdim=True))
+    assert soft_labels(torch.tensor([5]), 256, 0.01)[0, 5] == 1

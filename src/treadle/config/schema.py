@@ -235,10 +235,13 @@ class DemonstrationConfig(Section):
 
     episodes: Positive = 200
     """How many, from the first scenarios of the training split."""
-    miss_probability: Share = 0.35
-    """Share of episodes with an injected miss, so that they show a recovery."""
-    jitter: NonNegative = 0.002
-    """Standard deviation of the noise on the expert's translations, in metres."""
+    seed: Natural = 0
+    """Seeds the noise."""
+    miss_probability: Share = 0.0
+    """Share of episodes with an injected miss, so that they show a recovery; the miss is imitated too."""
+    jitter: NonNegative = 0.004
+    """Standard deviation, in metres, of noise on the translations that are played. What is recorded is the expert's own
+    action in the state that came of it, so that demonstrations show how to correct an error."""
 
 
 class ImitationConfig(Section):

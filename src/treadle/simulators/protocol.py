@@ -106,9 +106,9 @@ class Scenes(Protocol):
 class TeachingSimulator(Simulator, Protocol):
     """A simulator that can also teach: it has a scripted expert and renders scenes with the truth about them."""
 
-    def expert(self, seed: int, *, miss_probability: float = 0.0, jitter: float = 0.0) -> Expert:
+    def expert(self, seed: int, *, miss_probability: float = 0.0) -> Expert:
         """A controller that solves the simulator's own slots. `miss_probability` is the share of episodes with an
-        injected miss and recovery; `jitter` the noise of its translations in metres.
+        injected miss and recovery.
         """
         ...
 

@@ -31,6 +31,7 @@ def record_demonstrations(
     observation = host.start()
     tracks: dict[int, list[tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]]] = {}
     finished = {}
+    noise = np.random.default_rng(config.seed)
     actions = np.zeros((simulator.slots, 1, spec.action_dim), np.float32)
     while len(slots := host.playing):
         actions[slots, 0] = expert.act(slots)
@@ -40,7 +41,9 @@ def record_demonstrations(
             assert scenario is not None
             moment = (observation.frames[slot].copy(), observation.proprioception[slot].copy(), actions[slot, 0].copy())
             tracks.setdefault(scenario.index, []).append(moment)
-        for result in host.step(actions).episodes:
+        played = actions.copy()
+        played[slots, 0, :3] += noise.normal(0, config.jitter, (len(slots), 3))
+        for result in host.step(played).episodes:
             finished[result.scenario.index] = result
         progress(len(finished), len(scenarios))
     with DemonstrationWriter(

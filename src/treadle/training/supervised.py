@@ -156,7 +156,7 @@ def _record(simulator: TeachingSimulator, config: SupervisedConfig, run: Path, c
     shutil.rmtree(unfinished, ignore_errors=True)
     console.stage("recording demonstrations")
     expert = simulator.expert(
-        config.seed, miss_probability=config.demonstrations.miss_probability, jitter=config.demonstrations.jitter
+        config.seed, miss_probability=config.demonstrations.miss_probability
     )
     rate = record_demonstrations(simulator, expert, config.demonstrations, unfinished, console.progress)
     unfinished.rename(directory)

@@ -18,13 +18,12 @@ class Expert:
     """Approach, close, carry, lower and release; a grasp that failed or slipped is tried again.
 
     With `miss_probability` an episode holds one mistake: a grasp 1.5-4 cm off, or a drop on the way.
-    With `jitter` (metres) normal noise is added to the translations.
     """
 
-    def __init__(self, simulator: Tabletop, seed: int, *, miss_probability: float = 0.0, jitter: float = 0.0) -> None:
+    def __init__(self, simulator: Tabletop, seed: int, *, miss_probability: float = 0.0) -> None:
         self._records = simulator.records
         self._rng = np.random.default_rng(seed)
-        self._miss_probability, self._jitter = miss_probability, jitter
+        self._miss_probability = miss_probability
         slots = simulator.slots
         self._phase = np.zeros(slots, np.intp)
         self._count = np.zeros(slots, np.intp)
@@ -78,8 +77,6 @@ class Expert:
         target = np.where((following == _CARRY)[:, None], carry, target)
 
         delta = np.clip(target - goal[:, :3], -TRANSLATION_LIMIT, TRANSLATION_LIMIT)
-        if self._jitter:
-            delta += self._rng.normal(0, self._jitter, delta.shape)
         yaw = np.clip(-goal[:, 3], -YAW_LIMIT, YAW_LIMIT)
         opened = (following == _APPROACH) | (following == _RELEASE) | dropped
         self._phase[slots], self._count[slots] = following, count

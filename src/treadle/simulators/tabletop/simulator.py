@@ -112,11 +112,11 @@ class Tabletop:
         plain = [phrase(shape, colour, plate) for shape, colour in objects for plate in scene.plate_colours]
         return [scenario.instruction, *plain[1:]]
 
-    def expert(self, seed: int, *, miss_probability: float = 0.0, jitter: float = 0.0) -> "Expert":
+    def expert(self, seed: int, *, miss_probability: float = 0.0) -> "Expert":
         """The scripted expert of these slots."""
         from treadle.simulators.tabletop.expert import Expert
 
-        return Expert(self, seed, miss_probability=miss_probability, jitter=jitter)
+        return Expert(self, seed, miss_probability=miss_probability)
 
     def scenes(self, count: int, seed: int) -> "Scenes":
         """Random rendered scenes at the size of the camera."""
