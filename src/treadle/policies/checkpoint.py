@@ -152,6 +152,9 @@ def write_directory(
             (temporary / name).write_bytes(content)
         for name, state in tensors.items():
             _write_tensors(temporary, name, state)
+        # safetensors and mkdtemp make what only the owner may read.
+        for path in temporary.iterdir():
+            path.chmod(0o644)
         temporary.chmod(0o755)
         _replace(temporary, directory)
     except (OSError, SafetensorError) as error:

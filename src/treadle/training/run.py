@@ -74,8 +74,7 @@ class Run:
         use_threads(config.torch_threads)
         device = choose_device(config.device)
         base = resolve_checkpoint(config.policy.checkpoint)
-        directory = create_run_directory(config)
-        checkpoints = list_checkpoints(directory / "checkpoints")
+        checkpoints = list_checkpoints(config.output / config.name / "checkpoints")
         state = load_trainer(checkpoints[-1]) if checkpoints else None
         torch.manual_seed(config.seed)
         start = checkpoints[-1] / "policy" if checkpoints else base
@@ -83,6 +82,8 @@ class Run:
         with ExitStack() as opened:
             simulator = build_simulator(config.simulator)
             opened.callback(simulator.close)
+            # Only now, so that a checkpoint or simulator that cannot be used leaves nothing behind.
+            directory = create_run_directory(config)
             run = cls(config, directory, base, policy, simulator, device)
             if state is not None:
                 run._restore(state)

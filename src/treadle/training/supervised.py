@@ -155,9 +155,7 @@ def _record(simulator: TeachingSimulator, config: SupervisedConfig, run: Path, c
         return directory
     shutil.rmtree(unfinished, ignore_errors=True)
     console.stage("recording demonstrations")
-    expert = simulator.expert(
-        config.seed, miss_probability=config.demonstrations.miss_probability
-    )
+    expert = simulator.expert(config.seed, miss_probability=config.demonstrations.miss_probability)
     rate = record_demonstrations(simulator, expert, config.demonstrations, unfinished, console.progress)
     unfinished.rename(directory)
     console.message(f"the expert solved {rate:.1%} of {config.demonstrations.episodes} scenarios")
