@@ -114,7 +114,7 @@ def evaluate(
         list[str] | None, typer.Option("--suite", help="A suite to evaluate; may be given again. Default: all four.")
     ] = None,
     episodes: Annotated[int | None, typer.Option(help="Episodes per suite, each another scenario.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     shuffle_instructions: Annotated[
         bool, typer.Option("--shuffle-instructions", help="Give a random one of the instructions that fit the scene.")
     ] = False,

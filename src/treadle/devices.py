@@ -20,7 +20,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"device {name!r} cannot be used ({str(error).splitlines()[0]}); choose auto, cpu, cuda, cuda:N or mps"
+            f"device {name!r} cannot be used ({str(error).splitlines()[0]}); choose auto, cpu, cuda or cuda:N"
         ) from error
     return device
 

@@ -164,7 +164,7 @@ class TrainConfig(Section):
     seed: Natural = 0
     """Seeds scenarios, sampling, shuffling and the critic."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    """`auto`, `cpu`, `cuda`, `cuda:1`."""
     torch_threads: Natural = 0
     """Threads of torch on a CPU; 0 takes every core."""
     iterations: Positive = 100
@@ -284,7 +284,7 @@ class SupervisedConfig(Section):
     seed: Natural = 0
     """Seeds weights, batches and the expert's noise."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    """`auto`, `cpu`, `cuda`, `cuda:1`."""
     torch_threads: Natural = 0
     """Threads of torch on a CPU; 0 takes every core."""
     checkpoint: str | None = None

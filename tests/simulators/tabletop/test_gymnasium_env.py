@@ -1,15 +1,9 @@
 import gymnasium
 import numpy as np
-import pytest
 from gymnasium.utils.env_checker import check_env
 
-from treadle.simulators.tabletop.gymnasium_env import ID, register
-
-
-@pytest.fixture(autouse=True)
-def registered():
-    if ID not in gymnasium.registry:
-        register()
+import treadle.gymnasium  # noqa: F401
+from treadle.simulators.tabletop.gymnasium_env import ID
 
 
 def test_the_environment_passes_gymnasiums_own_check():
