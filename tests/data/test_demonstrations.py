@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from treadle.data.demonstrations import DemonstrationWriter, action_statistics, read_demonstrations
+from treadle.data.demonstration_writer import DemonstrationWriter
+from treadle.data.demonstrations import action_statistics, read_demonstrations
 from treadle.errors import ConfigError, OutputError
 
 FPS, SIZE = 10, 32

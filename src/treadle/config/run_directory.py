@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from treadle.config.describe import describe, toml_text
-from treadle.config.schema import SupervisedConfig, TrainConfig
+from treadle.config.schema import RunConfig
 from treadle.errors import ConfigError, OutputError
 from treadle.files import write_atomically
 
 CONFIG = "config.json"
 
 
-def create_run_directory(config: TrainConfig | SupervisedConfig) -> Path:
+def create_run_directory(config: RunConfig) -> Path:
     """`output/name`, holding the run's `config.json`; an existing folder is taken again for the same configuration.
 
     Raises OutputError where it cannot be written or holds something else. Where it lies is no difference.
@@ -46,7 +46,7 @@ def create_run_directory(config: TrainConfig | SupervisedConfig) -> Path:
     return directory
 
 
-def _differences(path: Path, existing: str, config: TrainConfig | SupervisedConfig, shown: int = 3) -> list[str]:
+def _differences(path: Path, existing: str, config: RunConfig, shown: int = 3) -> list[str]:
     try:
         there = _flat(json.loads(existing))
     except (json.JSONDecodeError, AttributeError) as error:

@@ -154,19 +154,24 @@ class EvaluationConfig(Section):
     """In-distribution scenarios that are filmed before and after training."""
 
 
-class TrainConfig(Section):
-    """A reinforcement-learning run."""
+class RunConfig(Section):
+    """What every run has."""
 
     name: str = "run"
     """Name of the run's folder below `output`."""
     output: Path = Path("runs")
     """Folder that holds runs."""
     seed: Natural = 0
-    """Seeds scenarios, sampling, shuffling and the critic."""
+    """Seeds everything random in the run."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`."""
     torch_threads: Natural = 0
     """Threads of torch on a CPU; 0 takes every core."""
+
+
+class TrainConfig(RunConfig):
+    """A reinforcement-learning run."""
+
     iterations: Positive = 100
     """Rollouts and updates."""
     decisions: Positive = 10
@@ -274,19 +279,9 @@ class ImitationConfig(Section):
         return self
 
 
-class SupervisedConfig(Section):
+class SupervisedConfig(RunConfig):
     """A supervised run: perception, then demonstrations."""
 
-    name: str = "base"
-    """Name of the run's folder below `output`."""
-    output: Path = Path("runs")
-    """Folder that holds runs."""
-    seed: Natural = 0
-    """Seeds weights, batches and the expert's noise."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`."""
-    torch_threads: Natural = 0
-    """Threads of torch on a CPU; 0 takes every core."""
     checkpoint: str | None = None
     """Start from this checkpoint, without grounding; None makes a tiny policy from nothing."""
     dataset: Path | None = None

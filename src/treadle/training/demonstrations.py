@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.config.schema import DemonstrationConfig
-from treadle.data.demonstrations import DemonstrationWriter
+from treadle.data.demonstration_writer import DemonstrationWriter
 from treadle.simulators.host import Host, one_after_another
 from treadle.simulators.protocol import Expert, Simulator
 
