@@ -64,8 +64,7 @@ class FakeSimulator:
     def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
         assert len(slots) == len(actions) == len(limits) > 0
         self.limits.append(limits.tolist())
-        shape = actions.shape[:2]
-        out = Outcome(np.zeros(shape, np.float32), np.zeros(shape, np.bool_), np.zeros(shape, np.bool_))
+        out = Outcome.empty(*actions.shape[:2], self.spec.state_dim)
         for row, slot in enumerate(slots.tolist()):
             what = self.now[slot]
             assert what is not None
@@ -76,6 +75,7 @@ class FakeSimulator:
                 k = int(self.steps[slot])
                 out.reward[row, c] = k + actions[row, c, 0]
                 out.success[row, c] = k in script.succeeds
+                out.state[row, c] = what.index, k
                 if k == script.ends:
                     out.terminated[row, c] = self.over[slot] = True
                     break
@@ -135,15 +135,15 @@ class FakePolicy:
 
     def _values(self, inputs: Inputs) -> Tensor:
         assert inputs.proprioception is not None
-        return state_values(inputs.proprioception) + torch.arange(self.value_outputs)
+        return state_values(inputs.proprioception[:, None]) + torch.arange(self.value_outputs)
 
     def eval(self) -> "FakePolicy":
         return self
 
 
-def state_values(state: Tensor) -> Tensor:
-    """[B, 1]: 100 * index + steps."""
-    return (100 * state[:, 0] + state[:, 1])[:, None]
+def state_values(states: Tensor) -> Tensor:
+    """[.., 1] values 100 * index + steps of the first of states [.., C, S]."""
+    return 100 * states[..., :1, 0] + states[..., :1, 1]
 
 
 class StateCritic:
@@ -151,6 +151,6 @@ class StateCritic:
 
     reads_state = True
 
-    def __call__(self, inputs: Inputs | None, state: Tensor) -> Tensor:
+    def __call__(self, inputs: Inputs | None, states: Tensor) -> Tensor:
         assert inputs is None
-        return state_values(state)
+        return state_values(states)

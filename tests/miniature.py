@@ -90,7 +90,7 @@ def make_rollout(
         tokens=torch.stack([d.tokens for d in decided]),
         log_probs=torch.stack([d.log_probs for d in decided]),
         values=torch.stack(values),
-        state=torch.from_numpy(rng.normal(size=(decisions, slots, 5)).astype(np.float32)),
+        state=torch.from_numpy(rng.normal(size=(decisions, slots, 2, 5)).astype(np.float32)),
         reward=torch.from_numpy(np.where(valid, rng.normal(size=shape), 0).astype(np.float32)),
         terminated=torch.from_numpy(terminated),
         truncated=torch.from_numpy(truncated),

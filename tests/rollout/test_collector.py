@@ -37,7 +37,7 @@ def test_shapes_and_versions():
     assert len(rollout.inputs) == 3
     assert rollout.tokens.shape == rollout.log_probs.shape == (3, 2, 4)
     assert rollout.values.shape == (3, 2, 1)
-    assert rollout.state.shape == (3, 2, 2)
+    assert rollout.state.shape == (3, 2, 2, 2)
     for name in ("reward", "terminated", "truncated", "valid"):
         assert getattr(rollout, name).shape == (3, 2, 2)
     assert rollout.final_values.shape == rollout.scenario_index.shape == (3, 2)
@@ -163,3 +163,12 @@ def test_trajectories_do_not_depend_on_how_many_slots_share_the_work(tmp_path: P
         assert torch.equal(valid, two[key][3])
     assert len({tuple(tokens.tolist()) for tokens, *_ in four.values()}) == 8
     assert np.unique([key[0] for key in four]).size == 4
+
+
+def test_states_before_each_action():
+    """Horizon 3: the first action of a decision has the observed state, the second what the first led to."""
+    rollout = make(FakePolicy(), critic=StateCritic()).collect(2, version=0)
+    index = torch.from_numpy(rollout.scenario_index).float()
+    assert torch.equal(rollout.state[0, :, 0, 0], index[0])
+    assert rollout.state[0, :, :, 1].tolist() == [[0, 1]] * 2
+    assert rollout.state[1, :, :, 1].tolist() == [[2, 3]] * 2

@@ -73,7 +73,7 @@ def hand_rollout(values: list[list[float]]) -> Rollout:
         tokens=torch.zeros(2, 1, 4, dtype=torch.long),
         log_probs=torch.zeros(2, 1, 4),
         values=torch.tensor(values)[:, None],
-        state=torch.zeros(2, 1, 0),
+        state=torch.zeros(2, 1, 2, 0),
         reward=torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]]]),
         terminated=flags,
         truncated=truncated,

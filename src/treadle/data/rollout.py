@@ -27,7 +27,7 @@ class Rollout:
     values: Tensor
     """[T, B, V] float32."""
     state: Tensor
-    """[T, B, S] float32."""
+    """[T, B, C, S] float32, the privileged state before each action; zero where that action was not played."""
     reward: Tensor
     """[T, B, C] float32."""
     terminated: Tensor

@@ -1,6 +1,6 @@
 """What came of a chunk of actions.
 
-Shapes: n the slots that were stepped, B all slots of a host, C actions of a chunk.
+Shapes: n the slots that were stepped, B all slots of a host, C actions of a chunk, S privileged state.
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,19 @@ class Outcome:
     """[n, C], the task ended here, by success or failure; at most one per row, and nothing is played after it."""
     success: NDArray[np.bool_]
     """[n, C], the goal holds after this action."""
+    state: NDArray[np.float32]
+    """[n, C, S], the privileged state after this action; S is 0 where the simulator offers none."""
+
+    @classmethod
+    def empty(cls, rows: int, chunk: int, state_dim: int = 0) -> "Outcome":
+        """Zeros, to be filled."""
+        shape = (rows, chunk)
+        return cls(
+            reward=np.zeros(shape, np.float32),
+            terminated=np.zeros(shape, np.bool_),
+            success=np.zeros(shape, np.bool_),
+            state=np.zeros((*shape, state_dim), np.float32),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +66,8 @@ class Step:
     """[B, C]"""
     valid: NDArray[np.bool_]
     """[B, C], the action was played; the ending action itself is valid."""
+    state: NDArray[np.float32]
+    """[B, C, S], the privileged state after each action; zero where it was not played."""
     final: Observation
     """The last observations of the episodes that were truncated in this chunk, one row each, in order of slot."""
     final_slots: NDArray[np.intp]

@@ -1,6 +1,6 @@
 """What values observations: the policy's own head, or a small network on the simulator's privileged state.
 
-Shapes: B observations, S privileged state, V values (one per action of the chunk, or one).
+Shapes: B observations, S privileged state, C actions of the chunk, V values (one per action, or one).
 """
 
 from typing import Protocol
@@ -17,8 +17,10 @@ class Critic(Protocol):
     reads_state: bool
     """It reads the privileged state alone; else model inputs alone, and acting yields its values on the way."""
 
-    def __call__(self, inputs: Inputs | None, state: Tensor) -> Tensor:
-        """Values [B, V] of B observations, given as model inputs and as privileged state [B, S]."""
+    def __call__(self, inputs: Inputs | None, states: Tensor) -> Tensor:
+        """Values [B, V] of B observations, given as model inputs and as privileged states [B, up to C, S], that before
+        each action of the chunk. A critic that reads states values as many actions as it is given states, at most V.
+        """
         ...
 
 
@@ -30,7 +32,7 @@ class ValueHeadCritic:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
 
-    def __call__(self, inputs: Inputs | None, state: Tensor) -> Tensor:
+    def __call__(self, inputs: Inputs | None, states: Tensor) -> Tensor:
         """See `Critic`."""
         assert inputs is not None
         return self._policy.values(inputs)
@@ -38,6 +40,10 @@ class ValueHeadCritic:
 
 class PrivilegedCritic(nn.Module):
     """Two hidden layers on the simulator's state, which a policy never sees; an asymmetric critic (Pinto et al. 2017).
+
+    Where values belong to actions, each is that of the state right before its action, inside a chunk too, where the
+    policy sees nothing: a far better baseline than the state at the chunk's start, and still independent of the action.
+    The position in the chunk is an input, for as many further actions are already decided.
 
     Args:
         state_dim: S.
@@ -49,14 +55,17 @@ class PrivilegedCritic(nn.Module):
 
     def __init__(self, state_dim: int, values: int, width: int) -> None:
         super().__init__()
+        self._values = values
         self.layers = nn.Sequential(
-            nn.Linear(state_dim, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, values)
+            nn.Linear(state_dim + values, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
         )
         last = self.layers[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, inputs: Inputs | None, state: Tensor) -> Tensor:
+    def forward(self, inputs: Inputs | None, states: Tensor) -> Tensor:
         """See `Critic`."""
-        return self.layers(state.to(torch.float32))
+        states = states[:, : self._values].to(torch.float32)
+        position = torch.eye(self._values, device=states.device)[: states.shape[1]].expand(len(states), -1, -1)
+        return self.layers(torch.cat([states, position], -1))[..., 0]

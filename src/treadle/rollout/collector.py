@@ -82,22 +82,19 @@ class Collector:
             with watch("simulate"):
                 self._observation = self._host.start()
         inputs: list[Inputs] = []
-        states: list[Tensor] = []
+        states: list[NDArray[np.float32]] = []
         decided: list[Decision] = []
-        values: list[Tensor] = []
         indices: list[list[int]] = []
         steps: list[Step] = []
         episodes: list[EpisodeResult] = []
         final_values = torch.zeros(decisions, self._host.simulator.slots)
         for t in range(decisions):
             with watch("generate"):
-                state = torch.from_numpy(self._observation.state.copy())
+                states.append(self._observation.state.copy())
                 prepared = self._prepare(self._observation)
                 decision = self._policy.act(prepared, self._sampling, self._scenario_noise())
                 inputs.append(prepared)
                 decided.append(decision)
-                states.append(state)
-                values.append(self._values(decision, state))
             indices.append([-1 if scenario is None else scenario.index for scenario in self._host.scenarios])
             with watch("simulate"):
                 step = self._host.step(decision.actions.cpu().numpy())
@@ -108,12 +105,15 @@ class Collector:
                     final_values[t, step.final_slots] = self._first_value(step.final)
         with watch("generate"):
             next_values = self._first_value(self._observation)
+            before = np.concatenate([np.stack(states)[:, :, None], np.stack([step.state[:, :-1] for step in steps])], 2)
+            state = torch.from_numpy(before)
+            values = self._values(decided, state)
         return Rollout(
             inputs=inputs,
             tokens=torch.stack([decision.tokens for decision in decided]).cpu(),
             log_probs=torch.stack([decision.log_probs for decision in decided]).cpu(),
-            values=torch.stack(values).cpu(),
-            state=torch.stack(states),
+            values=values.cpu(),
+            state=state,
             reward=_stack(steps, "reward"),
             terminated=_stack(steps, "terminated"),
             truncated=_stack(steps, "truncated"),
@@ -152,16 +152,16 @@ class Collector:
             noise[slot] = self._noise[slot][1][elapsed[slot] // chunk]
         return torch.from_numpy(noise).to(self._device)
 
-    def _values(self, decision: Decision, state: Tensor) -> Tensor:
-        """[B, V]: the critic's values of what was decided on."""
+    def _values(self, decided: list[Decision], state: Tensor) -> Tensor:
+        """[T, B, V]: the critic's values of what was decided on; `state` is [T, B, C, S]."""
         if self._critic.reads_state:
-            return self._critic(None, state.to(self._device))
-        assert decision.values is not None
-        return decision.values
+            return self._critic(None, state.flatten(0, 1).to(self._device)).unflatten(0, state.shape[:2])
+        values = [decision.values for decision in decided if decision.values is not None]
+        return torch.stack(values)
 
     def _first_value(self, observation: Observation) -> Tensor:
         """[rows]: the value before the first action."""
-        state = torch.from_numpy(observation.state.copy()).to(self._device)
+        state = torch.from_numpy(observation.state[:, None].copy()).to(self._device)
         inputs = None if self._critic.reads_state else self._prepare(observation)
         return self._critic(inputs, state)[:, 0].cpu()
 

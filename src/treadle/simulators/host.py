@@ -113,7 +113,7 @@ class Host:
         self._observe(self.playing)
 
         def scatter(rows: NDArray[Any]) -> NDArray[Any]:
-            full = np.zeros((self.simulator.slots, chunk), rows.dtype)
+            full = np.zeros((self.simulator.slots, *rows.shape[1:]), rows.dtype)
             full[slots] = rows
             return full
 
@@ -123,6 +123,7 @@ class Host:
             truncated=scatter(truncated),
             success=scatter(outcome.success & valid),
             valid=scatter(valid),
+            state=scatter(outcome.state * valid[..., None]),
             final=final_observation,
             final_slots=keep,
             episodes=results,
@@ -173,9 +174,7 @@ class Host:
         if self._on_action is None:
             return self.simulator.step(slots, actions, limits)
         chunk = actions.shape[1]
-        outcome = Outcome(
-            *(np.zeros((len(slots), chunk), dtype) for dtype in (np.float32, np.bool_, np.bool_))  # type: ignore[arg-type]
-        )
+        outcome = Outcome.empty(len(slots), chunk, self.simulator.spec.state_dim)
         going = np.ones(len(slots), np.bool_)
         for c in range(chunk):
             rows = np.flatnonzero(going & (c < limits))
@@ -185,6 +184,7 @@ class Host:
             outcome.reward[rows, c] = one.reward[:, 0]
             outcome.terminated[rows, c] = one.terminated[:, 0]
             outcome.success[rows, c] = one.success[:, 0]
+            outcome.state[rows, c] = one.state[:, 0]
             going[rows] &= ~one.terminated[:, 0]
             self._on_action(slots[rows])
         return outcome

@@ -39,7 +39,7 @@ class Samples:
 
     inputs: Inputs
     state: Tensor
-    """[N, S]"""
+    """[N, C, S]"""
     tokens: Tensor
     """[N, K]"""
     log_probs: Tensor

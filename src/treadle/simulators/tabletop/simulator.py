@@ -142,8 +142,7 @@ class Tabletop:
         if not np.isfinite(actions).all():
             row = int(np.flatnonzero(~np.isfinite(actions).all((1, 2)))[0])
             raise SimulatorError(f"tabletop got a non-finite action in slot {int(slots[row])}: {actions[row].tolist()}")
-        shape = actions.shape[:2]
-        outcome = Outcome(np.zeros(shape, np.float32), np.zeros(shape, np.bool_), np.zeros(shape, np.bool_))
+        outcome = Outcome.empty(*actions.shape[:2], task.STATE_DIM)
         played = actions.astype(np.float64)
         self._share(lambda _, part: self._play(slots[part], played[part], limits[part], outcome, part), len(slots))
         return outcome
@@ -269,6 +268,7 @@ class Tabletop:
             target = part.start + live
             outcome.reward[target, c] = reward
             outcome.success[target, c] = outcome.terminated[target, c] = success
+            outcome.state[target, c] = task.state(records, rows, self.spec.horizon)
             live = live[~success]
 
     def _observe(self, thread: int, slots: Slots, out: Observation) -> None:
