@@ -135,6 +135,8 @@ class OptimizerConfig(Section):
     """Decoupled weight decay."""
     gradient_norm: Rate = 1.0
     """Gradients are clipped to this norm."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per iteration of the moving average of weights that is evaluated at the end; 0 takes the last weights."""
 
 
 class EvaluationConfig(Section):

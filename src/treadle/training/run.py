@@ -30,6 +30,7 @@ from treadle.rollout.stream import ScenarioStream
 from treadle.simulators.build import build_simulator
 from treadle.simulators.host import Host
 from treadle.simulators.protocol import Simulator
+from treadle.training.averaging import WeightAverage
 from treadle.training.checkpoints import list_checkpoints, load_trainer, save_checkpoint
 from treadle.training.learner import Learner
 
@@ -63,6 +64,8 @@ class Run:
         sampling = Sampling(**config.policy.sampling.model_dump())
         self.collector = Collector(host, stream, policy, sampling, critic, encode=config.policy.freeze_vision)
         self.learner = Learner(policy, critic, config, device)
+        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        self.average = WeightAverage(trained, config.optimizer.average)
         self._control_steps = 0
         self._elapsed = 0.0
         self._training = self._stopping = False
@@ -123,6 +126,7 @@ class Run:
     def record(self, iteration: int, metrics: dict[str, float], seconds: float) -> None:
         """Write down one iteration, and save where it is time to or the user asked to stop (KeyboardInterrupt)."""
         self.iteration = iteration + 1
+        self.average.update()
         self._elapsed += seconds
         self._control_steps += int(metrics["rollout/control_steps"])
         metrics = {
@@ -149,6 +153,7 @@ class Run:
         """Save the policy, measure and film it, and write summary and report."""
         self._training = False
         self.save()
+        self.average.swap_in()
         final = self.directory / "policy"
         self.policy.save(final)
         self._evaluate("final", final)
@@ -219,6 +224,7 @@ class Run:
     def _state(self) -> dict[str, Any]:
         return {
             "learner": self.learner.state_dict(),
+            "average": self.average.state_dict(),
             "collector": self.collector.state_dict(),
             "elapsed": self._elapsed,
             "control_steps": self._control_steps,
@@ -229,6 +235,7 @@ class Run:
         self._elapsed = state["elapsed"]
         self._control_steps = state["control_steps"]
         self.learner.load_state_dict(state["learner"])
+        self.average.load_state_dict(state["average"])
         self.collector.load_state_dict(state["collector"])
 
 

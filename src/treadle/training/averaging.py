@@ -1,0 +1,49 @@
+"""An average of a policy's weights over its updates: less noisy than the last ones (Polyak and Juditsky 1992)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """An exponential moving average of parameters, corrected for its start (Kingma and Ba 2015, section 3).
+
+        average_n = sum_i decay^(n - i) w_i / sum_i decay^(n - i)
+
+    Args:
+        parameters: what is averaged; read at every `update`, never written but by `swap_in`.
+        decay: share that the past keeps at each update, in [0, 1); 0 keeps the last weights.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self._parameters = list(parameters)
+        self._decay = decay
+        self._weight = 0.0
+        self._average = [parameter.detach().float().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the parameters as they are now into the average."""
+        self._weight = self._decay * self._weight + 1
+        for average, parameter in zip(self._average, self._parameters, strict=True):
+            average.lerp_(parameter.float(), 1 / self._weight)
+
+    @torch.no_grad()
+    def swap_in(self) -> None:
+        """Put the average in the place of the parameters."""
+        for average, parameter in zip(self._average, self._parameters, strict=True):
+            parameter.copy_(average)
+
+    def state_dict(self) -> dict[str, float | list[Tensor]]:
+        """The average and its weight."""
+        return {"weight": self._weight, "average": self._average}
+
+    def load_state_dict(self, state: dict[str, float | list[Tensor]]) -> None:
+        """Go on from `state`."""
+        weight, averages = state["weight"], state["average"]
+        assert isinstance(weight, float)
+        assert isinstance(averages, list)
+        self._weight = weight
+        for average, saved in zip(self._average, averages, strict=True):
+            average.copy_(saved)
