@@ -74,6 +74,55 @@ def test_a_termination_is_bootstrapped_only_if_asked(keep, steps):
     assert torch.equal(rollout.final_values, wanted)
 
 
+def fixed_length(slots: int, scripts: dict[int, Script], group_size: int = 1) -> Collector:
+    """Every scenario goes on to the horizon of 3 unless its script ends it; chunks of 2."""
+    policy = FakePolicy()
+    stream = ScenarioStream([scenario(i) for i in range(12)], slots, seed=3, group_size=group_size, partial_reset=False)
+    host = Host(FakeSimulator(slots, scripts, HORIZON), stream, HORIZON, keep_final="none")
+    return Collector(host, stream, policy, Sampling(), ValueHeadCritic(policy), encode=False)  # type: ignore[arg-type]
+
+
+def test_a_round_of_fixed_length_plays_one_episode_per_slot():
+    scripts = {i: Script(ends=1) for i in range(0, 12, 2)}
+    collector = fixed_length(4, scripts)
+    seen = []
+    for _ in range(2):
+        rollout = collector.collect(2, version=0)
+        assert len(rollout.episodes) == 4
+        for slot, index in enumerate(rollout.scenario_index[0].tolist()):
+            short = index in scripts
+            seen.append(index)
+            assert rollout.valid[:, slot].flatten().tolist() == [True, not short, not short, False]
+            assert rollout.terminated[0, slot, 0] == short
+            assert rollout.scenario_index[1, slot] == (-1 if short else index)
+        assert not rollout.final_values.any(), "no last observation is kept"
+    assert len(set(seen)) == 8
+
+
+def test_a_round_ends_with_its_last_episode():
+    rollout = fixed_length(3, {i: Script(ends=2) for i in range(12)}).collect(2, version=4)
+    assert rollout.tokens.shape[0] == rollout.final_values.shape[0] == len(rollout.inputs) == 1
+    assert rollout.versions.tolist() == [[4] * 3]
+
+
+def test_the_slots_of_a_group_meet_one_scenario():
+    rollout = fixed_length(5, {}, group_size=2).collect(2, version=0)
+    one, two, three = rollout.scenario_index[0, ::2].tolist()
+    assert rollout.scenario_index.tolist() == [[one, one, two, two, three]] * 2
+    assert len({one, two, three}) == 3
+    assert len({tuple(tokens) for tokens in rollout.tokens[0].tolist()}) == 5
+
+
+def test_a_restored_collector_begins_the_next_round():
+    one, other = fixed_length(3, {}), fixed_length(3, {})
+    one.collect(2, version=0)
+    other.load_state_dict(one.state_dict())
+    left, right = one.collect(2, version=0), other.collect(2, version=0)
+    for name in ("tokens", "reward", "valid", "state"):
+        assert torch.equal(getattr(left, name), getattr(right, name)), name
+    assert left.episodes == right.episodes
+
+
 def test_values_are_computed_for_rows_that_ended_only():
     policy = FakePolicy()
     collector = make(policy, slots=2)

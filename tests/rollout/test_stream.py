@@ -65,6 +65,28 @@ def test_noise_belongs_to_seed_and_entry():
     assert ((noise[0] >= 0) & (noise[0] < 1)).all()
 
 
+@pytest.mark.parametrize(("slots", "group_size"), [(6, 2), (6, 3), (7, 3), (2, 5)])
+def test_a_group_plays_one_scenario_with_noise_of_its_own(slots, group_size):
+    stream = ScenarioStream([scenario(i) for i in range(30)], slots, 0, group_size=group_size)
+    groups = -(-slots // group_size)
+    single = entries(make(30, groups), groups, 3)
+    for episode in range(3):
+        played = [stream(slot).index for slot in range(slots)]
+        assert played == [single[episode * groups + slot // group_size] for slot in range(slots)]
+        assert len({stream.noise(slot, 2, 4).tobytes() for slot in range(slots)}) == slots
+
+
+def test_without_partial_reset_a_round_is_one_episode_per_slot():
+    stream = ScenarioStream([scenario(i) for i in range(30)], 3, 0, partial_reset=False)
+    assert [stream(slot) for slot in range(3)] == [None] * 3, "no round has begun"
+    rounds = []
+    for _ in range(2):
+        stream.begin_round()
+        rounds += [stream(slot) for slot in range(3)]
+        assert [stream(slot) for slot in range(3)] == [None] * 3
+    assert [what.index for what in rounds] == entries(make(30, 3), 3, 2)
+
+
 @pytest.mark.parametrize("count", [1, 2, 1_000_000])
 def test_any_length(count):
     stream = ScenarioStream(range(count), 1, 0)  # type: ignore[arg-type]

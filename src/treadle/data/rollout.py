@@ -43,7 +43,7 @@ class Rollout:
     versions: Tensor
     """[T, B] int64, how many updates the acting policy had had."""
     scenario_index: NDArray[np.int64]
-    """[T, B] `Scenario.index` of what each slot was playing."""
+    """[T, B] `Scenario.index` of what each slot was playing, -1 where it idled."""
     episodes: list[EpisodeResult]
     """The episodes that ended, in order of time and slot."""
     seconds: dict[str, float]

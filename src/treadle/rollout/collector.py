@@ -42,7 +42,8 @@ class Stopwatch:
 
 
 class Collector:
-    """Collects rollouts; episodes go on from one rollout to the next.
+    """Collects rollouts; episodes go on from one rollout to the next, or (where the stream has no partial reset) every
+    rollout is a round of one episode per slot.
 
     Args:
         host: the episodes; its source of scenarios is `stream`.
@@ -75,10 +76,14 @@ class Collector:
 
     @torch.no_grad()
     def collect(self, decisions: int, version: int) -> Rollout:
-        """Play `decisions` chunks in every slot with the policy as it is, which has had `version` updates."""
+        """Play `decisions` chunks in every slot with the policy as it is, which has had `version` updates; a round ends
+        earlier where all of its episodes have.
+        """
         watch = Stopwatch()
         self._policy.eval()
-        if self._observation is None:
+        if not self._stream.partial_reset:
+            self._stream.begin_round()
+        if self._observation is None or not self._stream.partial_reset:
             with watch("simulate"):
                 self._observation = self._host.start()
         inputs: list[Inputs] = []
@@ -89,6 +94,8 @@ class Collector:
         episodes: list[EpisodeResult] = []
         final_values = torch.zeros(decisions, self._host.simulator.slots)
         for t in range(decisions):
+            if not len(self._host.playing):
+                break
             with watch("generate"):
                 states.append(self._observation.state.copy())
                 prepared = self._prepare(self._observation)
@@ -118,9 +125,9 @@ class Collector:
             terminated=_stack(steps, "terminated"),
             truncated=_stack(steps, "truncated"),
             valid=_stack(steps, "valid"),
-            final_values=final_values,
+            final_values=final_values[: len(steps)],
             next_values=next_values,
-            versions=torch.full((decisions, self._host.simulator.slots), version),
+            versions=torch.full((len(steps), self._host.simulator.slots), version),
             scenario_index=np.array(indices, np.int64),
             episodes=episodes,
             seconds=watch.seconds,

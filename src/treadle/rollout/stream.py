@@ -13,23 +13,50 @@ from treadle.data.scenario import Scenario
 
 
 class ScenarioStream:
-    """An endless stream of scenarios for each slot: shuffled passes over an enumeration, without replacement.
+    """A stream of scenarios for each slot: shuffled passes over an enumeration, without replacement.
 
-    Episode e of slot b is entry `e * slots + b` of the stream. The shuffle is a Feistel network, a permutation of the
-    enumeration that is computed entry by entry, so that a million scenarios cost nothing to shuffle.
+    `group_size` neighbouring slots play the same scenario with randomness of their own; a last group may be smaller.
+    Of n groups, episode e of group g is entry `e * n + g` of the stream. The shuffle is a Feistel network, a
+    permutation of the enumeration that is computed entry by entry, so that a million scenarios cost nothing to shuffle.
+
+    Args:
+        scenarios: what is played.
+        slots: episodes played at the same time.
+        seed: of order and noise.
+        group_size: slots that share a scenario.
+        partial_reset: the stream is endless; without, it hands each slot one scenario a round (`begin_round`), and the
+            slot idles once its episode has ended.
     """
 
-    def __init__(self, scenarios: Sequence[Scenario], slots: int, seed: int) -> None:
+    def __init__(
+        self,
+        scenarios: Sequence[Scenario],
+        slots: int,
+        seed: int,
+        *,
+        group_size: int = 1,
+        partial_reset: bool = True,
+    ) -> None:
         self._scenarios = scenarios
         self._slots = slots
         self._seed = seed
+        self._group_size = group_size
+        self._groups = -(-slots // group_size)
         self._bits = max(2, (len(scenarios) - 1).bit_length() + 1 & ~1)
+        self._round = 0
+        self.partial_reset = partial_reset
         self.episodes = np.zeros(slots, np.int64)
         """[slots] how many episodes each slot has been given."""
 
-    def __call__(self, slot: int) -> Scenario:
-        """The next scenario of a slot."""
-        entry = int(self.episodes[slot]) * self._slots + slot
+    def begin_round(self) -> None:
+        """Without partial reset: let every slot have one more episode."""
+        self._round = int(self.episodes.max()) + 1
+
+    def __call__(self, slot: int) -> Scenario | None:
+        """The next scenario of a slot; None where it has had its episode of the round."""
+        if not self.partial_reset and self.episodes[slot] >= self._round:
+            return None
+        entry = int(self.episodes[slot]) * self._groups + slot // self._group_size
         self.episodes[slot] += 1
         lap, position = divmod(entry, len(self._scenarios))
         return self._scenarios[self._shuffled(position, lap)]

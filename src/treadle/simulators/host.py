@@ -47,7 +47,7 @@ class Host:
         simulator: the batch of slots.
         next_scenario: where episodes come from.
         horizon: control steps after which an episode is truncated.
-        keep_final: whose last observations `Step.final` holds: of truncated episodes, or of all that ended.
+        keep_final: whose last observations `Step.final` holds: of truncated episodes, of all that ended, or of none.
         on_action: called with the slots that just played one action, to film them; it makes chunks play action by
             action.
     """
@@ -58,7 +58,7 @@ class Host:
         next_scenario: ScenarioSource,
         horizon: int,
         *,
-        keep_final: Literal["truncated", "ended"] = "truncated",
+        keep_final: Literal["truncated", "ended", "none"] = "truncated",
         on_action: Callable[[Slots], None] | None = None,
     ) -> None:
         spec = simulator.spec
@@ -106,7 +106,7 @@ class Host:
         truncated = valid & at_horizon & ~outcome.terminated
 
         ended = self._account(slots, actions[slots], outcome, valid, truncated)
-        keep = ended if self._keep_final == "ended" else slots[truncated.any(axis=1)]
+        keep = {"ended": ended, "truncated": slots[truncated.any(axis=1)], "none": slots[:0]}[self._keep_final]
         final_observation = self._final(keep)
         results = [self._result(slot) for slot in ended]
         self._begin(ended)
