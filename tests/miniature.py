@@ -64,7 +64,12 @@ def learning_config(**sections: dict[str, Any]) -> TrainConfig:
 
 
 def make_rollout(
-    policy: OpenVLAOFT, decisions: int = 3, slots: int = 4, seed: int = 0, sampling: Sampling | None = None
+    policy: OpenVLAOFT,
+    decisions: int = 3,
+    slots: int = 4,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    version: int = 3,
 ) -> Rollout:
     """Decisions of the policy on random frames, with random rewards and some endings inside chunks; state [.., 5]."""
     rng = np.random.default_rng(seed)
@@ -97,7 +102,7 @@ def make_rollout(
         valid=torch.from_numpy(valid),
         final_values=torch.from_numpy(truncated.any(-1) * rng.normal(size=shape[:2])).float(),
         next_values=torch.from_numpy(rng.normal(size=slots)).float(),
-        versions=torch.zeros(decisions, slots, dtype=torch.int64),
+        versions=torch.full((decisions, slots), version),
         scenario_index=np.zeros(shape[:2], np.int64),
         episodes=[],
         seconds={},

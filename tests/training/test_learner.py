@@ -14,7 +14,9 @@ from treadle.errors import ConfigError, DivergenceError
 from treadle.policies.critic import Critic, PrivilegedCritic, ValueHeadCritic
 from treadle.policies.openvla_oft import OpenVLAOFT
 from treadle.policies.protocol import Inputs, Sampling
-from treadle.training.learner import Learner, estimate_advantages
+from treadle.training.learner import Learner
+from treadle.training.samples import Samples, estimate_advantages as estimate
+from treadle.training.schedule import draw_minibatches
 
 CPU = torch.device("cpu")
 STATE = 5
@@ -58,7 +60,7 @@ def gradients(learner: Learner, rollout: Rollout) -> list[list[torch.Tensor]]:
         seen.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters])
 
     learner.optimizer.register_step_pre_hook(keep)
-    learner.update(rollout, iteration=3)
+    learner.update([rollout], iteration=3)
     return seen
 
 
@@ -85,6 +87,10 @@ def hand_rollout(values: list[list[float]]) -> Rollout:
         episodes=[],
         seconds={},
     )
+
+
+def estimate_advantages(rollout: Rollout, config: TrainConfig) -> Samples:
+    return estimate([rollout], config.algorithm)
 
 
 def halves(level: str, *, normalize: bool = False) -> TrainConfig:
@@ -165,21 +171,20 @@ def test_metrics_do_not_depend_on_the_micro_batch(base: OpenVLAOFT):
     for micro in (3, 64):
         policy = copy.deepcopy(base)
         learner = make_learner(policy, learning_config(algorithm={"micro_batch": micro, "entropy_coefficient": 0.1}))
-        found.append(learner.update(make_rollout(policy), iteration=3))
+        found.append(learner.update([make_rollout(policy)], iteration=3))
     names = [name for name in found[0] if not name.startswith("time/") and name != "update/log_prob_gap"]
     assert {"update/policy_loss", "update/approximate_kl", "update/entropy", "critic/loss"} <= set(names)
     for name in names:
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-3, abs=1e-5), name
 
 
-def permutations(policy: OpenVLAOFT, seed: int) -> dict[tuple[int, int], tuple[int, ...]]:
-    learner = make_learner(policy, learning_config().model_copy(update={"seed": seed}))
+def permutations(seed: int) -> dict[tuple[int, int], tuple[int, ...]]:
     keys = [(iteration, epoch) for iteration in range(3) for epoch in (-3, -2, -1, 0, 1, 2)]
-    return {key: tuple(torch.cat(list(learner._minibatches(20, 8, *key))).tolist()) for key in keys}
+    return {key: tuple(torch.cat(list(draw_minibatches(20, 8, seed, *key))).tolist()) for key in keys}
 
 
-def test_each_epoch_of_each_iteration_has_a_permutation_of_its_own(base: OpenVLAOFT):
-    one, again, other = (permutations(base, seed) for seed in (0, 0, 1))
+def test_each_epoch_of_each_iteration_has_a_permutation_of_its_own():
+    one, again, other = (permutations(seed) for seed in (0, 0, 1))
     assert one == again
     assert len({*one.values(), *other.values()}) == 36
     assert all(sorted(rows) == list(range(20)) for rows in one.values())
@@ -187,7 +192,7 @@ def test_each_epoch_of_each_iteration_has_a_permutation_of_its_own(base: OpenVLA
 
 def test_frozen_vision_stays(policy: OpenVLAOFT):
     before = weights(policy)
-    make_learner(policy, learning_config()).update(make_rollout(policy), iteration=3)
+    make_learner(policy, learning_config()).update([make_rollout(policy)], iteration=3)
     assert changed(policy, before) == {"language_model", "proprio_projector", "value_head"}
 
 
@@ -198,7 +203,7 @@ def test_free_vision_learns(policy: OpenVLAOFT):
     for inputs in rollout.inputs:
         inputs.features, inputs.frames = None, frames
     before = weights(policy)
-    learner.update(rollout, iteration=3)
+    learner.update([rollout], iteration=3)
     assert {"vision_backbone", "projector"} <= changed(policy, before)
 
 
@@ -226,10 +231,10 @@ def test_frozen_dimensions_must_exist_and_leave_one(policy: OpenVLAOFT, dimensio
 def test_warm_up_trains_the_value_head_only(policy: OpenVLAOFT):
     learner = make_learner(policy, learning_config(critic={"warmup_iterations": 1}))
     before = weights(policy)
-    learner.update(make_rollout(policy), iteration=0)
+    learner.update([make_rollout(policy)], iteration=0)
     assert changed(policy, before) == {"value_head"}
     assert not any(p in learner.optimizer.state for p in learner._policy_parameters), "no moments either"
-    learner.update(make_rollout(policy), iteration=1)
+    learner.update([make_rollout(policy)], iteration=1)
     assert "language_model" in changed(policy, before)
 
 
@@ -237,12 +242,12 @@ def test_warm_up_trains_the_privileged_critic_only(policy: OpenVLAOFT):
     critic = PrivilegedCritic(STATE, 2, 8)
     learner = make_learner(policy, learning_config(critic={"kind": "privileged", "warmup_iterations": 1}), critic)
     before, first = weights(policy), copy.deepcopy(critic.state_dict())
-    metrics = learner.update(make_rollout(policy), iteration=0)
+    metrics = learner.update([make_rollout(policy)], iteration=0)
     assert not changed(policy, before)
     assert any(not torch.equal(first[name], tensor) for name, tensor in critic.state_dict().items())
     assert metrics["update/learning_rate"] == 0
     assert "update/policy_loss" not in metrics
-    learner.update(make_rollout(policy), iteration=1)
+    learner.update([make_rollout(policy)], iteration=1)
     assert changed(policy, before) == {"language_model", "proprio_projector"}
 
 
@@ -268,7 +273,7 @@ def test_critics_learn_a_constant_return(policy: OpenVLAOFT, kind: str):
         with torch.no_grad():
             pairs = zip(rollout.inputs, rollout.state, strict=True)
             rollout.values = torch.stack([critic(inputs, state) for inputs, state in pairs])
-        metrics = learner.update(rollout, iteration)
+        metrics = learner.update([rollout], iteration)
         assert metrics["critic/mean_return"] == pytest.approx(1.0)
         losses.append(metrics["critic/loss"])
     assert (rollout.values - 1).abs().max() < 0.15
@@ -281,10 +286,10 @@ def test_critics_learn_a_constant_return(policy: OpenVLAOFT, kind: str):
 def test_trainer_and_rollout_agree_on_log_probs(policy: OpenVLAOFT, sampling: Sampling):
     settings = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
     learner = make_learner(policy, learning_config(policy={"sampling": settings}))
-    metrics = learner.update(make_rollout(policy, sampling=sampling), iteration=3)
+    metrics = learner.update([make_rollout(policy, sampling=sampling)], iteration=3)
     assert metrics["update/log_prob_gap"] < 1e-4
     other = make_rollout(policy, sampling=Sampling(temperature=2.5))
-    assert learner.update(other, iteration=3)["update/log_prob_gap"] > 0.1
+    assert learner.update([other], iteration=3)["update/log_prob_gap"] > 0.1
 
 
 @pytest.mark.parametrize("kind", ["value_head", "privileged"])
@@ -296,13 +301,13 @@ def test_divergence_leaves_weights_as_they_were(policy: OpenVLAOFT, kind: str, b
     rollout = make_rollout(policy)
     getattr(rollout, broken)[0, 0, 0] = math.nan
     before, critic_before = weights(policy), copy.deepcopy(privileged.state_dict())
-    with pytest.raises(DivergenceError, match=r"loss is nan: training stopped"):
-        learner.update(rollout, iteration=3)
+    with pytest.raises(DivergenceError, match=rf"rollout.{broken} is nan: training stopped"):
+        learner.update([rollout], iteration=3)
     assert not changed(policy, before)
     if broken == "reward":
         assert all(torch.equal(critic_before[name], x) for name, x in privileged.state_dict().items())
     # The next update is not spoilt by gradients that were left over.
-    learner.update(make_rollout(policy), iteration=3)
+    learner.update([make_rollout(policy)], iteration=3)
     assert all(torch.isfinite(x).all() for x in policy.state_dict().values())
 
 
@@ -310,8 +315,8 @@ def test_an_infinite_gradient_diverges(policy: OpenVLAOFT):
     learner = make_learner(policy, learning_config())
     next(iter(learner._policy_parameters)).register_hook(lambda gradient: gradient / 0)
     before = weights(policy)
-    with pytest.raises(DivergenceError, match=r"gradient of the policy is (nan|inf)"):
-        learner.update(make_rollout(policy), iteration=3)
+    with pytest.raises(DivergenceError, match=r"gradient of the policy, \w[\w.]+weight, is (nan|infinite)"):
+        learner.update([make_rollout(policy)], iteration=3)
     assert not changed(policy, before)
 
 
@@ -322,7 +327,7 @@ def test_target_kl_stops_after_the_epoch_that_passes_it(base: OpenVLAOFT):
         config = learning_config(
             algorithm={"epochs": 3, "minibatch": 4, "target_kl": target}, optimizer={"learning_rate": 3e-3}
         )
-        steps.append(make_learner(policy, config).update(make_rollout(policy), iteration=3)["update/steps"])
+        steps.append(make_learner(policy, config).update([make_rollout(policy)], iteration=3)["update/steps"])
     assert steps == [9, 9, 3]
 
 
@@ -353,11 +358,11 @@ def test_a_restored_learner_makes_the_same_update(base: OpenVLAOFT):
     config = learning_config(critic={"kind": "privileged"})
     learner = make_learner(policy, config, critic)
     rollout = make_rollout(policy)
-    learner.update(rollout, 0)
+    learner.update([rollout], 0)
     twin, twin_critic = copy.deepcopy(policy), PrivilegedCritic(STATE, 2, 8)
     restored = make_learner(twin, config, twin_critic)
     restored.load_state_dict(copy.deepcopy(learner.state_dict()))
-    learner.update(rollout, 1)
-    restored.update(rollout, 1)
+    learner.update([rollout], 1)
+    restored.update([rollout], 1)
     assert not changed(twin, weights(policy))
     assert all(torch.equal(critic.state_dict()[name], x) for name, x in twin_critic.state_dict().items())

@@ -290,7 +290,7 @@ def test_summarize_averages_over_episodes():
         episodes=episodes,
         seconds={"simulate": 0.5},
     )
-    assert summarize(rollout) == {
+    assert summarize([rollout]) == {
         "rollout/episodes": 2,
         "rollout/control_steps": 2,
         "time/simulate": 0.5,
@@ -299,4 +299,4 @@ def test_summarize_averages_over_episodes():
         "rollout/length": 4.5,
     }
     rollout.episodes = []
-    assert "rollout/success" not in summarize(rollout)
+    assert "rollout/success" not in summarize([rollout])

@@ -1,1 +1,1 @@
-"""The mathematics of PPO as pure functions of tensors: masks, advantages, losses. Imports nothing but torch."""
+"""The mathematics of the algorithms as pure functions of tensors: masks, advantages, losses. Imports torch alone."""

@@ -3,6 +3,8 @@
 Shapes: N entries in time, B slots. At chunk level N is T; at action level N is T * C (`masks.flatten_actions`).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -65,18 +67,52 @@ def estimate_gae(
     return advantages, torch.where(valid, advantages + values, 0)
 
 
-def normalize(advantages: Tensor, valid: Tensor, eps: float = 1e-5) -> Tensor:
+def discounted_returns(rewards: Tensor, ended: Tensor, valid: Tensor, *, gamma: float) -> Tensor:
+    """What an episode earns from each entry on, `G_t = r_t + gamma * (1 - ended_t) * G_{t+1}`; 0 where invalid.
+
+    Nothing is bootstrapped: an episode that the rollout cuts off counts as if it earned no more. All are [N, B].
+    """
+    zero = torch.zeros_like(rewards)
+    last = torch.zeros_like(rewards[0])
+    return estimate_gae(rewards, zero, ended & valid, zero, last, valid, gamma=gamma, gae_lambda=1.0)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Count, mean and sum of squared deviations of some entries; those of parts (ranks, rollouts) add up."""
+
+    count: Tensor
+    mean: Tensor
+    deviations: Tensor
+
+    @staticmethod
+    def of(x: Tensor, valid: Tensor) -> "Moments":
+        """Moments of the valid entries of x; both of one shape, which may be any."""
+        count = valid.sum()
+        mean = torch.where(valid, x, 0).sum() / count.clamp(min=1)
+        return Moments(count, mean, torch.where(valid, x - mean, 0).square().sum())
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Moments of both parts together (Chan et al. 1979, "Updating formulae and a pairwise algorithm")."""
+        count = self.count + other.count
+        share = other.count / count.clamp(min=1)
+        gap = other.mean - self.mean
+        deviations = self.deviations + other.deviations + gap.square() * self.count * share
+        return Moments(count, self.mean + gap * share, deviations)
+
+
+def normalize(advantages: Tensor, valid: Tensor, eps: float = 1e-5, moments: Moments | None = None) -> Tensor:
     """`(A - mean) / (std + eps)` over all valid entries, with the population's standard deviation; 0 where invalid.
 
     A single valid entry is left as it is: its own mean is no baseline, and subtracting it would erase the signal.
-    Both are of one shape, which may be any; they hold the whole batch, of all ranks.
+    Both are of one shape, which may be any. Where they are a part of a batch (one rank's), `moments` are those of the
+    whole batch, the sum of `Moments.of` over its parts.
     """
-    count = valid.sum()
+    whole = Moments.of(advantages, valid) if moments is None else moments
     masked = torch.where(valid, advantages, 0)
-    mean = masked.sum() / count.clamp(min=1)
-    centered = torch.where(valid, advantages - mean, 0)
-    std = (centered.square().sum() / count.clamp(min=1)).sqrt()
-    return torch.where(count > 1, centered / (std + eps), masked)
+    centered = torch.where(valid, advantages - whole.mean, 0)
+    std = (whole.deviations / whole.count.clamp(min=1)).sqrt()
+    return torch.where(whole.count > 1, centered / (std + eps), masked)
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:

@@ -55,3 +55,33 @@ def flatten_actions(x: Tensor) -> Tensor:
 def unflatten_actions(x: Tensor, chunk: int) -> Tensor:
     """The inverse of `flatten_actions`: [T * C, B] to [T, B, C]."""
     return x.reshape(-1, chunk, x.shape[1]).transpose(1, 2)
+
+
+def episode_lengths(ended: Tensor, valid: Tensor) -> Tensor:
+    """How many valid actions of the decision's episode the rollout holds, for each decision [T, B]; 0 for a decision
+    of which nothing was played. Both are [T, B, C].
+    """
+    steps, slots = ended.shape[:2]
+    endings = (ended & valid).any(-1).long()
+    episode = endings.cumsum(0) - endings
+    played = valid.sum(-1)
+    totals = torch.zeros(steps + 1, slots, dtype=played.dtype, device=played.device).scatter_add(0, episode, played)
+    return torch.where(played > 0, totals.gather(0, episode), 0)
+
+
+def trajectory_weights(lengths: Tensor, valid: Tensor) -> Tensor:
+    """Weights [N] of decisions under which the mean over valid actions is the mean over episodes of each one's mean.
+
+        w_i = (total valid / episodes) / length_i
+
+    This is the reference's `mean(loss / (length / horizon) * mask)`, the mean taken over all entries of rollouts of
+    fixed length. Where a batch holds a part of an episode's decisions, its share counts.
+
+    Args:
+        lengths: [N] valid actions of each decision's episode.
+        valid: [N, C].
+    """
+    played = valid.sum(-1)
+    raw = torch.where(played > 0, 1 / lengths.clamp(min=1).float(), 0)
+    episodes = (played * raw).sum()
+    return raw * played.sum() / torch.where(episodes > 0, episodes, 1)

@@ -3,19 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Natural = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """A part of a recipe: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+from treadle.config.algorithm import EPISODE_ESTIMATORS, AlgorithmConfig
+from treadle.config.section import Natural, NonNegative, Positive, Rate, Section, Share
 
 
 class SimulatorConfig(Section):
@@ -59,51 +50,12 @@ class PolicyConfig(Section):
     """How actions are sampled in rollouts, and their log-probs defined in training."""
 
 
-class AlgorithmConfig(Section):
-    """Proximal policy optimisation (Schulman et al. 2017) on chunks of actions."""
-
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.99
-    """Discount per entry of the reward level."""
-    gae_lambda: Share = 0.95
-    """Lambda of generalised advantage estimation."""
-    reward_level: Literal["action", "chunk"] = "action"
-    """Time axis of rewards, values and advantages."""
-    ratio_level: Literal["token", "action", "chunk"] = "token"
-    """What one importance ratio covers."""
-    bootstrap: Literal["truncation", "always"] = "truncation"
-    """Which endings are followed by the value of the last observation."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio is clipped below 1 - clip_low."""
-    clip_high: Rate = 0.28
-    """The ratio is clipped above 1 + clip_high."""
-    entropy_coefficient: NonNegative = 0.0
-    """Weight of the entropy bonus."""
-    normalize_advantages: bool = True
-    """Advantages to mean 0 and standard deviation 1 over all valid entries of the rollout."""
-    epochs: Positive = 2
-    """Passes over each rollout."""
-    minibatch: Positive = 512
-    """Decisions per optimizer step; a remainder makes a smaller last step."""
-    micro_batch: Positive = 256
-    """Decisions per forward and backward pass; changes memory, never the gradient."""
-    target_kl: Rate | None = None
-    """Stop the epochs of an iteration when the approximate KL to the rollout's policy passes this."""
-
-    @model_validator(mode="after")
-    def _levels_fit(self) -> Self:
-        if self.reward_level == "action" and self.ratio_level == "chunk":
-            raise ValueError(
-                "ratio_level 'chunk' with reward_level 'action': one ratio cannot carry an advantage per action; "
-                "use reward_level 'chunk', or ratio_level 'action' or 'token'"
-            )
-        return self
-
-
 class CriticConfig(Section):
     """What estimates values."""
 
-    kind: Literal["value_head", "privileged"] = "value_head"
-    """A head on the policy's last prompt token, as published, or a small network on the simulator's state."""
+    kind: Literal["value_head", "privileged", "none"] = "value_head"
+    """A head on the policy's last prompt token, as published, or a small network on the simulator's state, or none at
+    all, for an estimator of your own that reads no values. Episode estimators have none whatever is set here."""
     learning_rate: Rate = 3e-3
     """Of the value head or the network."""
     coefficient: Rate = 0.5
@@ -125,8 +77,10 @@ class OptimizerConfig(Section):
 
     learning_rate: Rate = 1e-4
     """Of the policy, at the top of its schedule."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """How the rate decays after its warm-up."""
     final_share: Share = 1.0
-    """The rate decays linearly to this share at the last iteration."""
+    """The rate decays to this share at the last iteration; 1 keeps it constant."""
     warmup_iterations: Natural = 0
     """Iterations of linear growth from 0."""
     betas: tuple[Share, Share] = (0.9, 0.999)
@@ -192,9 +146,24 @@ class TrainConfig(RunConfig):
         """Control steps after which an evaluated episode is cut."""
         return self.evaluation.horizon or self.simulator.horizon
 
+    @property
+    def has_critic(self) -> bool:
+        """Whether values are estimated."""
+        return self.algorithm.estimator not in EPISODE_ESTIMATORS and self.critic.kind != "none"
+
+    @property
+    def critic_warmup(self) -> int:
+        """First iterations in which the critic learns and the policy stands still."""
+        return self.critic.warmup_iterations if self.has_critic else 0
+
     @model_validator(mode="after")
-    def _reward_and_critic_fit(self) -> Self:
-        if self.critic.warmup_iterations >= self.iterations:
+    def _critic_fits(self) -> Self:
+        if self.algorithm.estimator == "gae" and not self.has_critic:
+            raise ValueError(
+                "critic.kind 'none' with algorithm.estimator 'gae', which reads values; use critic.kind 'value_head' "
+                "or 'privileged', or another estimator"
+            )
+        if self.critic_warmup >= self.iterations:
             raise ValueError(
                 f"critic.warmup_iterations {self.critic.warmup_iterations} must be below iterations {self.iterations}"
             )

@@ -38,6 +38,16 @@ class ValueHeadCritic:
         return self._policy.values(inputs)
 
 
+class NoCritic:
+    """Stands where an algorithm reads no values: every value is 0."""
+
+    reads_state = True
+
+    def __call__(self, inputs: Inputs | None, states: Tensor) -> Tensor:
+        """See `Critic`."""
+        return torch.zeros(len(states), 1)
+
+
 class PrivilegedCritic(nn.Module):
     """Two hidden layers on the simulator's state, which a policy never sees; an asymmetric critic (Pinto et al. 2017).
 

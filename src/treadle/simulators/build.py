@@ -4,13 +4,12 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Collection
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import cast
 
 from treadle.config.loading import did_you_mean
 from treadle.config.schema import SimulatorConfig
 from treadle.errors import ConfigError
+from treadle.plugins import import_callable
 from treadle.simulators.protocol import Simulator
 
 GROUP = "treadle.simulators"
@@ -24,14 +23,14 @@ def installed_simulators() -> dict[str, EntryPoint]:
 def find_simulator(name: str) -> Callable[..., Simulator]:
     """The class of an installed simulator's name or of `package.module:Class`. Raises ConfigError."""
     if ":" in name:
-        return _import(name)
+        return import_callable("simulator.name", name, "class")
     installed = installed_simulators()
     if name not in installed:
         raise ConfigError(
             f"simulator.name: unknown simulator {name!r}{did_you_mean(name, installed)}; "
             f"installed: {', '.join(installed) or 'none'}; or name a class as package.module:Class"
         )
-    return _import(installed[name].value)
+    return import_callable("simulator.name", installed[name].value, "class")
 
 
 def build_simulator(config: SimulatorConfig, slots: int | None = None) -> Simulator:
@@ -63,22 +62,6 @@ def _check_options(config: SimulatorConfig, simulator: Callable[..., Simulator],
                 f"simulator.options: {config.name!r} takes no option {option!r}{did_you_mean(option, allowed)}; "
                 f"options: {', '.join(allowed) or 'none'}"
             )
-
-
-def _import(name: str) -> Callable[..., Simulator]:
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute or module_name.startswith("."):
-        raise ConfigError(f"simulator.name: {name!r} is not of the form package.module:Class")
-    try:
-        module = import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(
-            f"simulator.name: cannot import {name!r}: {error}; install what is missing, or mend package.module:Class"
-        ) from error
-    simulator = getattr(module, attribute, None)
-    if not callable(simulator):
-        raise ConfigError(f"simulator.name: module {module_name!r} has no class {attribute!r}")
-    return cast("Callable[..., Simulator]", simulator)
 
 
 def _cores() -> int:

@@ -1,102 +1,24 @@
-"""PPO updates from rollouts.
+"""Updates of a policy and its critic from rollouts."""
 
-Shapes: T decisions per slot, B slots, N = T * B decisions of a rollout, C actions of a chunk, A action dimensions,
-K = C * A tokens, V values per decision.
-"""
-
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from treadle.algorithms.advantages import estimate_gae, explained_variance, normalize
-from treadle.algorithms.losses import (
-    PolicyBatch,
-    PolicyMetrics,
-    PolicyObjective,
-    ValueBatch,
-    ValueMetrics,
-    masked_mean,
-    policy_loss,
-    value_loss,
-)
-from treadle.algorithms.masks import flatten_actions, reduce_to_chunk, unflatten_actions
+from treadle.algorithms.losses import PolicyMetrics
+from treadle.algorithms.reference import adapt_coefficient
 from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout
 from treadle.errors import ConfigError, DivergenceError
 from treadle.policies.critic import Critic
-from treadle.policies.protocol import Inputs, Policy, Sampling
+from treadle.policies.protocol import Policy
 from treadle.rollout.collector import Stopwatch
-
-
-@dataclass(slots=True)
-class Samples:
-    """A rollout as N decisions, with what the algorithm made of it."""
-
-    inputs: Inputs
-    state: Tensor
-    """[N, C, S]"""
-    tokens: Tensor
-    """[N, K]"""
-    log_probs: Tensor
-    """[N, K]"""
-    values: Tensor
-    """[N, V]"""
-    returns: Tensor
-    """[N, V]"""
-    advantages: Tensor
-    """[N, C] at action level, [N] at chunk level."""
-    valid: Tensor
-    """[N, C]"""
-
-
-def estimate_advantages(rollout: Rollout, config: TrainConfig) -> Samples:
-    """GAE at the configured level, and normalisation over the whole rollout."""
-    algorithm = config.algorithm
-    chunk = rollout.reward.shape[2]
-    ended = rollout.terminated | rollout.truncated
-    follows = torch.where(ended, rollout.final_values[..., None], 0.0)
-    if algorithm.reward_level == "action":
-        timeline = [flatten_actions(x) for x in (rollout.reward, rollout.values, ended, follows, rollout.valid)]
-    else:
-        view = reduce_to_chunk(rollout.reward, ended, rollout.valid)
-        timeline = [view.rewards, rollout.values[..., 0], view.ended, follows.sum(-1), view.valid]
-    rewards, values, endings, bootstrap, valid = timeline
-    advantages, returns = estimate_gae(
-        rewards,
-        values,
-        endings,
-        bootstrap,
-        rollout.next_values,
-        valid,
-        gamma=algorithm.gamma,
-        gae_lambda=algorithm.gae_lambda,
-    )
-    if algorithm.normalize_advantages:
-        advantages = normalize(advantages, valid)
-    if algorithm.reward_level == "action":
-        advantages, returns = unflatten_actions(advantages, chunk), unflatten_actions(returns, chunk)
-    else:
-        returns = returns[..., None]
-    return Samples(
-        Inputs.cat(rollout.inputs),
-        *(
-            x.flatten(0, 1)
-            for x in (
-                rollout.state,
-                rollout.tokens,
-                rollout.log_probs,
-                rollout.values,
-                returns,
-                advantages,
-                rollout.valid,
-            )
-        ),
-    )
+from treadle.training.critic_fit import CriticFit
+from treadle.training.health import check_finite, check_gradients, check_rollouts
+from treadle.training.passes import Anchors, Passed, PolicyPasses
+from treadle.training.samples import Samples, estimate_advantages, find_estimator, measure_shares
+from treadle.training.schedule import draw_minibatches, learning_rate_share
 
 
 class Learner:
@@ -107,36 +29,33 @@ class Learner:
         critic: its value head, or a network of its own.
         config: the run's settings.
         device: where updates are computed.
+        reference: the frozen policy that the loss keeps near, where it has a weight.
 
     Raises:
-        ConfigError: A frozen dimension that the policy does not have, or no other is left.
+        ConfigError: A frozen dimension that the policy does not have, or no other is left; an estimator or loss that
+            cannot be imported.
     """
 
-    def __init__(self, policy: Policy, critic: Critic, config: TrainConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        critic: Critic,
+        config: TrainConfig,
+        device: torch.device,
+        reference: Policy | None = None,
+    ) -> None:
         self.policy = policy
         self.critic = critic
         self._config = config
-        self._device = device
-        self._sampling = Sampling(**config.policy.sampling.model_dump())
+        self._reference = reference
+        self._reference_coefficient = config.algorithm.reference.coefficient
+        self._estimator = find_estimator(config.algorithm.estimator)
         groups = policy.freeze(vision=config.policy.freeze_vision)
         self._policy_parameters = groups["policy"]
         self._critic_parameters = list(critic.parameters()) if isinstance(critic, nn.Module) else groups["value"]
-        frozen = config.policy.frozen_dimensions
-        mask = torch.tensor([dimension not in frozen for dimension in range(policy.action_dim)])
-        if any(dimension >= policy.action_dim for dimension in frozen) or not mask.any():
-            raise ConfigError(
-                f"policy.frozen_dimensions: found {frozen}; allowed are some, not all, of the policy's action "
-                f"dimensions, 0 to {policy.action_dim - 1}"
-            )
-        algorithm = config.algorithm
-        self._objective = PolicyObjective(
-            level=algorithm.ratio_level,
-            action_dim=policy.action_dim,
-            clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high,
-            entropy_coefficient=algorithm.entropy_coefficient,
-            dimension_mask=mask.to(device),
-        )
+        self._dimension_mask = _trained_dimensions(config.policy.frozen_dimensions, policy.action_dim)
+        self._critic_fit = CriticFit(critic, config, device)
+        self._passes = PolicyPasses(policy, self._critic_fit, config, self._dimension_mask, device)
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": self._policy_parameters, "lr": config.optimizer.learning_rate},
@@ -147,184 +66,166 @@ class Learner:
             fused=device.type in ("cpu", "cuda"),
         )
 
-    def update(self, rollout: Rollout, iteration: int) -> dict[str, float]:
-        """One iteration's epochs over a rollout. Returns metrics by name, `time/...` in seconds.
+    def update(self, rollouts: Sequence[Rollout], iteration: int) -> dict[str, float]:
+        """One iteration's epochs over what was collected for it. Returns metrics by name, `time/...` in seconds.
 
         Raises:
-            DivergenceError: A loss or gradient is not finite; parameters are as before that step.
+            DivergenceError: Something is not finite; parameters are as before that step.
         """
-        watch = Stopwatch()
-        samples = estimate_advantages(rollout, self._config)
-        played = self._value_mask(samples.valid)
-        explained = explained_variance(samples.values, samples.returns, played)
-        metrics = {
-            "critic/explained_variance": float(explained),
-            "critic/mean_return": float(masked_mean(samples.returns, played)),
-        }
+        try:
+            return self._update(rollouts, iteration)
+        except DivergenceError:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+
+    def _update(self, rollouts: Sequence[Rollout], iteration: int) -> dict[str, float]:
+        watch, config = Stopwatch(), self._config
+        check_rollouts(rollouts)
+        samples = estimate_advantages(rollouts, config.algorithm, self._estimator)
+        check_finite("advantages", samples.advantages)
+        metrics = measure_shares(rollouts, samples, config.algorithm, self._dimension_mask)
+        metrics["update/staleness"] = float(iteration - samples.versions.float().mean()) if len(samples) else 0.0
         self.optimizer.param_groups[0]["lr"] = metrics["update/learning_rate"] = self._learning_rate(iteration)
-        if self.critic.reads_state:
-            with watch("critic"):
-                metrics["critic/loss"] = self._fit_critic(samples, iteration)
-        if not self.critic.reads_state or iteration >= self._config.critic.warmup_iterations:
+        if config.has_critic:
+            metrics |= self._critic_fit.describe(samples)
+            if not self._critic_fit.is_head:
+                with watch("critic"):
+                    metrics["critic/loss"] = self._critic_fit.fit(samples, self.optimizer, iteration)
+        if self._critic_fit.is_head or iteration >= config.critic_warmup:
             with watch("update"):
-                metrics |= self._fit_policy(samples, iteration)
+                metrics |= self._fit_policy(samples.take(samples.trained), iteration)
         return metrics | {f"time/{name}": seconds for name, seconds in watch.seconds.items()}
 
     def _fit_policy(self, samples: Samples, iteration: int) -> dict[str, float]:
-        """Epochs of minibatches through the policy, with the value loss where the critic is its head."""
+        """Epochs of minibatches through the policy."""
         algorithm = self._config.algorithm
+        if not len(samples):
+            return {"update/steps": 0.0}
         self.policy.train()
-        metrics: dict[str, float] = {}
-        totals: list[PolicyMetrics] = []
-        losses, norms, value_losses = [], [], []
+        weights = samples.weights() if algorithm.trajectory_weights else None
+        anchors = self._anchors(samples, iteration)
+        passed: list[Passed] = []
+        norms: list[float] = []
         for epoch in range(algorithm.epochs):
-            epoch_kl = []
-            for minibatch in self._minibatches(len(samples.tokens), algorithm.minibatch, iteration, epoch):
-                entries = self._objective.entries(samples.valid[minibatch].to(self._device)).sum()
-                values = self._value_mask(samples.valid[minibatch]).sum()
-                total: PolicyMetrics | None = None
-                loss_sum = value_sum = 0.0
-                for rows in minibatch.split(algorithm.micro_batch):
-                    loss, part, value, gap = self._losses(samples, rows, entries, values)
-                    metrics.setdefault("update/log_prob_gap", gap)
-                    (loss + self._config.critic.coefficient * value).backward()
-                    total = part if total is None else total + part
-                    loss_sum += float(loss.detach())
-                    value_sum += float(value.detach())
-                assert total is not None
-                self._finite("policy loss", loss_sum)
-                self._finite("value loss", value_sum)
+            start = len(passed)
+            for rows in draw_minibatches(len(samples), algorithm.minibatch, self._config.seed, iteration, epoch):
+                passed.append(self._passes.accumulate(samples, weights, anchors, rows, iteration))
                 norms.append(self._step(iteration))
-                totals.append(total)
-                epoch_kl.append(float(total.kl))
-                losses.append(loss_sum)
-                value_losses.append(value_sum)
-            if algorithm.target_kl is not None and sum(epoch_kl) / len(epoch_kl) > algorithm.target_kl:
-                break
-        metrics |= {
-            "update/policy_loss": _mean(losses),
-            "update/approximate_kl": _mean([float(total.kl) for total in totals]),
-            "update/clip_share": _mean([float(total.clip_share) for total in totals]),
-            "update/ratio_max": max(float(total.ratio_max) for total in totals),
-            "update/entropy": _mean([float(total.entropy) for total in totals]),
-            "update/gradient_norm": _mean(norms),
-            "update/steps": float(len(norms)),
-            "update/valid_share": float(samples.valid.float().mean()),
-        }
-        if not self.critic.reads_state:
-            metrics["critic/loss"] = _mean(value_losses)
+            if algorithm.target_kl is not None:
+                kl = [float(part.metrics.kl) for part in passed[start:]]
+                if sum(kl) / len(kl) > algorithm.target_kl:
+                    break
+        metrics = _summarize(passed, len(samples))
+        metrics["update/gradient_norm"] = _mean(norms)
+        if self._critic_fit.is_head:
+            metrics["critic/loss"] = _mean([part.value_loss for part in passed])
+        if self._reference is not None:
+            metrics |= self._follow_reference(metrics["update/reference_kl"])
         return metrics
 
-    def _losses(
-        self, samples: Samples, rows: Tensor, entries: Tensor, value_entries: Tensor
-    ) -> tuple[Tensor, PolicyMetrics, Tensor, float]:
-        """Policy loss, its metrics, value loss and the largest log-prob gap of one micro-batch."""
-        inputs = samples.inputs.take(rows).to(self._device)
-        old_log_probs = samples.log_probs[rows].to(self._device)
-        valid = samples.valid[rows].to(self._device)
-        evaluation = self.policy.evaluate(inputs, samples.tokens[rows].to(self._device), self._sampling)
-        batch = PolicyBatch(
-            log_probs=evaluation.log_probs,
-            old_log_probs=old_log_probs,
-            entropy=evaluation.entropy,
-            advantages=samples.advantages[rows].to(self._device),
-            valid=valid,
-        )
-        loss, metrics = policy_loss(batch, self._objective, entries)
-        value = torch.zeros((), device=self._device)
-        if not self.critic.reads_state:
-            assert evaluation.values is not None
-            value = self._value_loss(samples, rows, evaluation.values, value_entries)[0]
-        gap = float((evaluation.log_probs.detach() - old_log_probs).abs().max())
-        return loss, metrics, value, gap
+    def _anchors(self, samples: Samples, iteration: int) -> Anchors:
+        """Log-probs under policies that stand still; passes are spent only where they are not known already."""
+        anchors = Anchors()
+        stale = (samples.versions < iteration).nonzero()[:, 0]
+        if self._config.algorithm.decoupled and len(stale):
+            anchors.proximal = samples.log_probs.clone()
+            anchors.proximal[stale] = self._passes.log_probs(self.policy, samples, stale)
+        if self._reference is not None:
+            anchors.reference = self._passes.log_probs(self._reference, samples, torch.arange(len(samples)))
+        return anchors
 
-    def _fit_critic(self, samples: Samples, iteration: int) -> float:
-        """Epochs of minibatches through a critic of its own."""
-        config = self._config.critic
-        losses = []
-        for epoch in range(config.epochs):
-            for rows in self._minibatches(len(samples.tokens), self._config.algorithm.minibatch, iteration, -1 - epoch):
-                values = self.critic(None, samples.state[rows].to(self._device))
-                loss = self._value_loss(samples, rows, values, self._value_mask(samples.valid[rows]).sum())[0]
-                loss.backward()
-                norm = nn.utils.clip_grad_norm_(self._critic_parameters, self._config.optimizer.gradient_norm)
-                self._finite("value loss", float(loss.detach()))
-                self._finite("gradient of the critic", float(norm))
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-                losses.append(float(loss.detach()))
-        return _mean(losses)
+    def _follow_reference(self, kl: float) -> dict[str, float]:
+        """Metrics of the divergence; its coefficient of the next iteration where that adapts."""
+        metrics = {"update/reference_coefficient": self._reference_coefficient}
+        target = self._config.algorithm.reference.target
+        if target is not None:
+            self._set_reference_coefficient(adapt_coefficient(self._reference_coefficient, kl, target))
+        return metrics
 
-    def _value_loss(
-        self, samples: Samples, rows: Tensor, values: Tensor, entries: Tensor
-    ) -> tuple[Tensor, ValueMetrics]:
-        batch = ValueBatch(
-            values=values,
-            old_values=samples.values[rows].to(self._device),
-            returns=samples.returns[rows].to(self._device),
-            valid=self._value_mask(samples.valid[rows]).to(self._device),
-        )
-        return value_loss(batch, self._config.critic.clip, self._config.critic.huber_delta, entries)
-
-    def _value_mask(self, valid: Tensor) -> Tensor:
-        """[.., C] actions played, as a mask of values [.., V]."""
-        return valid if self._config.algorithm.reward_level == "action" else valid.any(-1, keepdim=True)
+    def _set_reference_coefficient(self, coefficient: float) -> None:
+        self._reference_coefficient = coefficient
+        self._passes.weigh_reference(coefficient)
 
     def _step(self, iteration: int) -> float:
         """Clip, check and apply gradients; returns the policy's gradient norm."""
         limit = self._config.optimizer.gradient_norm
         norm = nn.utils.clip_grad_norm_(self._policy_parameters, limit)
-        self._finite("gradient of the policy", float(norm))
-        if not self.critic.reads_state:
-            self._finite("gradient of the critic", float(nn.utils.clip_grad_norm_(self._critic_parameters, limit)))
-            if iteration < self._config.critic.warmup_iterations:
+        check_gradients("policy", norm, self.policy, self._policy_parameters)
+        if self._critic_fit.is_head:
+            value_norm = nn.utils.clip_grad_norm_(self._critic_parameters, limit)
+            check_gradients("critic", value_norm, self.policy, self._critic_parameters)
+            if iteration < self._config.critic_warmup:
                 for parameter in self._policy_parameters:
                     parameter.grad = None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
-    def _finite(self, name: str, x: float) -> None:
-        if not math.isfinite(x):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise DivergenceError(
-                f"{name} is {x}: training stopped, and the last checkpoint is as it was. Lower "
-                "optimizer.learning_rate or optimizer.gradient_norm, and resume with the same command"
-            )
-
     def _learning_rate(self, iteration: int) -> float:
-        """0 while the critic warms up, then linear growth, then linear decay to `final_share` at the last iteration."""
-        config, start = self._config.optimizer, self._config.critic.warmup_iterations
-        position = iteration - start
-        if position < 0:
-            return 0.0
-        if position < config.warmup_iterations:
-            return config.learning_rate * (position + 1) / (config.warmup_iterations + 1)
-        decaying = max(1, self._config.iterations - 1 - start - config.warmup_iterations)
-        share = (position - config.warmup_iterations) / decaying
-        return config.learning_rate * (1 - (1 - config.final_share) * share)
-
-    def _minibatches(self, count: int, size: int, iteration: int, epoch: int) -> Iterator[Tensor]:
-        """Rows of each minibatch: a permutation of its own for every iteration and epoch, remainder included.
-
-        Epochs of a critic of its own count -1, -2, ...
-        """
-        # Not `hash`, for which -1 and -2 are the same.
-        entropy = [self._config.seed, iteration, abs(epoch), int(epoch < 0)]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
-        generator = torch.Generator().manual_seed(seed)
-        yield from torch.randperm(count, generator=generator).split(size)
+        """Of the policy; 0 while the critic warms up."""
+        config, warmup = self._config.optimizer, self._config.critic_warmup
+        return config.learning_rate * learning_rate_share(
+            iteration - warmup,
+            self._config.iterations - warmup,
+            config.warmup_iterations,
+            config.final_share,
+            config.schedule,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the policy's weights."""
         critic = self.critic.state_dict() if isinstance(self.critic, nn.Module) else {}
-        return {"optimizer": self.optimizer.state_dict(), "critic": critic}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "critic": critic,
+            "reference_coefficient": self._reference_coefficient,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.optimizer.load_state_dict(state["optimizer"])
         if isinstance(self.critic, nn.Module):
             self.critic.load_state_dict(state["critic"])
+        self._set_reference_coefficient(state["reference_coefficient"])
+
+
+def _trained_dimensions(frozen: Sequence[int], action_dim: int) -> Tensor:
+    """[A] bool, False for the frozen ones. Raises ConfigError."""
+    mask = torch.tensor([dimension not in frozen for dimension in range(action_dim)])
+    if any(dimension >= action_dim for dimension in frozen) or not mask.any():
+        raise ConfigError(
+            f"policy.frozen_dimensions: found {frozen}; allowed are some, not all, of the policy's action "
+            f"dimensions, 0 to {action_dim - 1}"
+        )
+    return mask
+
+
+def _summarize(passed: list[Passed], decisions: int) -> dict[str, float]:
+    """Metrics of all minibatches of an update over so many decisions."""
+    parts: list[PolicyMetrics] = [part.metrics for part in passed]
+
+    def mean(name: str) -> float:
+        return _mean([float(getattr(part, name)) for part in parts])
+
+    metrics = {
+        "update/policy_loss": _mean([part.loss for part in passed]),
+        "update/approximate_kl": mean("kl"),
+        "update/clip_share": mean("clip_share"),
+        "update/ratio_min": min(float(part.ratio_min) for part in parts),
+        "update/ratio_max": max(float(part.ratio_max) for part in parts),
+        "update/entropy": mean("entropy"),
+        "update/reference_kl": mean("reference_kl"),
+        "update/stale_weight": mean("stale_weight"),
+        # Kish's effective sample size, of the ratios as weights.
+        "update/effective_samples": decisions * mean("ratio_mean") ** 2 / max(mean("ratio_square"), 1e-12),
+        "update/steps": float(len(passed)),
+    }
+    first = passed[0]
+    if first.gap_count:
+        # Before the first step, rollout and trainer have the same weights.
+        metrics["update/log_prob_gap"] = first.gap_max
+        metrics["update/log_prob_gap_mean"] = first.gap_sum / first.gap_count
+    return metrics
 
 
 def _mean(values: list[float]) -> float:

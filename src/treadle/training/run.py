@@ -17,7 +17,7 @@ from treadle.errors import ConfigError
 from treadle.evaluation.evaluate import evaluate_policy, film, manifest
 from treadle.files import read_json, to_json, write_atomically
 from treadle.policies import load_policy
-from treadle.policies.critic import Critic, PrivilegedCritic, ValueHeadCritic
+from treadle.policies.critic import Critic, NoCritic, PrivilegedCritic, ValueHeadCritic
 from treadle.policies.protocol import Policy, Sampling
 from treadle.reporting.console import RunConsole
 from treadle.reporting.machine import peak_rss_mb, versions, write_machine
@@ -32,6 +32,7 @@ from treadle.simulators.host import Host
 from treadle.simulators.protocol import Simulator
 from treadle.training.averaging import WeightAverage
 from treadle.training.checkpoints import list_checkpoints, load_trainer, save_checkpoint
+from treadle.training.health import alarms
 from treadle.training.learner import Learner
 
 VIDEO_SIZE = 224
@@ -57,13 +58,23 @@ class Run:
         self.policy = policy
         self.iteration = 0
         """Iterations done."""
+        algorithm = config.algorithm
         critic = build_critic(config, policy, simulator.spec.state_dim, device)
-        stream = ScenarioStream(simulator.scenarios("train", "train"), config.simulator.slots, config.seed)
-        keep_final = "ended" if config.algorithm.bootstrap == "always" else "truncated"
+        check_decisions(config, policy.chunk)
+        stream = ScenarioStream(
+            simulator.scenarios("train", "train"),
+            config.simulator.slots,
+            config.seed,
+            group_size=algorithm.group_size,
+            partial_reset=algorithm.partial_reset,
+        )
+        keep_final = "ended" if algorithm.bootstrap == "always" else "truncated"
+        if not config.has_critic:
+            keep_final = "none"
         host = Host(simulator, stream, config.simulator.horizon, keep_final=keep_final)
         sampling = Sampling(**config.policy.sampling.model_dump())
         self.collector = Collector(host, stream, policy, sampling, critic, encode=config.policy.freeze_vision)
-        self.learner = Learner(policy, critic, config, device)
+        self.learner = Learner(policy, critic, config, device, load_reference(config, base, device))
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self.average = WeightAverage(trained, config.optimizer.average)
         self._control_steps = 0
@@ -137,6 +148,8 @@ class Run:
             "speed/control_steps_per_second": metrics["rollout/control_steps"] / seconds,
         }
         self._writer.write(metrics)
+        for warning in alarms(metrics, self.config.algorithm.gap_alarm):
+            self._console.message(f"warning: iteration {self.iteration}: {warning}")
         self._console.iteration(metrics)
         every = self.config.save_every
         if self._stopping or (every and self.iteration % every == 0):
@@ -239,13 +252,33 @@ class Run:
         self.collector.load_state_dict(state["collector"])
 
 
+def check_decisions(config: TrainConfig, chunk: int) -> None:
+    """Without partial reset, a rollout must hold whole episodes. Raises ConfigError."""
+    wanted = -(-config.simulator.horizon // chunk)
+    if not config.algorithm.partial_reset and config.decisions < wanted:
+        raise ConfigError(
+            f"decisions {config.decisions} with algorithm.partial_reset false: a rollout holds whole episodes, of "
+            f"simulator.horizon {config.simulator.horizon} control steps at {chunk} per decision; use "
+            f"decisions={wanted}"
+        )
+
+
+def load_reference(config: TrainConfig, base: Path, device: torch.device) -> Policy | None:
+    """The frozen policy that the run began with, where the loss keeps near it."""
+    if not config.algorithm.reference.coefficient:
+        return None
+    return load_policy(base, device=str(device), statistics=config.policy.statistics).eval()
+
+
 def build_critic(config: TrainConfig, policy: Policy, state_dim: int, device: torch.device) -> Critic:
-    """The critic that a config asks for.
+    """The critic that a config asks for, or its stand-in.
 
     Raises:
         ConfigError: A privileged critic on a simulator without privileged state.
     """
-    outputs = policy.chunk if config.algorithm.reward_level == "action" else 1
+    if not config.has_critic:
+        return NoCritic()
+    outputs = policy.chunk if config.algorithm.values_per_action else 1
     if config.critic.kind == "value_head":
         if policy.value_outputs != outputs:
             policy.add_value_head(outputs)

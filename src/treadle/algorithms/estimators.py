@@ -1,0 +1,110 @@
+"""Estimators of advantages under one interface, so that a recipe can name one, built in or a user's own.
+
+Shapes: N entries in time, B slots. At chunk level N is T decisions; at action level N is T * C actions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from treadle.algorithms.advantages import discounted_returns, estimate_gae
+from treadle.algorithms.groups import dr_grpo_advantages, grpo_advantages, rloo_advantages
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """What an estimator reads of one rollout."""
+
+    rewards: Tensor
+    """[N, B]"""
+    values: Tensor
+    """[N, B] of the critic, 0 without one."""
+    ended: Tensor
+    """[N, B] bool, the episode ended with this entry."""
+    bootstrap_values: Tensor
+    """[N, B], what follows where an episode ended; 0 after a termination."""
+    last_values: Tensor
+    """[B], the value of the observation after the rollout."""
+    valid: Tensor
+    """[N, B] bool, what was played."""
+    scenarios: Tensor
+    """[N, B] int64, which scenario the slot was playing; episodes of one scenario form a group."""
+    gamma: float
+    """Discount per entry."""
+    gae_lambda: float
+
+    def scores(self) -> Tensor:
+        """[B]: undiscounted return of each slot's episode, in rollouts of fixed length."""
+        return torch.where(self.valid, self.rewards, 0).sum(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What an estimator makes of a timeline."""
+
+    advantages: Tensor
+    """[N, B], 0 where invalid."""
+    returns: Tensor | None = None
+    """[N, B], what values should have been; None without a critic."""
+
+
+Estimator = Callable[[Timeline], Estimate]
+"""The signature of an estimator; a recipe names a user's own as `package.module:function`."""
+
+
+def gae(timeline: Timeline) -> Estimate:
+    """`advantages.estimate_gae`."""
+    return Estimate(
+        *estimate_gae(
+            timeline.rewards,
+            timeline.values,
+            timeline.ended,
+            timeline.bootstrap_values,
+            timeline.last_values,
+            timeline.valid,
+            gamma=timeline.gamma,
+            gae_lambda=timeline.gae_lambda,
+        )
+    )
+
+
+def grpo(timeline: Timeline) -> Estimate:
+    """`groups.grpo_advantages` of the episodes, given to every valid entry."""
+    return _of_episodes(timeline, grpo_advantages)
+
+
+def dr_grpo(timeline: Timeline) -> Estimate:
+    """`groups.dr_grpo_advantages` of the episodes, given to every valid entry."""
+    return _of_episodes(timeline, dr_grpo_advantages)
+
+
+def rloo(timeline: Timeline) -> Estimate:
+    """`groups.rloo_advantages` of the episodes, given to every valid entry."""
+    return _of_episodes(timeline, rloo_advantages)
+
+
+def reinforce_pp(timeline: Timeline) -> Estimate:
+    """Discounted returns; with normalisation over the batch, REINFORCE++ (Hu et al. 2025)."""
+    return Estimate(
+        discounted_returns(
+            torch.where(timeline.valid, timeline.rewards, 0), timeline.ended, timeline.valid, gamma=timeline.gamma
+        )
+    )
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "gae": gae,
+    "grpo": grpo,
+    "dr_grpo": dr_grpo,
+    "rloo": rloo,
+    "reinforce_pp": reinforce_pp,
+    # Its baseline is the group's mean, and the division by the batch's spread follows in normalisation.
+    "reinforce_pp_baseline": dr_grpo,
+}
+
+
+def _of_episodes(timeline: Timeline, estimate: Callable[[Tensor, Tensor], Tensor]) -> Estimate:
+    advantages = estimate(timeline.scores(), timeline.scenarios[0])
+    return Estimate(torch.where(timeline.valid, advantages, 0))

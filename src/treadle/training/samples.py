@@ -1,0 +1,200 @@
+"""From rollouts to what an update reads: advantages, which decisions are worth a gradient, and their weights.
+
+Shapes: T decisions per slot, B slots, N decisions of all rollouts, C actions of a chunk, K action tokens, V values per
+decision, S privileged state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from treadle.algorithms.advantages import Moments, normalize
+from treadle.algorithms.estimators import ESTIMATORS, Estimate, Estimator, Timeline
+from treadle.algorithms.groups import varied_groups
+from treadle.algorithms.masks import (
+    episode_lengths,
+    flatten_actions,
+    reduce_to_chunk,
+    trajectory_weights,
+    unflatten_actions,
+)
+from treadle.config.algorithm import GROUP_ESTIMATORS, AlgorithmConfig
+from treadle.data.rollout import Rollout
+from treadle.plugins import import_callable
+from treadle.policies.protocol import Inputs
+
+
+@dataclass(slots=True)
+class Samples:
+    """Decisions of rollouts that were played, with what the algorithm made of them."""
+
+    inputs: Inputs
+    state: Tensor
+    """[N, C, S]"""
+    tokens: Tensor
+    """[N, K]"""
+    log_probs: Tensor
+    """[N, K]"""
+    values: Tensor
+    """[N, V]"""
+    returns: Tensor
+    """[N, V]"""
+    advantages: Tensor
+    """[N, C] at action level, [N] at chunk level."""
+    valid: Tensor
+    """[N, C]"""
+    versions: Tensor
+    """[N] of the policy that acted."""
+    lengths: Tensor
+    """[N] valid actions of the decision's episode."""
+    trained: Tensor
+    """[N] bool, gives the policy a gradient; the others are of groups that are skipped."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def take(self, rows: Tensor) -> "Samples":
+        """The given rows, as indices or as a mask."""
+        if rows.dtype == torch.bool and bool(rows.all()):
+            return self
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "inputs"}
+        return Samples(self.inputs.take(rows), **{name: x[rows] for name, x in tensors.items()})
+
+    @staticmethod
+    def cat(parts: "Sequence[Samples]") -> "Samples":
+        """All parts, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        names = [field.name for field in fields(Samples) if field.name != "inputs"]
+        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return Samples(Inputs.cat([part.inputs for part in parts]), **tensors)
+
+    def weights(self) -> Tensor:
+        """[N] under which every episode counts the same, however long."""
+        return trajectory_weights(self.lengths, self.valid)
+
+
+def find_estimator(name: str) -> Estimator:
+    """The estimator that a recipe names. Raises ConfigError."""
+    return import_callable("algorithm.estimator", name, "function") if ":" in name else ESTIMATORS[name]
+
+
+def estimate_advantages(
+    rollouts: Sequence[Rollout], algorithm: AlgorithmConfig, estimator: Estimator | None = None
+) -> Samples:
+    """Advantages at the configured level, normalised over all that the rollouts hold of worth for a gradient."""
+    estimate = estimator or find_estimator(algorithm.estimator)
+    timelines = [_timeline(rollout, algorithm) for rollout in rollouts]
+    estimates = [estimate(timeline) for timeline in timelines]
+    selected = [select_slots(rollout, algorithm) for rollout in rollouts]
+    if algorithm.normalize_advantages:
+        counted = [timeline.valid & slots for timeline, slots in zip(timelines, selected, strict=True)]
+        moments = [Moments.of(e.advantages, count) for e, count in zip(estimates, counted, strict=True)]
+        whole = reduce(Moments.__add__, moments)
+        estimates = [
+            replace(e, advantages=normalize(e.advantages, count, moments=whole))
+            for e, count in zip(estimates, counted, strict=True)
+        ]
+    parts = zip(rollouts, estimates, selected, strict=True)
+    return Samples.cat([_samples(rollout, algorithm, e, slots) for rollout, e, slots in parts])
+
+
+def select_slots(rollout: Rollout, algorithm: AlgorithmConfig) -> Tensor:
+    """[B] bool: slots whose group gives a gradient, by its success rate and, where the estimator compares the episodes
+    of a group, by whether their scores differ.
+    """
+    slots = rollout.reward.shape[1]
+    if algorithm.group_size == 1:
+        return torch.ones(slots, dtype=torch.bool)
+    outcomes: dict[int, list[bool]] = {}
+    for episode in rollout.episodes:
+        outcomes.setdefault(episode.scenario.index, []).append(episode.success_once)
+    rates = {index: sum(found) / len(found) for index, found in outcomes.items()}
+    scenarios = rollout.scenario_index[0].tolist()
+    limits = algorithm.filter
+    selected = torch.tensor([limits.low <= rates[index] <= limits.high for index in scenarios])
+    if algorithm.estimator in GROUP_ESTIMATORS:
+        scores = torch.where(rollout.valid, rollout.reward, 0).sum((0, 2))
+        selected &= varied_groups(scores, torch.tensor(scenarios))
+    return selected
+
+
+def count_groups(rollout: Rollout, algorithm: AlgorithmConfig) -> tuple[int, int]:
+    """How many groups a rollout has that give a gradient, and how many in all."""
+    selected = select_slots(rollout, algorithm).numpy()
+    scenarios = rollout.scenario_index[0]
+    return len(set(scenarios[selected].tolist())), len(set(scenarios.tolist()))
+
+
+def measure_shares(
+    rollouts: Sequence[Rollout], samples: Samples, algorithm: AlgorithmConfig, dimension_mask: Tensor
+) -> dict[str, float]:
+    """What of the rollouts is of use to the policy, as metrics: actions that were played, groups that are skipped, and
+    tokens that can have no gradient since they were not played, are of a skipped group or a dimension that is not
+    trained (`dimension_mask` [A], False), or have an advantage of 0.
+    """
+    actions = sum(rollout.valid.numel() for rollout in rollouts)
+    advantages = samples.advantages if samples.advantages.dim() == 2 else samples.advantages[:, None]
+    alive = samples.valid & samples.trained[:, None] & (advantages != 0)
+    tokens = float(alive.sum() * dimension_mask.sum()) / (actions * len(dimension_mask))
+    metrics = {
+        "update/valid_share": sum(float(rollout.valid.sum()) for rollout in rollouts) / actions,
+        "update/dead_token_share": 1 - tokens,
+    }
+    if algorithm.group_size > 1:
+        kept, groups = (sum(counts) for counts in zip(*(count_groups(r, algorithm) for r in rollouts), strict=True))
+        metrics["update/filtered_group_share"] = 1 - kept / groups
+    return metrics
+
+
+def _per_action(algorithm: AlgorithmConfig) -> bool:
+    # Groups compare whole episodes, whose actions share one advantage: given per chunk, it suits every ratio.
+    return algorithm.reward_level == "action" and algorithm.estimator not in GROUP_ESTIMATORS
+
+
+def _timeline(rollout: Rollout, algorithm: AlgorithmConfig) -> Timeline:
+    chunk = rollout.reward.shape[2]
+    ended = rollout.terminated | rollout.truncated
+    follows = torch.where(ended, rollout.final_values[..., None], 0.0)
+    scenarios = torch.from_numpy(rollout.scenario_index)
+    if _per_action(algorithm):
+        values = rollout.values.expand_as(rollout.reward)
+        columns = [flatten_actions(x) for x in (rollout.reward, values, ended, follows)]
+        valid, scenarios = flatten_actions(rollout.valid), scenarios.repeat_interleave(chunk, 0)
+    else:
+        view = reduce_to_chunk(rollout.reward, ended, rollout.valid)
+        columns, valid = [view.rewards, rollout.values[..., 0], view.ended, follows.sum(-1)], view.valid
+    return Timeline(
+        *columns, rollout.next_values, valid, scenarios, gamma=algorithm.gamma, gae_lambda=algorithm.gae_lambda
+    )
+
+
+def _samples(rollout: Rollout, algorithm: AlgorithmConfig, estimate: Estimate, selected: Tensor) -> Samples:
+    """One rollout's decisions that were played, time-major."""
+    steps, slots, chunk = rollout.reward.shape
+    advantages = estimate.advantages
+    returns = torch.zeros_like(advantages) if estimate.returns is None else estimate.returns
+    if _per_action(algorithm):
+        advantages, returns = unflatten_actions(advantages, chunk), unflatten_actions(returns, chunk)
+        if not algorithm.values_per_action:
+            played = rollout.valid.sum(-1, keepdim=True).clamp(min=1)
+            returns = torch.where(rollout.valid, returns, 0).sum(-1, keepdim=True) / played
+    else:
+        returns = returns[..., None]
+    columns = (
+        rollout.state,
+        rollout.tokens,
+        rollout.log_probs,
+        rollout.values,
+        returns,
+        advantages,
+        rollout.valid,
+        rollout.versions,
+        episode_lengths(rollout.terminated | rollout.truncated, rollout.valid),
+        selected.expand(steps, slots),
+    )
+    samples = Samples(Inputs.cat(rollout.inputs), *(x.flatten(0, 1) for x in columns))
+    return samples.take(samples.valid.any(-1))
