@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from treadle.algorithms.advantages import estimate_gae, explained_variance, normalize
+from treadle.algorithms.advantages import Moments, discounted_returns, estimate_gae, explained_variance, normalize
 from treadle.algorithms.masks import flatten_actions, reduce_to_chunk, unflatten_actions, valid_actions
 
 torch.set_num_threads(1)
@@ -235,6 +235,26 @@ def test_normalize_of_few_or_equal_entries() -> None:
     assert normalize(x, torch.tensor([False, False])).tolist() == [0, 0]
     assert normalize(x, torch.tensor([False, True])).tolist() == [0, 7]
     assert normalize(torch.full((8,), 0.5), torch.ones(8, dtype=torch.bool)).tolist() == [0] * 8
+
+
+def test_moments_of_parts_add_up_to_those_of_the_whole() -> None:
+    """As if each part were a rank: normalisation is over the whole batch, not over each part's own."""
+    x = torch.tensor([1.0, 2.0, 6.0, 9.0, 100.0])
+    valid = torch.tensor([True, True, True, True, False])
+    ranks = (slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 5))
+    parts = [Moments.of(x[rank], valid[rank]) for rank in ranks]
+    whole = parts[0] + parts[1] + parts[2] + parts[3]
+    # mean 4.5, deviations -3.5 -2.5 1.5 4.5: squares sum to 12.25 + 6.25 + 2.25 + 20.25
+    assert (int(whole.count), float(whole.mean), float(whole.deviations)) == (4, 4.5, 41)
+    sharded = torch.cat([normalize(x[rank], valid[rank], moments=whole) for rank in ranks])
+    assert_close(sharded, normalize(x, valid))
+    per_rank = torch.cat([normalize(x[rank], valid[rank]) for rank in ranks])
+    assert not torch.allclose(per_rank, sharded, atol=0.1)
+
+
+def test_discounted_returns_stop_at_an_ending_and_skip_what_is_invalid() -> None:
+    returns = discounted_returns(column(1, 2, 99, 4, 8), flags(0, 1, 1, 0, 0), flags(1, 1, 0, 1, 1), gamma=0.5)
+    assert returns[:, 0].tolist() == [1 + 0.5 * 2, 2, 0, 4 + 0.5 * 8, 8]
 
 
 def test_explained_variance() -> None:

@@ -16,7 +16,7 @@ from treadle.algorithms.value_loss import ValueBatch, value_loss
 
 torch.set_num_threads(1)
 
-LEVELS: list[Level] = ["token", "action", "chunk"]
+LEVELS: list[Level] = ["token", "action", "chunk", "sequence"]
 # Two decisions of two actions with two dimensions.
 TOKENS = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
 PLAYED = torch.tensor([[True, False], [True, True]])
@@ -71,7 +71,7 @@ def test_valid_entries_at_each_level() -> None:
 def test_advantages_broadcast_with_entries() -> None:
     per_action, per_chunk = torch.ones(5, 3), torch.ones(5)
     shapes = {level: expand_advantages(per_chunk, level).shape for level in LEVELS}
-    assert shapes == {"token": (5, 1, 1), "action": (5, 1), "chunk": (5,)}
+    assert shapes == {"token": (5, 1, 1), "action": (5, 1), "chunk": (5,), "sequence": (5,)}
     assert expand_advantages(per_action, "token").shape == (5, 3, 1)
     assert expand_advantages(per_action, "action").shape == (5, 3)
 
@@ -161,6 +161,82 @@ def test_action_level_clips_each_action_and_chunk_level_their_product() -> None:
     assert metrics.ratio_mean.item() == metrics.ratio_max.item() == pytest.approx(0.75)
     assert metrics.entropy.item() == pytest.approx(1 + 3)
     assert metrics.kl.item() == pytest.approx(0.75 - 1 - log(0.75))
+
+
+def test_a_sequences_ratio_is_the_geometric_mean_of_its_tokens() -> None:
+    loss, metrics = policy_loss(two_actions(), objective("sequence"))
+    assert metrics.ratio_mean.item() == pytest.approx(0.75**0.5)
+    assert loss.item() == pytest.approx(-(0.75**0.5) * 2)
+    assert metrics.entropy.item() == pytest.approx((1 + 3) / 2)
+    played = torch.tensor([[True, False]])
+    assert join_log_probs(TOKENS[:1], "sequence", 2, valid=played).tolist() == [(1 + 2) / 2]
+    assert join_log_probs(TOKENS, "sequence", 2, SECOND_DIMENSION, PLAYED).tolist() == [2, (6 + 8) / 2]
+    assert join_log_probs(TOKENS, "sequence", 2).tolist() == [10 / 4, 26 / 4]
+
+
+def stale(ratio: float, drift: float, advantage: float) -> PolicyBatch:
+    """One token: the policy is `ratio` times the proximal one, which is `drift` times the one that acted."""
+    batch = one_token(ratio * drift, advantage)
+    return replace(batch, proximal_log_probs=batch.old_log_probs + log(drift))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "drift", "advantage", "loss", "slope"),
+    [
+        (1.0, 1.5, 2.0, -1.5 * 1.0 * 2, -1.5 * 1.0 * 2),  # far from what acted, yet nothing is clipped
+        (1.5, 1.5, 2.0, -1.5 * 1.3 * 2, 0),  # clipped around the proximal policy
+        (1.1, 9.0, 2.0, -2.0 * 1.1 * 2, -2.0 * 1.1 * 2),  # the weight is cut at 2
+        (1.0, 0.25, -2.0, 0.25 * 2, 0.25 * 2),
+    ],
+)
+def test_decoupled_ppo_clips_around_the_proximal_policy(
+    ratio: float, drift: float, advantage: float, loss: float, slope: float
+) -> None:
+    batch = stale(ratio, drift, advantage)
+    found, metrics = policy_loss(batch, objective())
+    assert found.item() == pytest.approx(loss)
+    found.backward()
+    assert batch.log_probs.grad is not None
+    assert batch.log_probs.grad.item() == pytest.approx(slope)
+    assert metrics.stale_weight.item() == pytest.approx(min(drift, 2.0))
+    assert metrics.ratio_mean.item() == pytest.approx(ratio)
+    # The divergence is from the policy that acted.
+    assert metrics.kl.item() == pytest.approx(ratio * drift - 1 - log(ratio * drift), abs=1e-5)
+
+
+def test_fresh_data_makes_decoupled_ppo_plain() -> None:
+    batch = two_actions()
+    plain, fresh = (
+        policy_loss(replace(batch, proximal_log_probs=x), objective("action")) for x in (None, batch.old_log_probs)
+    )
+    assert plain == fresh
+
+
+def test_the_reference_is_penalised_token_by_token_and_joined_as_log_probs() -> None:
+    reference = torch.tensor([[log(1.5) - 0.5, log(0.5) + 2]])
+    # Differences 0.5 and -2, of which k2 makes 0.125 and 2.
+    batch = replace(two_actions(), reference_log_probs=reference)
+    for level, divergence in {"token": 2.125 / 2, "action": 2.125 / 2, "chunk": 2.125, "sequence": 2.125 / 2}.items():
+        bounds = objective(level, reference_coefficient=0.1, reference_estimator="k2")  # type: ignore[arg-type]
+        plain, _ = policy_loss(two_actions(), bounds)
+        found, metrics = policy_loss(batch, bounds)
+        assert (found - plain).item() == pytest.approx(0.1 * divergence)
+        assert metrics.reference_kl.item() == pytest.approx(divergence)
+
+
+def test_weights_scale_a_decision_in_every_term_and_no_metric() -> None:
+    one, other = two_actions(), replace(two_actions(), advantages=torch.tensor([-1.0]))
+    both = PolicyBatch(
+        *(torch.cat([getattr(x, field.name) for x in (one, other)]) for field in fields(PolicyBatch)[:5]),
+        reference_log_probs=torch.zeros(2, 2),
+        weights=torch.tensor([3.0, 1.0]),
+    )
+    for level in LEVELS:
+        bounds = objective(level, entropy_coefficient=0.1, reference_coefficient=0.2)
+        parts = [policy_loss(replace(x, reference_log_probs=torch.zeros(1, 2)), bounds)[0].item() for x in (one, other)]
+        loss, metrics = policy_loss(both, bounds)
+        assert loss.item() == pytest.approx((3 * parts[0] + parts[1]) / 2)
+        assert metrics.entropy == policy_loss(replace(both, weights=None), bounds)[1].entropy
 
 
 def test_an_action_that_was_not_played_counts_at_no_level() -> None:
@@ -296,17 +372,22 @@ def policy_batches(draw: st.DrawFn) -> tuple[PolicyBatch, PolicyObjective]:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     old = normal(decisions, chunk * dims)
-    fine = level != "chunk" and draw(st.booleans())
+    fine = level not in ("chunk", "sequence") and draw(st.booleans())
     batch = PolicyBatch(
         log_probs=old + 0.4 * normal(decisions, chunk * dims),
         old_log_probs=old,
         entropy=normal(decisions, chunk * dims).abs(),
         advantages=normal(decisions, chunk) if fine else normal(decisions),
         valid=torch.rand(decisions, chunk, generator=generator) < 0.7,
+        proximal_log_probs=old + 0.3 * normal(decisions, chunk * dims) if draw(st.booleans()) else None,
+        reference_log_probs=old + 0.5 * normal(decisions, chunk * dims) if draw(st.booleans()) else None,
+        weights=normal(decisions).abs() if draw(st.booleans()) else None,
     )
     mask = torch.rand(dims, generator=generator) < 0.8 if draw(st.booleans()) else None
     dual = draw(st.sampled_from([None, 1.2]))
-    return batch, objective(level, dims, dimension_mask=mask, dual_clip=dual, entropy_coefficient=0.1)
+    bounds = objective(level, dims, dimension_mask=mask, dual_clip=dual, entropy_coefficient=0.1)
+    estimator = draw(st.sampled_from(["k1", "k2", "k3"]))
+    return batch, replace(bounds, reference_coefficient=0.3, reference_estimator=estimator)
 
 
 def take(batch: PolicyBatch, rows: slice | list[int]) -> PolicyBatch:
@@ -337,6 +418,30 @@ def test_micro_batches_sum_to_the_minibatch(case: tuple[PolicyBatch, PolicyObjec
     whole = gradient_of(*case, size=len(case[0].valid))
     assert_close(gradient_of(*case, size=size), whole)
     loss, _ = policy_loss(*case)
+    assert_close(loss, whole[0])
+
+
+@settings(deadline=None, max_examples=50)
+@given(policy_batches(), st.integers(1, 4), st.integers(0, 2**31))
+def test_ranks_sum_to_the_minibatch(case: tuple[PolicyBatch, PolicyObjective], ranks: int, seed: int) -> None:
+    """As if sharded: the decisions of a minibatch over ranks, unequal and perhaps without any, each rank's loss divided
+    by the valid entries of all ranks; gradients are then summed.
+    """
+    batch, bounds = case
+    whole = gradient_of(batch, bounds, size=len(batch.valid))
+    rank_of = torch.randint(ranks, (len(batch.valid),), generator=torch.Generator().manual_seed(seed))
+    total = sum(bounds.entries(batch.valid[rank_of == rank]).sum() for rank in range(ranks))
+    gradient, loss = torch.zeros_like(batch.log_probs), torch.zeros(())
+    for rank in range(ranks):
+        rows = (rank_of == rank).nonzero()[:, 0].tolist()
+        part = take(batch, rows)
+        log_probs = part.log_probs.clone().requires_grad_()
+        part_loss, _ = policy_loss(replace(part, log_probs=log_probs), bounds, total)
+        part_loss.backward()
+        assert log_probs.grad is not None
+        gradient[rows] = log_probs.grad
+        loss = loss + part_loss.detach()
+    assert_close(gradient, whole[1])
     assert_close(loss, whole[0])
 
 

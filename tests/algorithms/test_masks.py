@@ -2,8 +2,18 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
 
-from treadle.algorithms.masks import flatten_actions, reduce_to_chunk, unflatten_actions, valid_actions
+from treadle.algorithms.masks import (
+    episode_lengths,
+    flatten_actions,
+    reduce_to_chunk,
+    trajectory_weights,
+    unflatten_actions,
+    valid_actions,
+)
 
 torch.set_num_threads(1)
 
@@ -67,3 +77,45 @@ def test_timeline_orders_actions_within_chunks_and_comes_back() -> None:
     timeline = flatten_actions(x)
     assert timeline.T.tolist() == [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]]
     assert torch.equal(unflatten_actions(timeline, 3), x)
+
+
+def test_lengths_of_episodes_one_after_another() -> None:
+    # Slot 0 ends inside its second chunk, and the next episode begins; slot 1 goes on to the end.
+    ended = torch.tensor([[[0, 0], [0, 0]], [[1, 0], [0, 0]], [[0, 0], [0, 0]]], dtype=torch.bool)
+    assert episode_lengths(ended, valid_actions(ended)).tolist() == [[3, 6], [3, 6], [2, 6]]
+
+
+def test_lengths_of_episodes_of_fixed_length() -> None:
+    ended = torch.tensor([[[0, 0], [0, 1]], [[1, 0], [0, 0]], [[0, 0], [0, 0]]], dtype=torch.bool)
+    valid = valid_actions(ended, partial_reset=False)
+    assert episode_lengths(ended, valid).tolist() == [[3, 2], [3, 0], [0, 0]]
+
+
+def test_every_episode_weighs_the_same_under_trajectory_weights() -> None:
+    # Episodes of 1 and of 3 actions, the latter in two decisions: means 4 and 2 of the entries below, so 3.
+    valid = torch.tensor([[True, False], [True, True], [True, False], [False, False]])
+    lengths = torch.tensor([1, 3, 3, 0])
+    weights = trajectory_weights(lengths, valid)
+    assert_close(weights, torch.tensor([4 / 2 / 1, 4 / 2 / 3, 4 / 2 / 3, 0]))
+    losses = torch.tensor([[4.0, 9.0], [1.0, 2.0], [3.0, 9.0], [9.0, 9.0]])
+    assert_close((losses * weights[:, None])[valid].mean(), torch.tensor(3.0))
+    # As the reference has it: mean(loss / (length / horizon) * mask) over the two episodes of horizon 3.
+    assert_close((4 / (1 / 3) + (1 + 2 + 3) / (3 / 3)) / torch.tensor(2 * 3.0), torch.tensor(3.0))
+
+
+def test_trajectory_weights_of_nothing() -> None:
+    assert trajectory_weights(torch.zeros(2), torch.zeros(2, 3, dtype=torch.bool)).tolist() == [0, 0]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31), st.booleans())
+def test_lengths_add_up_to_what_was_played(seed: int, partial_reset: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    ended = torch.rand(5, 3, 2, generator=generator) < 0.2
+    valid = valid_actions(ended, partial_reset=partial_reset)
+    lengths = episode_lengths(ended, valid)
+    weights = trajectory_weights(lengths.flatten(), valid.flatten(0, 1))
+    played = valid.sum(-1).flatten()
+    assert_close((weights * played).sum(), played.sum().float())
+    if not partial_reset:
+        assert torch.equal(lengths.amax(0), valid.sum((0, 2)))

@@ -15,7 +15,8 @@ from treadle.policies.critic import Critic, PrivilegedCritic, ValueHeadCritic
 from treadle.policies.openvla_oft import OpenVLAOFT
 from treadle.policies.protocol import Inputs, Sampling
 from treadle.training.learner import Learner
-from treadle.training.samples import Samples, estimate_advantages as estimate
+from treadle.training.samples import Samples
+from treadle.training.samples import estimate_advantages as estimate
 from treadle.training.schedule import draw_minibatches
 
 CPU = torch.device("cpu")

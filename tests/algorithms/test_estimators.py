@@ -1,0 +1,90 @@
+"""Estimators as a recipe names them, on a timeline whose numbers can be followed."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from treadle.algorithms.advantages import estimate_gae, normalize
+from treadle.algorithms.estimators import ESTIMATORS, Timeline
+from treadle.config import algorithm
+
+# Four slots, three entries. Slots 0 and 1 play scenario 5, slots 2 and 3 scenario 6; slot 1 ends after two entries.
+REWARDS = torch.tensor([[1.0, 0.0, 2.0, 2.0], [0.0, 4.0, 0.0, 0.0], [3.0, 99.0, 1.0, 1.0]])
+VALID = torch.tensor([[True] * 4, [True] * 4, [True, False, True, True]])
+ENDED = torch.tensor([[False] * 4, [False, True, False, False], [True, False, True, True]])
+SCENARIOS = torch.tensor([[5, 5, 6, 6], [5, 5, 6, 6], [5, -1, 6, 6]])
+
+
+def timeline(gamma: float = 0.5) -> Timeline:
+    zero = torch.zeros(3, 4)
+    return Timeline(REWARDS, zero + 0.5, ENDED, zero, torch.zeros(4), VALID, SCENARIOS, gamma, 0.8)
+
+
+def given_to_valid(per_slot: list[float]) -> Tensor:
+    return torch.where(VALID, torch.tensor(per_slot), 0)
+
+
+def test_names_are_those_of_the_configuration() -> None:
+    assert set(ESTIMATORS) == set(algorithm.ESTIMATORS)
+
+
+def test_scores_are_undiscounted_sums_over_what_was_played() -> None:
+    assert timeline().scores().tolist() == [4, 4, 3, 3]
+    assert not ESTIMATORS["grpo"](timeline()).advantages.any(), "equal scores"
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    # Scores 6 and 4: mean 5, sample deviation 2 ** 0.5; each has one other.
+    [
+        ("grpo", 1 / 2**0.5, -1 / 2**0.5),
+        ("dr_grpo", 1.0, -1.0),
+        ("rloo", 2.0, -2.0),
+        ("reinforce_pp_baseline", 1.0, -1.0),
+    ],
+)
+def test_an_episodes_advantage_is_given_to_all_that_it_played(name: str, first: float, second: float) -> None:
+    REWARDS[0, 0] += 2
+    try:
+        estimate = ESTIMATORS[name](timeline())
+    finally:
+        REWARDS[0, 0] -= 2
+    assert_close(estimate.advantages, given_to_valid([first, second, 0, 0]), atol=1e-5, rtol=0)
+    assert estimate.returns is None
+
+
+def test_reinforce_pp_is_the_return_from_each_entry_on() -> None:
+    wanted = torch.tensor(
+        [[1 + 0.25 * 3, 0.5 * 4, 2 + 0.25 * 1, 2 + 0.25 * 1], [0.5 * 3, 4, 0.5, 0.5], [3.0, 0.0, 1.0, 1.0]]
+    )
+    found = ESTIMATORS["reinforce_pp"](timeline())
+    assert_close(found.advantages, wanted)
+    assert abs(normalize(found.advantages, VALID)[VALID].mean()) < 1e-6
+
+
+def test_gae_is_gae() -> None:
+    x = timeline()
+    advantages, returns = estimate_gae(
+        x.rewards, x.values, x.ended, x.bootstrap_values, x.last_values, x.valid, gamma=0.5, gae_lambda=0.8
+    )
+    found = ESTIMATORS["gae"](x)
+    assert torch.equal(found.advantages, advantages)
+    assert found.returns is not None
+    assert torch.equal(found.returns, returns)
+
+
+@pytest.mark.parametrize("name", ["gae", "grpo", "dr_grpo", "rloo", "reinforce_pp"])
+def test_permuting_slots_permutes_advantages(name: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = timeline()
+    rewards = torch.randn(3, 4, generator=generator)
+    order = torch.tensor([2, 0, 3, 1])
+
+    def estimate(columns: Tensor) -> Tensor:
+        parts = (rewards, x.values, x.ended, x.bootstrap_values)
+        rows = [part[:, columns] for part in parts]
+        last, valid, scenarios = x.last_values[columns], x.valid[:, columns], x.scenarios[:, columns]
+        return ESTIMATORS[name](Timeline(*rows, last, valid, scenarios, 0.9, 0.8)).advantages
+
+    assert_close(estimate(order), estimate(torch.arange(4))[:, order])

@@ -1,0 +1,79 @@
+"""Vetted defaults, and combinations that make no sense are refused with the reason."""
+
+import re
+from typing import Any
+
+import pytest
+
+from treadle.config.algorithm import AlgorithmConfig, GroupFilterConfig
+from treadle.config.loading import load_recipe, read_config
+from treadle.config.schema import CriticConfig, TrainConfig
+from treadle.errors import ConfigError
+
+
+def test_grpo_is_a_set_of_defaults_each_of_which_may_differ():
+    grpo = AlgorithmConfig(kind="grpo")
+    assert (grpo.estimator, grpo.group_size, grpo.partial_reset, grpo.epochs) == ("grpo", 8, False, 1)
+    assert (grpo.normalize_advantages, grpo.trajectory_weights) == (False, True)
+    assert grpo.filter == GroupFilterConfig(low=0.1, high=0.9)
+    assert AlgorithmConfig(kind="grpo", group_size=4, epochs=3).epochs == 3
+    partly = AlgorithmConfig(kind="grpo", filter={"refills": 2})  # type: ignore[arg-type]
+    assert partly.filter == GroupFilterConfig(low=0.1, high=0.9, refills=2)
+    assert not AlgorithmConfig(kind="grpo", estimator="dr_grpo").trajectory_weights
+    assert AlgorithmConfig(kind="grpo", estimator="reinforce_pp_baseline").normalize_advantages
+
+
+def test_a_recipe_and_the_configuration_that_it_leaves_are_the_same(tmp_path):
+    config = load_recipe("quickstart-grpo", ["algorithm.filter.refills=1", "algorithm.reference.coefficient=0.1"])
+    assert config.algorithm.filter == GroupFilterConfig(low=0.1, high=0.9, refills=1)
+    assert config.critic_warmup == 0
+    assert not config.has_critic
+    path = tmp_path / "config.json"
+    path.write_text(config.model_dump_json())
+    assert read_config(TrainConfig, path) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"estimator": "gea"}, "estimator 'gea' is unknown; use gae, grpo"),
+        ({"loss": "clop"}, "loss 'clop' is unknown; use clip"),
+        ({"ratio_level": "chunk"}, "one ratio cannot carry an advantage per action"),
+        ({"ratio_level": "sequence"}, "one ratio cannot carry an advantage per action"),
+        ({"reward_level": "chunk", "value_level": "action"}, "only the first of a chunk's values would be read"),
+        ({"estimator": "grpo", "group_size": 8}, "it scores whole episodes"),
+        ({"estimator": "reinforce_pp"}, "it scores whole episodes"),
+        ({"group_size": 8}, "would end in different rollouts"),
+        ({"kind": "grpo", "group_size": 1}, "an episode alone has no advantage"),
+        ({"filter": {"low": 0.1}}, "there are no groups to filter"),
+        ({"kind": "grpo", "filter": {"low": 0.9, "high": 0.1}}, "every group would be skipped"),
+        ({"estimator": "reinforce_pp", "partial_reset": False, "normalize_advantages": False}, "use normalize_advant"),
+        ({"reference": {"target": 0.1}}, "nothing to adapt"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_reason(fields: dict[str, Any], message: str, tmp_path):
+    import json
+
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"algorithm": fields}))
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_config(TrainConfig, path)
+
+
+@pytest.mark.parametrize("level", ["token", "action", "chunk", "sequence"])
+def test_an_episodes_advantage_suits_every_ratio(level: Any):
+    assert AlgorithmConfig(kind="grpo", ratio_level=level).ratio_level == level
+
+
+def test_values_follow_the_reward_unless_said_otherwise():
+    assert AlgorithmConfig().values_per_action
+    assert not AlgorithmConfig(reward_level="chunk", ratio_level="chunk").values_per_action
+    assert not AlgorithmConfig(value_level="chunk").values_per_action
+
+
+def test_gae_needs_a_critic_and_an_estimator_of_ones_own_may_not():
+    with pytest.raises(ValueError, match=r"critic.kind 'none' with algorithm.estimator 'gae'"):
+        TrainConfig(critic=CriticConfig(kind="none"))
+    own = TrainConfig(critic=CriticConfig(kind="none"), algorithm=AlgorithmConfig(estimator="my.module:function"))
+    assert not own.has_critic
+    assert own.critic_warmup == 0
