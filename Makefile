@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.treadle-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-full lint format types docs base bench clean
+.PHONY: help setup quickstart test test-full lint format types docs base bench curves clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ base: setup ## Make the packaged base checkpoint again, from nothing (up to an h
 bench: setup ## Measure the simulator beside the policy
 	mkdir -p benchmarks/results
 	$(BIN)/treadle bench simulator tabletop --json benchmarks/results/simulator-tabletop.json
+
+curves: setup ## Train PPO and GRPO on the tabletop, two seeds each, and plot them (an hour or so)
+	$(BIN)/treadle bench curves --output benchmarks/results/curves
+	$(BIN)/treadle bench update --json benchmarks/results/curves/update.json
 
 clean: ## Remove what builds and tests leave behind; runs/ and .venv stay
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fakes import scenario
 from treadle.config.schema import (
     AlgorithmConfig,
     CriticConfig,
@@ -16,6 +17,7 @@ from treadle.config.schema import (
     TrainConfig,
 )
 from treadle.data.rollout import Rollout
+from treadle.data.step import EpisodeResult
 from treadle.policies.openvla_oft import OpenVLAOFT, create, tiny_config
 from treadle.policies.prompt import build_tokenizer
 from treadle.policies.protocol import Sampling
@@ -24,6 +26,10 @@ from treadle.policies.statistics import make_statistics
 IMAGE = 32
 INSTRUCTIONS = ["put the red cube on the white plate", "lift the ball"]
 SIMULATOR = SimulatorConfig(slots=4, horizon=8, threads=1, options={"image_size": IMAGE})
+
+# Scenario 4: one success of three; 7: none of two; 9: both of two.
+SUCCESSES = [True, False, False, False, False, True, True]
+SCENARIOS = [4, 4, 4, 7, 7, 9, 9]
 
 
 def make_policy(folder: Path, *, chunk: int = 4, action_dim: int = 7, **settings: Any) -> OpenVLAOFT:
@@ -107,6 +113,33 @@ def make_rollout(
         episodes=[],
         seconds={},
     )
+
+
+def grouped(policy: OpenVLAOFT, successes: list[bool], scenarios: list[int], seed: int = 0) -> Rollout:
+    """Fixed length, 3 decisions of 2 actions: a success ends its episode with the second decision's first action and
+    earns 1; the others are truncated at the end.
+    """
+    slots = len(successes)
+    rollout = make_rollout(policy, 3, slots, seed)
+    won = torch.tensor(successes)
+    shape = rollout.valid.shape
+    rollout.valid = torch.ones(shape, dtype=torch.bool)
+    rollout.valid[1, won, 1:] = False
+    rollout.valid[2, won] = False
+    rollout.terminated = torch.zeros(shape, dtype=torch.bool)
+    rollout.terminated[1, won, 0] = True
+    rollout.truncated = torch.zeros(shape, dtype=torch.bool)
+    rollout.truncated[2, ~won, 1] = True
+    rollout.reward = rollout.terminated.float()
+    rollout.final_values = torch.zeros(3, slots)
+    rollout.scenario_index = np.tile(np.array(scenarios), (3, 1))
+    rollout.scenario_index[2, won.numpy()] = -1
+    results = [
+        EpisodeResult(scenario(index), success, success, float(success), 3 if success else 6)
+        for index, success in zip(scenarios, successes, strict=True)
+    ]
+    rollout.episodes = sorted(results, key=lambda result: result.length)
+    return rollout
 
 
 def run_config(output: Path, checkpoint: Path, **fields: Any) -> TrainConfig:

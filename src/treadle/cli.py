@@ -221,6 +221,31 @@ def bench_simulator(
     simulator.run(name, json, checkpoint)
 
 
+@bench_app.command("curves")
+def bench_curves(
+    overrides: Overrides = None,
+    variant: Annotated[
+        list[str] | None, typer.Option("--variant", help="ppo, grpo, grpo-20-percent, grpo-refill; may be given again.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each.")] = 2,
+    output: Annotated[Path, typer.Option("--output", help="Folder of the plots and their numbers.")] = Path("curves"),
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of the runs.")] = Path("runs/curves"),
+) -> None:
+    """Train algorithms on the tabletop, and plot success over samples and over wall time."""
+    from treadle.benchmarks import curves
+
+    curves.run(output, variant or ["ppo", "grpo"], range(seeds), runs, overrides or [])
+
+
+@bench_app.command("update")
+def bench_update(overrides: Overrides = None, json: JsonFile = None) -> None:
+    """Measure the update time that skipping groups and masking chunks save."""
+    check_destination(json)
+    from treadle.benchmarks import update
+
+    update.run(json, overrides or [])
+
+
 def main() -> None:
     """The console script."""
     app()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from miniature import run_config
-from treadle.config.schema import CriticConfig, EvaluationConfig, SimulatorConfig, TrainConfig
+from treadle.config.schema import AlgorithmConfig, CriticConfig, EvaluationConfig, SimulatorConfig, TrainConfig
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult
 from treadle.errors import CheckpointError, ConfigError, OutputError
@@ -274,6 +274,31 @@ def test_a_value_head_run_resumes_exactly(tmp_path: Path, checkpoint: Path, monk
         with pytest.raises(KeyboardInterrupt):
             train(config)
     assert_same_run(one, train(config))
+
+
+GRPO = AlgorithmConfig(kind="grpo", group_size=2, minibatch=4, filter={"low": 0, "high": 1, "refills": 1})  # type: ignore[arg-type]
+
+
+def test_a_grpo_run_resumes_exactly(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    reference = {"coefficient": 0.1, "target": 0.01}
+    algorithm = GRPO.model_validate(GRPO.model_dump() | {"reference": reference})
+    fields: dict[str, Any] = {"algorithm": algorithm, "iterations": 3, "decisions": 2}
+    one = train(run_config(tmp_path / "one", checkpoint, **fields))
+    config = run_config(tmp_path / "other", checkpoint, **fields)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1, press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert_same_run(one, train(config))
+    rows = read_metrics(one)
+    assert all(row["rollout/episodes"] == 4 * row.get("rollout/rounds", 1) for row in rows)
+    assert all("update/filtered_group_share" in row and "critic/loss" not in row for row in rows)
+
+
+def test_rollouts_of_fixed_length_must_hold_whole_episodes(tmp_path: Path, checkpoint: Path):
+    config = run_config(tmp_path, checkpoint, algorithm=GRPO, decisions=1)
+    with pytest.raises(ConfigError, match=r"decisions 1 with algorithm.partial_reset false.*use decisions=2"):
+        train(config)
 
 
 def test_summarize_averages_over_episodes():

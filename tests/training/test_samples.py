@@ -3,16 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from fakes import scenario
-from miniature import make_policy, make_rollout
+from miniature import SCENARIOS, SUCCESSES, grouped, make_policy, make_rollout
 from treadle.algorithms.estimators import Estimate, Timeline
 from treadle.config.algorithm import AlgorithmConfig
-from treadle.data.rollout import Rollout
-from treadle.data.step import EpisodeResult
 from treadle.errors import ConfigError
 from treadle.policies.openvla_oft import OpenVLAOFT
 from treadle.training.samples import (
@@ -27,38 +23,6 @@ from treadle.training.samples import (
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> OpenVLAOFT:
     return make_policy(tmp_path_factory.mktemp("tokenizer"), chunk=2, action_dim=3)
-
-
-def grouped(policy: OpenVLAOFT, successes: list[bool], scenarios: list[int], seed: int = 0) -> Rollout:
-    """Fixed length, 3 decisions of 2 actions: a success ends its episode with the second decision's first action and
-    earns 1; the others are truncated at the end.
-    """
-    slots = len(successes)
-    rollout = make_rollout(policy, 3, slots, seed)
-    won = torch.tensor(successes)
-    shape = rollout.valid.shape
-    rollout.valid = torch.ones(shape, dtype=torch.bool)
-    rollout.valid[1, won, 1:] = False
-    rollout.valid[2, won] = False
-    rollout.terminated = torch.zeros(shape, dtype=torch.bool)
-    rollout.terminated[1, won, 0] = True
-    rollout.truncated = torch.zeros(shape, dtype=torch.bool)
-    rollout.truncated[2, ~won, 1] = True
-    rollout.reward = rollout.terminated.float()
-    rollout.final_values = torch.zeros(3, slots)
-    rollout.scenario_index = np.tile(np.array(scenarios), (3, 1))
-    rollout.scenario_index[2, won.numpy()] = -1
-    results = [
-        EpisodeResult(scenario(index), success, success, float(success), 3 if success else 6)
-        for index, success in zip(scenarios, successes, strict=True)
-    ]
-    rollout.episodes = sorted(results, key=lambda result: result.length)
-    return rollout
-
-
-# Scenario 4: one success of three; 7: none of two; 9: both of two.
-SUCCESSES = [True, False, False, False, False, True, True]
-SCENARIOS = [4, 4, 4, 7, 7, 9, 9]
 
 
 def grpo(**fields: Any) -> AlgorithmConfig:

@@ -1,0 +1,109 @@
+"""Learning curves of algorithms on one simulator: success over samples and over wall time, several seeds of each."""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from treadle.config.loading import load_recipe
+from treadle.errors import ConfigError
+from treadle.files import read_json, to_json, write_atomically
+from treadle.reporting.machine import describe_machine
+from treadle.reporting.metrics import read_metrics
+from treadle.reporting.plots import Axes, Series, line_chart, moving_mean
+from treadle.training.loop import train
+
+VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "ppo": ("quickstart", ()),
+    "grpo": ("quickstart-grpo", ()),
+    "grpo-20-percent": ("quickstart-grpo", ("algorithm.chunk_share=0.2",)),
+    "grpo-refill": ("quickstart-grpo", ("algorithm.filter.refills=2",)),
+}
+"""Names of curves, each a recipe and what differs from it."""
+POINTS = 200
+"""Points of a plotted curve."""
+STYLE = (
+    "<style>text{font:11.5px sans-serif;fill:#6a6e78}.grid{stroke:#ededea;fill:none}.line,.raw{fill:none}"
+    ".line{stroke-width:2}.raw{opacity:.3}.s0{stroke:#2f6fd0}.s1{stroke:#e08a2c}.s2{stroke:#24967f}.s3{stroke:#9a62c4}"
+    ".key{stroke-width:3}</style>"
+)
+
+
+def run(folder: Path, variants: Sequence[str], seeds: Sequence[int], runs: Path, overrides: Sequence[str]) -> None:
+    """Train each variant with each seed into `runs`, and write `curves.json` and two plots into `folder`.
+
+    Runs that are there already are not trained again; those that were cut short go on.
+
+    Raises:
+        ConfigError: a variant that is unknown.
+    """
+    for name in variants:
+        if name not in VARIANTS:
+            raise ConfigError(f"--variant: unknown {name!r}; known: {', '.join(VARIANTS)}")
+    rows: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(variants):
+        recipe, changes = VARIANTS[name]
+        for seed in seeds:
+            label = f"{name}-seed{seed}"
+            config = load_recipe(recipe, [*changes, *overrides, f"name={label}", f"output={runs}", f"seed={seed}"])
+            directory = train(config)
+            rows[label] = {
+                "variant": name,
+                "recipe": recipe,
+                "changes": [*changes, *overrides],
+                "seed": seed,
+                "curve": curve(read_metrics(directory)),
+                "summary": read_json(directory / "summary.json"),
+            }
+    result = {
+        "benchmark": "curves",
+        "command": shlex.join(["treadle", *sys.argv[1:]]),
+        "machine": describe_machine(),
+        "runs": rows,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "curves.json", to_json(result) + "\n")
+    plots = {"samples": ("control_steps", "control steps"), "time": ("minutes", "minutes of training")}
+    for name, (key, label) in plots.items():
+        write_atomically(folder / f"success-over-{name}.svg", plot(rows, key, label))
+
+
+def curve(metrics: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Success in rollouts, over control steps and over minutes of training up to the end of each iteration."""
+    played = [row for row in metrics if "rollout/success" in row]
+    steps = np.cumsum([row["rollout/control_steps"] for row in metrics])
+    at = [index for index, row in enumerate(metrics) if "rollout/success" in row]
+    return {
+        "iteration": [row["iteration"] for row in played],
+        "control_steps": [float(steps[index]) for index in at],
+        "minutes": [row["seconds"] / 60 for row in played],
+        "success": [row["rollout/success"] for row in played],
+        "update_seconds": [row.get("time/update", 0.0) for row in played],
+    }
+
+
+def plot(rows: Mapping[str, Mapping[str, Any]], key: str, label: str) -> str:
+    """An SVG that stands alone: for each variant the mean over its seeds, over as far as all of them go."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows.values()))
+    ends = {v: min(r["curve"][key][-1] for r in rows.values() if r["variant"] == v) for v in variants}
+    x = np.linspace(0, max(ends.values()), POINTS)
+    series: list[Series] = []
+    for variant in variants:
+        found = [row["curve"] for row in rows.values() if row["variant"] == variant]
+        curves = [np.interp(x, c[key], moving_mean(c["success"], 5), left=np.nan) for c in found]
+        mean = np.where(x <= ends[variant], np.mean(curves, axis=0), np.nan)
+        series.append(Series(f"{variant}, {len(found)} seeds", mean.tolist()))
+    axes = Axes(label, "success in rollouts", low=0.0, high=1.0, percent=True)
+    svg = line_chart(x.tolist(), series, axes)
+    legend = "".join(
+        f'<path class="key s{i}" d="M300 {130 + 14 * i}h18"/>'
+        f'<text x="324" y="{134 + 14 * i}">{escape(entry.label)}</text>'
+        for i, entry in enumerate(series)
+    )
+    head, _, body = svg.partition(">")
+    head += ' xmlns="http://www.w3.org/2000/svg" style="background:#fff">'
+    return head + STYLE + body.removesuffix("</svg>") + legend + "</svg>\n"
