@@ -1,0 +1,161 @@
+"""Traps seen in other implementations: for each, a check that holds, and that fails once the trap is built in."""
+
+import copy
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fakes import FakePolicy, FakeSimulator, Script, scenario
+from miniature import INSTRUCTIONS, learning_config, make_policy, make_rollout
+from treadle.algorithms.advantages import Moments, normalize
+from treadle.algorithms.masks import valid_actions
+from treadle.evaluation.evaluate import play
+from treadle.policies.critic import PrivilegedCritic, ValueHeadCritic
+from treadle.policies.openvla_oft import OpenVLAOFT
+from treadle.policies.protocol import Sampling
+from treadle.policies.sampling import log_distribution
+from treadle.rollout.collector import Collector
+from treadle.rollout.stream import ScenarioStream
+from treadle.simulators.host import Host
+from treadle.training.health import alarms
+from treadle.training.learner import Learner
+from treadle.training.schedule import draw_minibatches
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> OpenVLAOFT:
+    torch.manual_seed(0)
+    policy = make_policy(tmp_path_factory.mktemp("tokenizer"), chunk=2, action_dim=3)
+    policy.add_value_head(2)
+    assert policy.value_head is not None
+    torch.nn.init.normal_(policy.value_head.last.weight, std=0.3)
+    return policy
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [Sampling(), Sampling(temperature=0.6, top_k=20), Sampling(temperature=0.6, top_p=0.6), Sampling(1.0, 20, 0.6)],
+)
+def test_1_rollout_and_trainer_have_one_distribution(base: OpenVLAOFT, trainer: Sampling):
+    """Temperature, top-k or top-p in one of the two only is seen at once, and the alarm says so."""
+    acting = Sampling(temperature=0.6, top_k=20, top_p=0.6)
+    for sampling, sound in ((acting, True), (trainer, False)):
+        policy = copy.deepcopy(base)
+        settings = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        learner = Learner(policy, ValueHeadCritic(policy), learning_config(policy={"sampling": settings}), CPU)
+        metrics = learner.update([make_rollout(policy, sampling=acting)], iteration=3)
+        assert (not alarms(metrics, gap_alarm=0.05)) == sound
+
+
+def sums_to_one(log_probs: Tensor) -> bool:
+    return log_probs.dtype == torch.float32 and bool((log_probs.exp().sum(-1) - 1).abs().max() < 1e-5)
+
+
+def test_2_log_probs_are_float32_over_the_action_rows():
+    logits = torch.randn(4, 6, 256, generator=torch.Generator().manual_seed(0)).bfloat16() * 4
+    assert sums_to_one(log_distribution(logits, Sampling()))
+    assert not sums_to_one(logits.log_softmax(-1))
+    assert not sums_to_one(logits.log_softmax(-1).float())
+    every_row = torch.cat([logits.float(), torch.randn(4, 6, 1000)], -1)
+    assert not sums_to_one(every_row.log_softmax(-1)[..., :256])
+
+
+def test_3_a_value_does_not_read_padding(base: OpenVLAOFT):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, 1, 32, 32, 3), dtype=np.uint8)
+    inputs = base.prepare(frames, INSTRUCTIONS, np.zeros((2, 7), np.float32))
+    assert not inputs.attention_mask.all(), "there is padding to read"
+    dirty = copy.deepcopy(inputs)
+    dirty.input_ids = torch.where(inputs.attention_mask, inputs.input_ids, 5)
+    with torch.no_grad():
+        assert torch.allclose(base.values(inputs), base.values(dirty), atol=1e-5)
+        seen = copy.deepcopy(dirty)
+        seen.attention_mask = torch.ones_like(inputs.attention_mask)
+        assert not torch.allclose(base.values(inputs), base.values(seen), atol=1e-3), "the mask is what keeps it out"
+
+
+def test_4_an_ending_stays_where_it_was_in_its_chunk():
+    host = Host(FakeSimulator(1, {0: Script(ends=2)}), lambda _: scenario(0), horizon=10)
+    host.start()
+    step = host.step(np.zeros((1, 4, 2), np.float32))
+    expected = [[False, True, False, False]]
+    assert step.terminated.tolist() == expected
+    assert step.reward.tolist() == [[1, 2, 0, 0]]
+    assert step.valid.tolist() == [[True, True, False, False]]
+    collapsed = np.zeros_like(step.terminated)
+    collapsed[:, -1] = step.terminated.any(1)
+    assert valid_actions(torch.tensor(collapsed)[None]).sum() != step.valid.sum()
+
+
+def has_fresh_orders(draw: Callable[[int, int], Iterator[Tensor]]) -> bool:
+    orders = {tuple(torch.cat(list(draw(iteration, epoch))).tolist()) for iteration in range(3) for epoch in range(3)}
+    return len(orders) == 9
+
+
+def test_5_every_epoch_of_every_iteration_has_an_order_of_its_own():
+    assert has_fresh_orders(lambda iteration, epoch: draw_minibatches(30, 8, 0, iteration, epoch))
+    assert not has_fresh_orders(lambda iteration, epoch: draw_minibatches(30, 8, 0, 0, epoch))
+    assert not has_fresh_orders(lambda iteration, epoch: draw_minibatches(30, 8, 0, iteration, 0))
+
+
+def test_6_advantages_are_normalised_over_all_ranks():
+    x = torch.tensor([1.0, 2.0, 3.0, 10.0, 20.0])
+    valid = torch.tensor([True, True, True, True, False])
+    parts = [(x[:3], valid[:3]), (x[3:], valid[3:])]
+    whole = normalize(x, valid)
+    moments = Moments.of(*parts[0]) + Moments.of(*parts[1])
+    assert torch.allclose(torch.cat([normalize(*part, moments=moments) for part in parts]), whole)
+    assert not torch.allclose(torch.cat([normalize(*part) for part in parts]), whole, atol=0.1)
+
+
+def test_7_remainders_are_used():
+    """Of decisions that do not divide into minibatches, and of slots that do not divide into groups."""
+    parts = list(draw_minibatches(13, 5, 0, 0, 0))
+    assert [len(part) for part in parts] == [5, 5, 3]
+    assert sorted(torch.cat(parts).tolist()) == list(range(13))
+    assert sorted(torch.cat(parts[: 13 // 5]).tolist()) != list(range(13)), "integer division drops some"
+    stream = ScenarioStream([scenario(i) for i in range(12)], 7, 0, group_size=3)
+    played = [stream(slot) for slot in range(7)]
+    assert None not in played
+    assert len({what.index for what in played if what is not None}) == 3
+
+
+def test_8_evaluation_enumerates_scenarios():
+    simulator = FakeSimulator(3)
+    scenarios = simulator.scenarios("train", "evaluation")
+    results = play(FakePolicy(3), simulator, scenarios, 10, Sampling(temperature=0))  # type: ignore[arg-type]
+    assert [result.scenario.index for result in results] == list(range(20))
+    drawn = np.random.default_rng(0).integers(20, size=20)
+    assert len(set(drawn.tolist())) < 20, "as many draws with replacement miss some"
+
+
+def test_9_values_of_last_observations_take_no_generation_and_only_rows_that_ended():
+    policy = FakePolicy()
+    acted: list[int] = []
+    act = policy.act
+    policy.act = lambda inputs, *rest: (acted.append(len(inputs)), act(inputs, *rest))[1]  # type: ignore[method-assign]
+    stream = ScenarioStream([scenario(i) for i in range(12)], 3, seed=0)
+    first = [stream(slot).index for slot in range(3)]  # type: ignore[union-attr]
+    stream.episodes[:] = 0
+    scripts = {first[0]: Script(ends=1), first[1]: Script(ends=1)}
+    host = Host(FakeSimulator(3, scripts), stream, horizon=2)
+    Collector(host, stream, policy, Sampling(), ValueHeadCritic(policy), encode=False).collect(1, version=0)  # type: ignore[arg-type]
+    assert acted == [3], "one generation a decision, none for the last observation"
+    assert policy.valued == [1, 3], "the truncated row, then what follows the rollout"
+
+
+def test_10_frames_travel_as_bytes():
+    policy = FakePolicy()
+    stream = ScenarioStream([scenario(i) for i in range(12)], 2, seed=0)
+    host = Host(FakeSimulator(2), stream, horizon=4)
+    critic = PrivilegedCritic(2, 1, 4)
+    rollout = Collector(host, stream, policy, Sampling(), critic, encode=False).collect(2, version=0)  # type: ignore[arg-type]
+    for inputs in rollout.inputs:
+        assert inputs.frames is not None
+        assert inputs.frames.dtype == torch.uint8
+        assert inputs.frames.nbytes == 2 * 4 * 4 * 3
