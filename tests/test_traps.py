@@ -39,17 +39,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> OpenVLAOFT:
 
 @pytest.mark.parametrize(
     "trainer",
-    [Sampling(), Sampling(temperature=0.6, top_k=20), Sampling(temperature=0.6, top_p=0.6), Sampling(1.0, 20, 0.6)],
+    [Sampling(), Sampling(temperature=3.0, top_k=8), Sampling(temperature=3.0, top_p=0.6), Sampling(1.0, 8, 0.6)],
 )
 def test_1_rollout_and_trainer_have_one_distribution(base: OpenVLAOFT, trainer: Sampling):
     """Temperature, top-k or top-p in one of the two only is seen at once, and the alarm says so."""
-    acting = Sampling(temperature=0.6, top_k=20, top_p=0.6)
+    acting = Sampling(temperature=3.0, top_k=8, top_p=0.6)
     for sampling, sound in ((acting, True), (trainer, False)):
         policy = copy.deepcopy(base)
         settings = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
         learner = Learner(policy, ValueHeadCritic(policy), learning_config(policy={"sampling": settings}), CPU)
         metrics = learner.update([make_rollout(policy, sampling=acting)], iteration=3)
-        assert (not alarms(metrics, gap_alarm=0.05)) == sound
+        assert (not alarms(metrics, log_prob_alarm=0.05)) == sound
 
 
 def sums_to_one(log_probs: Tensor) -> bool:

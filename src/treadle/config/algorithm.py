@@ -109,7 +109,7 @@ class AlgorithmConfig(Section):
     """Decisions per forward and backward pass; changes memory, never the gradient."""
     target_kl: Rate | None = None
     """Stop the epochs of an iteration when the approximate KL to the rollout's policy passes this."""
-    gap_alarm: Rate = 0.05
+    log_prob_alarm: Rate = 0.05
     """Warn when the log-probs of rollout and trainer differ by more nats in the mean, before the first step."""
 
     @model_validator(mode="before")

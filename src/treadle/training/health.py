@@ -47,13 +47,13 @@ def check_gradients(owner: str, norm: Tensor, module: nn.Module, parameters: Ite
     check_finite(f"gradient of the {owner}", norm)
 
 
-def alarms(metrics: dict[str, float], gap_alarm: float) -> list[str]:
+def alarms(metrics: dict[str, float], log_prob_alarm: float) -> list[str]:
     """What a person should know of an iteration's metrics, a sentence each."""
     found: list[str] = []
     gap = metrics.get("update/log_prob_gap_mean", 0.0)
-    if gap > gap_alarm:
+    if gap > log_prob_alarm:
         found.append(
-            f"log-probs of rollout and trainer differ by {gap:.3g} nats in the mean (algorithm.gap_alarm is "
-            f"{gap_alarm:g}): ratios carry noise of that size; compare dtype, kernels and sampling of the two"
+            f"log-probs of rollout and trainer differ by {gap:.3g} nats in the mean (algorithm.log_prob_alarm is "
+            f"{log_prob_alarm:g}): ratios carry noise of that size; compare dtype, kernels and sampling of the two"
         )
     return found

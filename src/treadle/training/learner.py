@@ -128,8 +128,9 @@ class Learner:
         anchors = Anchors()
         stale = (samples.versions < iteration).nonzero()[:, 0]
         if self._config.algorithm.decoupled and len(stale):
-            anchors.proximal = samples.log_probs.clone()
-            anchors.proximal[stale] = self._passes.log_probs(self.policy, samples, stale)
+            proximal = samples.log_probs.clone()
+            proximal[stale] = self._passes.log_probs(self.policy, samples, stale)
+            anchors.proximal = proximal
         if self._reference is not None:
             anchors.reference = self._passes.log_probs(self._reference, samples, torch.arange(len(samples)))
         return anchors

@@ -148,7 +148,7 @@ class Run:
             "speed/control_steps_per_second": metrics["rollout/control_steps"] / seconds,
         }
         self._writer.write(metrics)
-        for warning in alarms(metrics, self.config.algorithm.gap_alarm):
+        for warning in alarms(metrics, self.config.algorithm.log_prob_alarm):
             self._console.message(f"warning: iteration {self.iteration}: {warning}")
         self._console.iteration(metrics)
         every = self.config.save_every

@@ -162,13 +162,22 @@ def _timeline(rollout: Rollout, algorithm: AlgorithmConfig) -> Timeline:
     scenarios = torch.from_numpy(rollout.scenario_index)
     if _per_action(algorithm):
         values = rollout.values.expand_as(rollout.reward)
-        columns = [flatten_actions(x) for x in (rollout.reward, values, ended, follows)]
+        rewards, values, ended, follows = (flatten_actions(x) for x in (rollout.reward, values, ended, follows))
         valid, scenarios = flatten_actions(rollout.valid), scenarios.repeat_interleave(chunk, 0)
     else:
         view = reduce_to_chunk(rollout.reward, ended, rollout.valid)
-        columns, valid = [view.rewards, rollout.values[..., 0], view.ended, follows.sum(-1)], view.valid
+        rewards, ended, valid = view.rewards, view.ended, view.valid
+        values, follows = rollout.values[..., 0], follows.sum(-1)
     return Timeline(
-        *columns, rollout.next_values, valid, scenarios, gamma=algorithm.gamma, gae_lambda=algorithm.gae_lambda
+        rewards=rewards,
+        values=values,
+        ended=ended,
+        bootstrap_values=follows,
+        last_values=rollout.next_values,
+        valid=valid,
+        scenarios=scenarios,
+        gamma=algorithm.gamma,
+        gae_lambda=algorithm.gae_lambda,
     )
 
 
