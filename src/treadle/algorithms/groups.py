@@ -1,7 +1,11 @@
+# torch leaves unique untyped.
+# pyright: reportUnknownMemberType=false
 """Advantages of whole episodes, compared with others of the same scenario; and which groups say anything.
 
 Shapes: E episodes. Group ids are any integers; episodes of equal id form a group, of any size.
 """
+
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -45,7 +49,7 @@ def group_means(x: Tensor, groups: Tensor) -> Tensor:
 
 
 def _index(groups: Tensor) -> Tensor:
-    return torch.unique(groups, return_inverse=True)[1]
+    return cast("tuple[Tensor, Tensor]", torch.unique(groups, return_inverse=True))[1]
 
 
 def _centered(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:

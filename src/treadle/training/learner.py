@@ -44,7 +44,9 @@ class Learner:
         device: torch.device,
         reference: Policy | None = None,
     ) -> None:
-        self.policy = policy
+        assert isinstance(policy, nn.Module)
+        self._module: nn.Module = policy
+        self.policy: Policy = policy
         self.critic = critic
         self._config = config
         self._reference = reference
@@ -151,10 +153,10 @@ class Learner:
         """Clip, check and apply gradients; returns the policy's gradient norm."""
         limit = self._config.optimizer.gradient_norm
         norm = nn.utils.clip_grad_norm_(self._policy_parameters, limit)
-        check_gradients("policy", norm, self.policy, self._policy_parameters)
+        check_gradients("policy", norm, self._module, self._policy_parameters)
         if self._critic_fit.is_head:
             value_norm = nn.utils.clip_grad_norm_(self._critic_parameters, limit)
-            check_gradients("critic", value_norm, self.policy, self._critic_parameters)
+            check_gradients("critic", value_norm, self._module, self._critic_parameters)
             if iteration < self._config.critic_warmup:
                 for parameter in self._policy_parameters:
                     parameter.grad = None
