@@ -1,7 +1,7 @@
 """The command line. Commands import what is heavy themselves, so that help and bad input answer at once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich import box
@@ -25,6 +25,9 @@ simulators_app = typer.Typer(help="Look at simulators.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure speed.", no_args_is_help=True)
 app.add_typer(simulators_app, name="simulators")
 app.add_typer(bench_app, name="bench")
+
+
+Kind = Literal["threads", "processes"]
 
 
 class EvalConfig(Section):
@@ -244,6 +247,36 @@ def bench_update(overrides: Overrides = None, json: JsonFile = None) -> None:
     from treadle.benchmarks import update
 
     update.run(json, overrides or [])
+
+
+@bench_app.command("collect")
+def bench_collect(
+    pair: Annotated[
+        str, typer.Option(help="`synthetic`, or an installed simulator, as `tabletop`, played by the checkpoint.")
+    ] = "synthetic",
+    checkpoint: Annotated[
+        str, typer.Option(help="The policy of a real pair: a folder, or the name of a packaged one.")
+    ] = PolicyConfig().checkpoint,
+    kind: Annotated[Kind, typer.Option(help="What plays the simulator.")] = "processes",
+    json: JsonFile = None,
+) -> None:
+    """Measure rollouts in lanes against lockstep, and against the bound; simulator and policy on a core each."""
+    check_destination(json)
+    from treadle.benchmarks import collect
+
+    collect.run(pair, json, checkpoint, kind)
+
+
+@bench_app.command("exchange")
+def bench_exchange(
+    slots: Annotated[int, typer.Option(min=1, help="Environments of the figures at the top of the file.")] = 64,
+    json: JsonFile = None,
+) -> None:
+    """Measure what an exchange costs between environments and a policy that cost nothing, and how that grows."""
+    check_destination(json)
+    from treadle.benchmarks import exchange
+
+    exchange.run(json, slots)
 
 
 def main() -> None:

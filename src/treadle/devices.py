@@ -2,8 +2,8 @@
 
 import torch
 
+from treadle.cores import usable_cores
 from treadle.errors import ConfigError
-from treadle.reporting.machine import cores
 
 
 def choose_device(name: str) -> torch.device:
@@ -27,4 +27,4 @@ def choose_device(name: str) -> torch.device:
 
 def use_threads(count: int) -> None:
     """Let torch use `count` threads; 0 takes every core that this process may run on."""
-    torch.set_num_threads(count or cores())
+    torch.set_num_threads(count or len(usable_cores()))

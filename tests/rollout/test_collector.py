@@ -1,38 +1,56 @@
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from fakes import FakePolicy, FakeSimulator, Script, StateCritic, scenario
-from miniature import SIMULATOR, make_policy
-from treadle.data.rollout import Rollout
+from fakes import FakePolicy, Script, StateCritic
 from treadle.policies.critic import Critic, ValueHeadCritic
 from treadle.policies.protocol import Sampling
 from treadle.rollout.collector import Collector, Stopwatch
-from treadle.rollout.stream import ScenarioStream
-from treadle.simulators.build import build_simulator
-from treadle.simulators.host import Host
+from treadle.rollout.lanes import Lanes, LanesPlan
+from treadle.simulators.factory import SimulatorFactory
+from treadle.simulators.host import KeepFinal
 
 HORIZON = 3
 
 
-def make(
-    policy: FakePolicy,
-    *,
-    slots: int = 2,
-    scripts: dict[int, Script] | None = None,
-    keep_final: str = "truncated",
-    critic: Critic | None = None,
-    encode: bool = False,
-) -> Collector:
-    simulator = FakeSimulator(slots, scripts, HORIZON)
-    stream = ScenarioStream([scenario(i) for i in range(12)], slots, seed=3)
-    host = Host(simulator, stream, HORIZON, keep_final=keep_final)  # type: ignore[arg-type]
-    return Collector(host, stream, policy, Sampling(), critic or ValueHeadCritic(policy), encode=encode)  # type: ignore[arg-type]
+Make = Callable[..., Collector]
 
 
-def test_shapes_and_versions():
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Collectors of the fake policy on the fake simulator; the tabletop's horizon is 3, its chunks are of 2."""
+    with ExitStack() as opened:
+
+        def build(
+            policy: FakePolicy | None = None,
+            *,
+            slots: int = 2,
+            scripts: dict[int, Script] | None = None,
+            keep_final: KeepFinal = "truncated",
+            critic: Critic | None = None,
+            encode: bool = False,
+            group_size: int = 1,
+            partial_reset: bool = True,
+            **plan: Any,
+        ) -> Collector:
+            policy = policy or FakePolicy()
+            factory = SimulatorFactory("fake_simulator:FakeSimulator", {"scripts": scripts, "horizon": HORIZON})
+            stream = {"seed": 3, "group_size": group_size, "partial_reset": partial_reset}
+            lanes = opened.enter_context(Lanes(LanesPlan(factory, slots, HORIZON, stream, keep_final, **plan), 2))
+            return Collector(lanes, policy, Sampling(), critic or ValueHeadCritic(policy), encode=encode)  # type: ignore[arg-type]
+
+        yield build
+
+
+def fixed_length(make: Make, slots: int, scripts: dict[int, Script], group_size: int = 1) -> Collector:
+    """Every scenario goes on to the horizon of 3 unless its script ends it; chunks of 2."""
+    return make(slots=slots, scripts=scripts, keep_final="none", group_size=group_size, partial_reset=False)
+
+
+def test_shapes_and_versions(make: Make):
     rollout = make(FakePolicy(chunk=2, action_dim=2)).collect(3, version=7)
     assert len(rollout.inputs) == 3
     assert rollout.tokens.shape == rollout.log_probs.shape == (3, 2, 4)
@@ -43,11 +61,11 @@ def test_shapes_and_versions():
     assert rollout.final_values.shape == rollout.scenario_index.shape == (3, 2)
     assert rollout.next_values.shape == (2,)
     assert rollout.versions.tolist() == [[7, 7]] * 3
-    assert rollout.seconds.keys() == {"simulate", "generate"}
+    assert rollout.seconds.keys() == {"simulate", "generate", "collect"}
 
 
 @pytest.mark.parametrize("critic", [None, StateCritic()], ids=["value_head", "privileged"])
-def test_values_before_at_the_end_of_and_after_episodes(critic):
+def test_values_before_at_the_end_of_and_after_episodes(make: Make, critic):
     """Chunks of 2 and horizon 3: every second decision is cut after one action, and the third begins an episode."""
     policy = FakePolicy()
     rollout = make(policy, critic=critic).collect(3, version=0)
@@ -64,9 +82,9 @@ def test_values_before_at_the_end_of_and_after_episodes(critic):
 
 
 @pytest.mark.parametrize(("keep", "steps"), [("truncated", None), ("ended", 1)])
-def test_a_termination_is_bootstrapped_only_if_asked(keep, steps):
+def test_a_termination_is_bootstrapped_only_if_asked(make: Make, keep, steps):
     policy = FakePolicy()
-    collector = make(policy, scripts={i: Script(ends=1) for i in range(12)}, keep_final=keep)
+    collector = make(policy, scripts={i: Script(ends=1) for i in range(20)}, keep_final=keep)
     rollout = collector.collect(2, version=0)
     assert rollout.terminated.tolist() == [[[True, False]] * 2] * 2
     index = torch.from_numpy(rollout.scenario_index).float()
@@ -74,17 +92,9 @@ def test_a_termination_is_bootstrapped_only_if_asked(keep, steps):
     assert torch.equal(rollout.final_values, wanted)
 
 
-def fixed_length(slots: int, scripts: dict[int, Script], group_size: int = 1) -> Collector:
-    """Every scenario goes on to the horizon of 3 unless its script ends it; chunks of 2."""
-    policy = FakePolicy()
-    stream = ScenarioStream([scenario(i) for i in range(12)], slots, seed=3, group_size=group_size, partial_reset=False)
-    host = Host(FakeSimulator(slots, scripts, HORIZON), stream, HORIZON, keep_final="none")
-    return Collector(host, stream, policy, Sampling(), ValueHeadCritic(policy), encode=False)  # type: ignore[arg-type]
-
-
-def test_a_round_of_fixed_length_plays_one_episode_per_slot():
-    scripts = {i: Script(ends=1) for i in range(0, 12, 2)}
-    collector = fixed_length(4, scripts)
+def test_a_round_of_fixed_length_plays_one_episode_per_slot(make: Make):
+    scripts = {i: Script(ends=1) for i in range(0, 20, 2)}
+    collector = fixed_length(make, 4, scripts)
     seen = []
     for _ in range(2):
         rollout = collector.collect(2, version=0)
@@ -99,22 +109,22 @@ def test_a_round_of_fixed_length_plays_one_episode_per_slot():
     assert len(set(seen)) == 8
 
 
-def test_a_round_ends_with_its_last_episode():
-    rollout = fixed_length(3, {i: Script(ends=2) for i in range(12)}).collect(2, version=4)
+def test_a_round_ends_with_its_last_episode(make: Make):
+    rollout = fixed_length(make, 3, {i: Script(ends=2) for i in range(20)}).collect(2, version=4)
     assert rollout.tokens.shape[0] == rollout.final_values.shape[0] == len(rollout.inputs) == 1
     assert rollout.versions.tolist() == [[4] * 3]
 
 
-def test_the_slots_of_a_group_meet_one_scenario():
-    rollout = fixed_length(5, {}, group_size=2).collect(2, version=0)
+def test_the_slots_of_a_group_meet_one_scenario(make: Make):
+    rollout = fixed_length(make, 5, {}, group_size=2).collect(2, version=0)
     one, two, three = rollout.scenario_index[0, ::2].tolist()
     assert rollout.scenario_index.tolist() == [[one, one, two, two, three]] * 2
     assert len({one, two, three}) == 3
     assert len({tuple(tokens) for tokens in rollout.tokens[0].tolist()}) == 5
 
 
-def test_a_restored_collector_begins_the_next_round():
-    one, other = fixed_length(3, {}), fixed_length(3, {})
+def test_a_restored_collector_begins_the_next_round(make: Make):
+    one, other = fixed_length(make, 3, {}), fixed_length(make, 3, {})
     one.collect(2, version=0)
     other.load_state_dict(one.state_dict())
     left, right = one.collect(2, version=0), other.collect(2, version=0)
@@ -123,25 +133,24 @@ def test_a_restored_collector_begins_the_next_round():
     assert left.episodes == right.episodes
 
 
-def test_values_are_computed_for_rows_that_ended_only():
+def test_values_are_computed_for_rows_that_ended_only(make: Make):
     policy = FakePolicy()
-    collector = make(policy, slots=2)
-    scripts = {index: Script(ends=1) for index in range(12)}
-    del scripts[collector._stream(0).index]
-    collector._stream.episodes[:] = 0
-    collector._host.simulator.scripts = scripts  # type: ignore[attr-defined]
+    scripts = {index: Script(ends=1) for index in range(20)}
+    first = make(slots=2).collect(1, version=0).scenario_index[0, 0]
+    del scripts[int(first)]
+    collector = make(policy, slots=2, scripts=scripts)
     collector.collect(2, version=0)
     assert policy.valued == [1, 2], "one row of the truncated episode, then the observation after the rollout"
 
 
-def test_a_value_per_action():
+def test_a_value_per_action(make: Make):
     rollout = make(FakePolicy(value_outputs=2)).collect(2, version=0)
     index = torch.from_numpy(rollout.scenario_index).float()
     assert torch.equal(rollout.values[0], 100 * index[0, :, None] + torch.tensor([[0.0, 1.0]]))
     assert torch.equal(rollout.final_values[1], 100 * index[1] + 3)
 
 
-def test_episodes_go_on_from_one_rollout_to_the_next():
+def test_episodes_go_on_from_one_rollout_to_the_next(make: Make):
     collector, whole = make(FakePolicy()), make(FakePolicy()).collect(4, version=0)
     parts = [collector.collect(count, version=0) for count in (1, 3)]
     for name in ("tokens", "reward", "valid", "values", "state", "final_values"):
@@ -150,7 +159,7 @@ def test_episodes_go_on_from_one_rollout_to_the_next():
     assert torch.equal(parts[0].next_values, whole.values[1, :, 0])
 
 
-def test_a_restored_collector_goes_on_where_the_other_was():
+def test_a_restored_collector_goes_on_where_the_other_was(make: Make):
     one, other = make(FakePolicy()), make(FakePolicy())
     one.collect(1, version=0)
     state = one.state_dict()
@@ -161,7 +170,7 @@ def test_a_restored_collector_goes_on_where_the_other_was():
     assert left.episodes == right.episodes
 
 
-def test_inputs_are_kept_as_they_were_seen():
+def test_inputs_are_kept_as_they_were_seen(make: Make):
     rollout = make(FakePolicy()).collect(3, version=0)
     for t, inputs in enumerate(rollout.inputs):
         assert inputs.frames is not None
@@ -181,40 +190,7 @@ def test_stopwatch_adds_up():
     assert watch.seconds.keys() == {"a", "b"}
 
 
-@pytest.mark.integration
-def test_trajectories_do_not_depend_on_how_many_slots_share_the_work(tmp_path: Path):
-    policy = make_policy(tmp_path)
-    policy.add_value_head(1)
-
-    def trajectories(slots: int, decisions: int) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
-        """Tokens, log-probs and rewards by scenario and decision."""
-        simulator = build_simulator(SIMULATOR, slots=slots)
-        stream = ScenarioStream(simulator.scenarios("train", "train"), slots, seed=3)
-        host = Host(simulator, stream, SIMULATOR.horizon)
-        collector = Collector(host, stream, policy, Sampling(), ValueHeadCritic(policy), encode=True)
-        rollout: Rollout = collector.collect(decisions, version=0)
-        simulator.close()
-        found: dict[tuple[int, int], tuple[torch.Tensor, ...]] = {}
-        for t, row in enumerate(rollout.scenario_index.tolist()):
-            for slot, index in enumerate(row):
-                nth = sum(key[0] == index for key in found)
-                kept = (rollout.tokens, rollout.log_probs, rollout.reward, rollout.valid)
-                found[index, nth] = tuple(x[t, slot] for x in kept)
-        return found
-
-    four, two = trajectories(4, 2), trajectories(2, 4)
-    assert four.keys() == two.keys()
-    assert len(four) == 8
-    for key, (tokens, log_probs, reward, valid) in four.items():
-        assert torch.equal(tokens, two[key][0])
-        assert torch.allclose(log_probs, two[key][1], atol=1e-4)
-        assert torch.allclose(reward, two[key][2], atol=1e-5)
-        assert torch.equal(valid, two[key][3])
-    assert len({tuple(tokens.tolist()) for tokens, *_ in four.values()}) == 8
-    assert np.unique([key[0] for key in four]).size == 4
-
-
-def test_states_before_each_action():
+def test_states_before_each_action(make: Make):
     """Horizon 3: the first action of a decision has the observed state, the second what the first led to."""
     rollout = make(FakePolicy(), critic=StateCritic()).collect(2, version=0)
     index = torch.from_numpy(rollout.scenario_index).float()

@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from miniature import run_config
-from treadle.config.schema import AlgorithmConfig, CriticConfig, EvaluationConfig, SimulatorConfig, TrainConfig
+from treadle.config.schema import (
+    AlgorithmConfig,
+    CollectionConfig,
+    CriticConfig,
+    EvaluationConfig,
+    SimulatorConfig,
+    TrainConfig,
+)
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult
 from treadle.errors import CheckpointError, ConfigError, OutputError
@@ -30,7 +37,8 @@ SUITES = {"in_distribution", "vision"}
 def whole(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> tuple[TrainConfig, Path]:
     """Four iterations in one go, with evaluation and a video."""
     evaluation = EvaluationConfig(suites=("train", "vision"), episodes=4, slots=3, videos=1)
-    config = run_config(tmp_path_factory.mktemp("whole"), checkpoint, evaluation=evaluation)
+    lanes = CollectionConfig(lanes=2)
+    config = run_config(tmp_path_factory.mktemp("whole"), checkpoint, evaluation=evaluation, collection=lanes)
     return config, train(config)
 
 
@@ -38,7 +46,7 @@ def numbers(directory: Path) -> list[dict[str, float]]:
     """The metrics of a run, less wall times."""
     rows = read_metrics(directory)
     return [
-        {key: x for key, x in row.items() if not key.startswith(("time/", "speed/")) and key != "seconds"}
+        {key: x for key, x in row.items() if not key.startswith(("time/", "speed/", "idle/")) and key != "seconds"}
         for row in rows
     ]
 
@@ -81,6 +89,9 @@ def test_a_run_writes_all_it_promises(whole: tuple[TrainConfig, Path]):
         "rollout/control_steps",
         "time/simulate",
         "time/generate",
+        "time/collect",
+        "idle/simulate",
+        "idle/generate",
         "time/critic",
         "time/iteration",
         "speed/control_steps_per_second",
@@ -98,6 +109,35 @@ def test_a_run_writes_all_it_promises(whole: tuple[TrainConfig, Path]):
     assert [path.name for path in list_checkpoints(directory / "checkpoints")] == ["iteration-000004"]
     assert (directory / "videos" / "base-0.mp4").is_file()
     assert json.loads((directory / "machine.json").read_text())["device"] == "cpu"
+
+
+def test_the_trace_holds_each_role_and_lane(whole: tuple[TrainConfig, Path]):
+    config, directory = whole
+    events = [e for e in json.loads((directory / "trace.json").read_text())["traceEvents"] if e["ph"] == "X"]
+    assert {event["args"]["iteration"] for event in events} == {2, 3, 4}, "the latest three"
+    lanes = config.collection.lanes
+    for role in ("simulate", "generate"):
+        served = [tuple(event["args"]["lanes"]) for event in events if event["cat"] == role]
+        assert set(served) - {()} == {(lane,) for lane in range(lanes)}
+        assert len(served) >= 3 * lanes * config.decisions
+    assert sum(event["cat"] == "train" for event in events) == 3
+    assert "<rect" in (directory / "report.html").read_text()
+
+
+def test_lanes_in_processes_resume_bit_for_bit(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    """Three lanes of 2, 1 and 1 slots on two processes."""
+    fields: dict[str, Any] = {
+        "collection": CollectionConfig(lanes=3, workers=2, kind="processes", trace_iterations=0),
+        "iterations": 3,
+    }
+    one = train(run_config(tmp_path / "one", checkpoint, **fields))
+    config = run_config(tmp_path / "other", checkpoint, **fields)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1, press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert_same_run(one, train(config))
+    assert not (one / "trace.json").exists()
 
 
 def test_the_summary_has_every_key(whole: tuple[TrainConfig, Path]):
@@ -139,7 +179,7 @@ def test_training_changes_the_policy_and_not_its_eyes(whole: tuple[TrainConfig, 
 def test_ctrl_c_saves_and_the_same_command_goes_on(
     whole: tuple[TrainConfig, Path], tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    config = run_config(tmp_path, checkpoint)
+    config = run_config(tmp_path, checkpoint, collection=CollectionConfig(lanes=2))
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 1, press_ctrl_c)
@@ -165,7 +205,7 @@ def test_a_crash_costs_what_was_not_saved_and_no_more(
     crash: int,
     kept: int,
 ):
-    config = run_config(tmp_path, checkpoint, save_every=2)
+    config = run_config(tmp_path, checkpoint, save_every=2, collection=CollectionConfig(lanes=2))
     with monkeypatch.context() as patch:
 
         def fail() -> None:
@@ -244,12 +284,14 @@ def test_a_run_that_cannot_be_built_closes_its_simulator(
         def __init__(self, slots: int, *, horizon: int, threads: int) -> None:
             super().__init__(slots, horizon=horizon)
             object.__setattr__(self.spec, "state_dim", 0)
+            object.__setattr__(self.spec, "action_dim", 7)
             built.append(self)
 
     monkeypatch.setattr(fakes, "Stateless", Stateless, raising=False)
     simulator = SimulatorConfig(name="fakes:Stateless", slots=2)
+    lanes = CollectionConfig(lanes=1)
     with pytest.raises(ConfigError, match=r"critic.kind 'privileged'.*'fakes:Stateless' offers no privileged state"):
-        train(run_config(tmp_path, checkpoint, simulator=simulator))
+        train(run_config(tmp_path, checkpoint, simulator=simulator, collection=lanes))
     assert [simulator.closed for simulator in built] == [True]
 
 

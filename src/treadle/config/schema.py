@@ -24,6 +24,31 @@ class SimulatorConfig(Section):
     """Further keyword arguments of the simulator's class."""
 
 
+class CollectionConfig(Section):
+    """How simulator and policy share the machine while rollouts are played."""
+
+    lanes: Natural = 0
+    """Groups of slots that advance on their own, so that one is simulated while the policy thinks about another; 1 is
+    lockstep. 0 chooses: 2 with a graphics card, with separate cores for the two, or from 4 cores on; else 1, for there
+    both use every core in turn. Results do not depend on it, up to rounding."""
+    workers: Natural = 0
+    """Threads or processes that play the lanes; fewer than lanes take turns, more divide each lane. 0 chooses: one for
+    each core of simulate_cores, else one for each lane."""
+    kind: Literal["threads", "processes"] = "threads"
+    """What workers are: threads suit simulators that release Python's lock, processes all others."""
+    simulate_cores: tuple[Natural, ...] = ()
+    """Processor cores that workers stay on, as numbers from 0; empty for any (Linux)."""
+    generate_cores: tuple[Natural, ...] = ()
+    """Cores that the policy stays on while rollouts are played, with as many torch threads; empty for any (Linux)."""
+    batch: Positive = 1
+    """Ready lanes that one forward pass serves at most. Above 1, timing decides the shapes of batches, and runs are
+    repeatable up to rounding only."""
+    timeout: Rate = 600.0
+    """Seconds that a worker may take to build a simulator or to play a chunk, before the run ends with an error."""
+    trace_iterations: Natural = 3
+    """Latest iterations whose timeline is kept in `trace.json`, for the report and for Perfetto; 0 keeps none."""
+
+
 class SamplingConfig(Section):
     """The distribution that actions are drawn from."""
 
@@ -135,6 +160,7 @@ class TrainConfig(RunConfig):
     save_every: Natural = 10
     """Iterations between checkpoints; 0 saves at the end only."""
     simulator: SimulatorConfig = SimulatorConfig()
+    collection: CollectionConfig = CollectionConfig()
     policy: PolicyConfig = PolicyConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     critic: CriticConfig = CriticConfig()
@@ -155,6 +181,17 @@ class TrainConfig(RunConfig):
     def critic_warmup(self) -> int:
         """First iterations in which the critic learns and the policy stands still."""
         return self.critic.warmup_iterations if self.has_critic else 0
+
+    @model_validator(mode="after")
+    def _collection_fits(self) -> Self:
+        for name in ("lanes", "workers"):
+            count = getattr(self.collection, name)
+            if count > self.simulator.slots:
+                raise ValueError(
+                    f"collection.{name} {count} with simulator.slots {self.simulator.slots}: each needs a slot at "
+                    f"least; use collection.{name} of at most {self.simulator.slots}, or more slots"
+                )
+        return self
 
     @model_validator(mode="after")
     def _critic_fits(self) -> Self:

@@ -44,7 +44,7 @@ class Inputs:
     def __len__(self) -> int:
         return self.input_ids.shape[0]
 
-    def take(self, rows: Tensor) -> "Inputs":
+    def take(self, rows: Tensor | slice) -> "Inputs":
         """The given rows, in the given order."""
         return self._map(lambda x: x[rows])
 

@@ -72,6 +72,13 @@ def role_bar(run: RunFolder) -> str:
     return f'<div class="bar">{bars}</div><ul class="legend">{legend}</ul>'
 
 
+def idle_table(run: RunFolder) -> str:
+    """The mean share of the time of collecting in which each role had nothing to do."""
+    shares = {role: [x for x in run.series(f"idle/{role}") if math.isfinite(x)] for role in ROLES}
+    idle = [f"{role} {100 * sum(values) / len(values):.0f}&nbsp;%" for role, values in shares.items() if values]
+    return f'<p class="note">Idle while rollouts were played: {", ".join(idle)}.</p>' if idle else ""
+
+
 def metrics_table(run: RunFolder) -> str:
     """Every metric there is, known or not: its history, first, last, lowest and highest value."""
     rows: list[str] = []

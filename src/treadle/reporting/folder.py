@@ -9,6 +9,7 @@ from treadle.files import read_json
 from treadle.reporting.machine import MACHINE_FILE
 from treadle.reporting.metrics import METRICS_FILE, read_metrics
 from treadle.reporting.summary import SUMMARY_FILE
+from treadle.reporting.timeline import TRACE_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class RunFolder:
     videos: list[dict[str, Any]]
     summary: dict[str, Any] | None
     machine: dict[str, Any] | None
+    trace: dict[str, Any] | None
+    """`trace.json`"""
 
     @property
     def name(self) -> str:
@@ -69,4 +72,5 @@ def read_run(run_dir: Path) -> RunFolder:
         videos=read_json(run_dir / "videos" / "videos.json") or [],
         summary=read_json(run_dir / SUMMARY_FILE),
         machine=read_json(run_dir / MACHINE_FILE),
+        trace=read_json(run_dir / TRACE_FILE),
     )

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from treadle.cores import usable_cores
 from treadle.files import to_json, write_atomically
 
 MACHINE_FILE = "machine.json"
@@ -36,11 +37,6 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 def memory_gb() -> float:
     """Physical memory of the machine, in GiB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -58,7 +54,7 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
     """The machine in words and numbers; `device` is what the policy runs on."""
     return {
         "cpu": cpu_model(),
-        "cores": cores(),
+        "cores": len(usable_cores()),
         "memory_gb": round(memory_gb(), 1),
         "system": f"{platform.system()} {platform.release()}",
         "device": device,

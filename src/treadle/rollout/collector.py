@@ -1,28 +1,34 @@
 # torch leaves from_numpy untyped.
 # pyright: reportUnknownMemberType=false
-"""Plays a policy against a host and gathers what the trainer needs.
+"""Plays a policy against lanes of slots and gathers what the trainer needs.
 
-Shapes: T decisions per slot, B slots, C actions of a chunk, A action dimensions, K = C * A tokens.
+Shapes: T decisions per slot, B slots, C actions of a chunk, A action dimensions, K = C * A tokens, n slots of the lanes
+that are served.
 """
 
-import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from treadle.cores import pinned
 from treadle.data.observation import Observation
 from treadle.data.rollout import Rollout
-from treadle.data.step import EpisodeResult, Step
+from treadle.data.span import Span, busy_seconds
+from treadle.data.step import EpisodeResult
 from treadle.policies.critic import Critic
-from treadle.policies.protocol import Decision, Inputs, Policy, Sampling
-from treadle.rollout.stream import ScenarioStream
-from treadle.simulators.host import Host
+from treadle.policies.protocol import Inputs, Policy, Sampling
+from treadle.rollout.lanes import Arrival, Lanes
+from treadle.rollout.storage import RolloutStorage
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Stopwatch:
@@ -42,136 +48,264 @@ class Stopwatch:
 
 
 class Collector:
-    """Collects rollouts; episodes go on from one rollout to the next, or (where the stream has no partial reset) every
-    rollout is a round of one episode per slot.
+    """Collects rollouts; episodes go on from one rollout to the next, or (where the lanes' streams have no partial
+    reset) every rollout is a round of one episode per slot.
+
+    Whichever lane's observations are ready is served next; no lane waits for another. With one lane this is lockstep.
 
     Args:
-        host: the episodes; its source of scenarios is `stream`.
-        stream: where scenarios and their noise come from.
+        lanes: the episodes.
         policy: what acts.
         sampling: how it acts.
         critic: what values observations.
         encode: store vision features in place of frames; for frozen towers.
+        batch: ready lanes that are served by one forward pass at most.
+        cores: the policy stays on these while it collects; none for any.
     """
 
     def __init__(
         self,
-        host: Host,
-        stream: ScenarioStream,
+        lanes: Lanes,
         policy: Policy,
         sampling: Sampling,
         critic: Critic,
         *,
         encode: bool,
+        batch: int = 1,
+        cores: tuple[int, ...] = (),
     ) -> None:
-        self._host = host
-        self._stream = stream
+        self._lanes = lanes
         self._policy = policy
         self._sampling = sampling
         self._critic = critic
         self._encode = encode
+        self._batch = batch
+        self._cores = cores
         self._device = policy.device
-        self._noise: dict[int, tuple[int, NDArray[np.float32]]] = {}
-        self._observation: Observation | None = None
+        self._partial_reset = lanes.plan.stream.get("partial_reset", True)
+        self._held: list[Arrival] = []
+        self._spans: list[Span] = []
 
     @torch.no_grad()
     def collect(self, decisions: int, version: int) -> Rollout:
         """Play `decisions` chunks in every slot with the policy as it is, which has had `version` updates; a round ends
         earlier where all of its episodes have.
+
+        Raises:
+            TreadleError: What a worker raised, or SimulatorError where it died or took too long.
         """
-        watch = Stopwatch()
         self._policy.eval()
-        if not self._stream.partial_reset:
-            self._stream.begin_round()
-        if self._observation is None or not self._stream.partial_reset:
-            with watch("simulate"):
-                self._observation = self._host.start()
-        inputs: list[Inputs] = []
-        states: list[NDArray[np.float32]] = []
-        decided: list[Decision] = []
-        indices: list[list[int]] = []
-        steps: list[Step] = []
-        episodes: list[EpisodeResult] = []
-        final_values = torch.zeros(decisions, self._host.simulator.slots)
-        for t in range(decisions):
-            if not len(self._host.playing):
-                break
-            with watch("generate"):
-                states.append(self._observation.state.copy())
-                prepared = self._prepare(self._observation)
-                decision = self._policy.act(prepared, self._sampling, self._scenario_noise())
-                inputs.append(prepared)
-                decided.append(decision)
-            indices.append([-1 if scenario is None else scenario.index for scenario in self._host.scenarios])
-            with watch("simulate"):
-                step = self._host.step(decision.actions.cpu().numpy())
-            steps.append(step)
-            episodes += step.episodes
-            if len(step.final_slots):
-                with watch("generate"):
-                    final_values[t, step.final_slots] = self._first_value(step.final)
-        with watch("generate"):
-            next_values = self._first_value(self._observation)
-            before = np.concatenate([np.stack(states)[:, :, None], np.stack([step.state[:, :-1] for step in steps])], 2)
-            state = torch.from_numpy(before)
-            values = self._values(decided, state)
-        return Rollout(
-            inputs=inputs,
-            tokens=torch.stack([decision.tokens for decision in decided]).cpu(),
-            log_probs=torch.stack([decision.log_probs for decision in decided]).cpu(),
-            values=values.cpu(),
-            state=state,
-            reward=_stack(steps, "reward"),
-            terminated=_stack(steps, "terminated"),
-            truncated=_stack(steps, "truncated"),
-            valid=_stack(steps, "valid"),
-            final_values=final_values[: len(steps)],
-            next_values=next_values,
-            versions=torch.full((len(steps), self._host.simulator.slots), version),
-            scenario_index=np.array(indices, np.int64),
-            episodes=episodes,
-            seconds=watch.seconds,
-        )
+        began = time.perf_counter()
+        work = _Rollout.begin(decisions, self._lanes)
+        if not self._lanes.started or not self._partial_reset:
+            self._held = []
+            self._lanes.start()
+        with self._on_its_cores():
+            open_lanes = len(self._lanes)
+            finished: list[Arrival] = []
+            while open_lanes:
+                going: list[int] = []
+                for arrival in self._arrivals():
+                    self._settle(work, arrival)
+                    if arrival.playing and work.decided[arrival.lane] < decisions:
+                        going.append(arrival.lane)
+                    else:
+                        self._finish(work, arrival.lane)
+                        finished.append(Arrival(arrival.lane, playing=arrival.playing))
+                        open_lanes -= 1
+                if going:
+                    self._decide(work, going)
+        # In order of lane, so that what a rollout holds does not depend on who came last in the one before.
+        self._held = sorted(finished, key=lambda arrival: arrival.lane)
+        values = self._state_values(work) if self._critic.reads_state else None
+        self._spans += work.spans
+        seconds = {
+            "simulate": busy_seconds(work.spans, "simulate") / self._lanes.workers,
+            "generate": busy_seconds(work.spans, "generate"),
+            "collect": time.perf_counter() - began,
+        }
+        return work.rollout(self._lanes.rows, values, version, seconds)
+
+    def take_spans(self) -> list[Span]:
+        """When simulator and policy were busy in the rollouts since the last call."""
+        spans, self._spans = self._spans, []
+        return spans
 
     def state_dict(self) -> dict[str, Any]:
         """Where every slot and its stream stand."""
-        return {"episodes": self._stream.episodes.tolist(), "host": self._host.state_dict()}
+        return self._lanes.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`; episodes under way are played again up to where they were."""
-        self._stream.episodes[:] = state["episodes"]
-        self._observation = self._host.load_state_dict(state["host"])
+        self._held = []
+        self._lanes.load_state_dict(state)
+
+    def _arrivals(self) -> list[Arrival]:
+        """The lanes to be served next."""
+        if not self._held:
+            return self._lanes.ready(self._batch)
+        arrivals, self._held = self._held[: self._batch], self._held[self._batch :]
+        return arrivals
+
+    def _settle(self, work: "_Rollout", arrival: Arrival) -> None:
+        """Keep what came of a lane's last decision."""
+        work.spans += arrival.spans
+        t, board = work.decided[arrival.lane] - 1, self._lanes.board
+        if t < 0:
+            return
+        rows = self._lanes.rows[arrival.lane]
+        for name, array in work.outcome.items():
+            array[t, rows] = getattr(board, name)[rows]
+        work.state[t, rows, 1:] = board.state[rows, :-1]
+        work.episodes += [(t, rows.start, arrival.episodes)] if arrival.episodes else []
+        if arrival.final_slots:
+            with work.generating(arrival.lane):
+                seen = board.final.take(np.array(arrival.final_slots, np.intp))
+                seen.instructions = arrival.final_instructions
+                work.final_values[t, arrival.final_slots] = self._first_value(seen)
+
+    def _decide(self, work: "_Rollout", lanes: Sequence[int]) -> None:
+        """Serve lanes by one forward pass, and let each play what was decided."""
+        board, parts = self._lanes.board, [self._lanes.rows[lane] for lane in lanes]
+        with work.generating(*lanes):
+            seen = self._seen(parts)
+            inputs = self._prepare(seen)
+            decision = self._policy.act(
+                inputs, self._sampling, torch.from_numpy(_gather(board.noise, parts)).to(self._device)
+            )
+            actions = decision.actions.cpu().numpy()
+            pieces = [(work.decided[lane], *piece) for lane, piece in zip(lanes, _pieces(parts), strict=True)]
+            for lane, (t, rows, piece) in zip(lanes, pieces, strict=True):
+                # Now, for the simulator writes on the board again from here on.
+                work.scenario_index[t, rows] = board.scenario_index[rows]
+                work.state[t, rows, 0] = seen.state[piece]
+                work.storage.put_inputs(t, rows, inputs.take(piece))
+                work.decided[lane] += 1
+                board.actions[rows] = actions[piece]
+                self._lanes.play(lane)
+            kept = {"tokens": decision.tokens, "log_probs": decision.log_probs}
+            if not self._critic.reads_state:
+                assert decision.values is not None
+                kept["values"] = decision.values
+            for t, rows, piece in pieces:
+                for name, tensor in kept.items():
+                    work.storage.put(name, t, rows, tensor[piece])
+
+    def _finish(self, work: "_Rollout", lane: int) -> None:
+        """Value where a lane's rollout ends."""
+        rows = self._lanes.rows[lane]
+        with work.generating(lane):
+            work.next_values[rows] = self._first_value(self._seen([rows]))
+
+    def _state_values(self, work: "_Rollout") -> Tensor:
+        """[T, B, V]: the values of a critic of privileged states, of all decisions at once."""
+        with work.generating():
+            states = torch.from_numpy(work.state[: max(work.decided)])
+            return self._critic(None, states.flatten(0, 1).to(self._device)).unflatten(0, states.shape[:2]).cpu()
+
+    def _seen(self, parts: Sequence[slice]) -> Observation:
+        """The observations of some lanes: where the simulator wrote them, unless lanes that are no neighbours meet."""
+        seen = self._lanes.board.observation
+        return Observation(
+            _gather(seen.frames, parts),
+            _gather(seen.proprioception, parts),
+            _gather(seen.state, parts),
+            self._lanes.instructions(slot for rows in parts for slot in range(rows.start, rows.stop)),
+        )
 
     def _prepare(self, observation: Observation) -> Inputs:
         inputs = self._policy.prepare(observation.frames, observation.instructions, observation.proprioception)
         return self._policy.encode(inputs) if self._encode else inputs
 
-    def _scenario_noise(self) -> Tensor:
-        """[B, K]: the noise of each slot's episode at its present decision."""
-        chunk, tokens = self._policy.chunk, self._policy.chunk * self._policy.action_dim
-        noise = np.zeros((self._host.simulator.slots, tokens), np.float32)
-        elapsed = self._host.elapsed
-        for slot in self._host.playing.tolist():
-            episode = int(self._stream.episodes[slot])
-            if slot not in self._noise or self._noise[slot][0] != episode:
-                fresh = self._stream.noise(slot, math.ceil(self._host.horizon / chunk), tokens)
-                self._noise[slot] = (episode, fresh)
-            noise[slot] = self._noise[slot][1][elapsed[slot] // chunk]
-        return torch.from_numpy(noise).to(self._device)
-
-    def _values(self, decided: list[Decision], state: Tensor) -> Tensor:
-        """[T, B, V]: the critic's values of what was decided on; `state` is [T, B, C, S]."""
-        if self._critic.reads_state:
-            return self._critic(None, state.flatten(0, 1).to(self._device)).unflatten(0, state.shape[:2])
-        values = [decision.values for decision in decided if decision.values is not None]
-        return torch.stack(values)
-
     def _first_value(self, observation: Observation) -> Tensor:
-        """[rows]: the value before the first action."""
+        """[n]: the value before the first action."""
         state = torch.from_numpy(observation.state[:, None].copy()).to(self._device)
         inputs = None if self._critic.reads_state else self._prepare(observation)
         return self._critic(inputs, state)[:, 0].cpu()
 
+    @contextmanager
+    def _on_its_cores(self) -> Generator[None, None, None]:
+        threads = torch.get_num_threads()
+        if self._cores:
+            torch.set_num_threads(len(self._cores))
+        try:
+            with pinned(self._cores):
+                yield
+        finally:
+            if self._cores:
+                torch.set_num_threads(threads)
 
-def _stack(steps: list[Step], name: str) -> Tensor:
-    return torch.from_numpy(np.stack([getattr(step, name) for step in steps]))
+
+@dataclass(slots=True)
+class _Rollout:
+    """A rollout while it is being played; lanes are at different decisions."""
+
+    decided: list[int]
+    """Decisions that each lane has had."""
+    storage: RolloutStorage
+    outcome: dict[str, NDArray[Any]]
+    """[T, B, C] by name."""
+    state: NDArray[np.float32]
+    """[T, B, C, S], before each action."""
+    scenario_index: NDArray[np.int64]
+    final_values: Tensor
+    next_values: Tensor
+    episodes: list[tuple[int, int, list[EpisodeResult]]]
+    """(decision, first slot, those that ended in it)."""
+    spans: list[Span]
+
+    @classmethod
+    def begin(cls, decisions: int, lanes: Lanes) -> "_Rollout":
+        board = lanes.board
+        slots, chunk = board.reward.shape
+        names = ("reward", "terminated", "truncated", "valid")
+        return cls(
+            decided=[0] * len(lanes),
+            storage=RolloutStorage(decisions, slots),
+            outcome={name: np.zeros((decisions, slots, chunk), getattr(board, name).dtype) for name in names},
+            state=np.zeros((decisions, *board.state.shape), np.float32),
+            scenario_index=np.full((decisions, slots), -1, np.int64),
+            final_values=torch.zeros(decisions, slots),
+            next_values=torch.zeros(slots),
+            episodes=[],
+            spans=[],
+        )
+
+    @contextmanager
+    def generating(self, *lanes: int) -> Generator[None, None, None]:
+        began = time.perf_counter()
+        yield
+        self.spans.append(Span("generate", 0, lanes, began, time.perf_counter()))
+
+    def rollout(self, rows: Sequence[slice], values: Tensor | None, version: int, seconds: dict[str, float]) -> Rollout:
+        decisions = max(self.decided)
+        for decided, slots in zip(self.decided, rows, strict=True):
+            if 0 < decided < decisions:
+                self.storage.hold(decided, slots)
+        self.episodes.sort(key=lambda ended: ended[:2])
+        return Rollout(
+            inputs=self.storage.inputs(decisions),
+            **{name: self.storage.get(name, decisions) for name in ("tokens", "log_probs")},
+            values=self.storage.get("values", decisions) if values is None else values,
+            state=torch.from_numpy(self.state[:decisions]),
+            **{name: torch.from_numpy(array[:decisions]) for name, array in self.outcome.items()},
+            final_values=self.final_values[:decisions],
+            next_values=self.next_values,
+            versions=torch.full(self.scenario_index[:decisions].shape, version),
+            scenario_index=self.scenario_index[:decisions],
+            episodes=[result for _, _, ended in self.episodes for result in ended],
+            seconds=seconds,
+        )
+
+
+def _gather(array: NDArray[Scalar], parts: Sequence[slice]) -> NDArray[Scalar]:
+    """The rows of all parts; a view where they are neighbours in order."""
+    if all(one.stop == other.start for one, other in pairwise(parts)):
+        return array[parts[0].start : parts[-1].stop]
+    return np.concatenate([array[part] for part in parts])
+
+
+def _pieces(parts: Sequence[slice]) -> list[tuple[slice, slice]]:
+    """Each part with its place among the gathered rows."""
+    ends = np.cumsum([part.stop - part.start for part in parts]).tolist()
+    return [(part, slice(end - (part.stop - part.start), end)) for part, end in zip(parts, ends, strict=True)]

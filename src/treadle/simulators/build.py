@@ -1,15 +1,15 @@
 """From the name of a simulator to one that stands ready, without the core knowing any of them."""
 
 import inspect
-import os
-import sys
 from collections.abc import Callable, Collection
 from importlib.metadata import EntryPoint, entry_points
 
 from treadle.config.loading import did_you_mean
 from treadle.config.schema import SimulatorConfig
+from treadle.cores import usable_cores
 from treadle.errors import ConfigError
 from treadle.plugins import import_callable
+from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.protocol import Simulator
 
 GROUP = "treadle.simulators"
@@ -20,17 +20,33 @@ def installed_simulators() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in sorted(entry_points(group=GROUP))}
 
 
-def find_simulator(name: str) -> Callable[..., Simulator]:
-    """The class of an installed simulator's name or of `package.module:Class`. Raises ConfigError."""
-    if ":" in name:
-        return import_callable("simulator.name", name, "class")
-    installed = installed_simulators()
-    if name not in installed:
-        raise ConfigError(
-            f"simulator.name: unknown simulator {name!r}{did_you_mean(name, installed)}; "
-            f"installed: {', '.join(installed) or 'none'}; or name a class as package.module:Class"
-        )
-    return import_callable("simulator.name", installed[name].value, "class")
+def find_simulator(name: str) -> str:
+    """`package.module:Class` of an installed simulator's name, or of such a text itself; it can be imported.
+
+    Raises ConfigError.
+    """
+    target = name
+    if ":" not in name:
+        installed = installed_simulators()
+        if name not in installed:
+            raise ConfigError(
+                f"simulator.name: unknown simulator {name!r}{did_you_mean(name, installed)}; "
+                f"installed: {', '.join(installed) or 'none'}; or name a class as package.module:Class"
+            )
+        target = installed[name].value
+    import_callable("simulator.name", target, "class")
+    return target
+
+
+def simulator_factory(config: SimulatorConfig, threads: int | None = None) -> SimulatorFactory:
+    """What makes the simulators of a configuration, with `threads` in place of the configured number where given.
+
+    Raises ConfigError for an unknown name and for options that its class does not take.
+    """
+    target = find_simulator(config.name)
+    fixed = {"horizon": config.horizon, "threads": config.threads or threads or len(usable_cores())}
+    _check_options(config, import_callable("simulator.name", target, "class"), {"slots", *fixed})
+    return SimulatorFactory(target, fixed | config.options)
 
 
 def build_simulator(config: SimulatorConfig, slots: int | None = None) -> Simulator:
@@ -38,14 +54,7 @@ def build_simulator(config: SimulatorConfig, slots: int | None = None) -> Simula
 
     Raises ConfigError for an unknown name and for options that its class does not take.
     """
-    simulator = find_simulator(config.name)
-    fixed = {
-        "slots": config.slots if slots is None else slots,
-        "horizon": config.horizon,
-        "threads": config.threads or _cores(),
-    }
-    _check_options(config, simulator, fixed.keys())
-    return simulator(**fixed, **config.options)
+    return simulator_factory(config)(config.slots if slots is None else slots)
 
 
 def _check_options(config: SimulatorConfig, simulator: Callable[..., Simulator], common: Collection[str]) -> None:
@@ -62,8 +71,3 @@ def _check_options(config: SimulatorConfig, simulator: Callable[..., Simulator],
                 f"simulator.options: {config.name!r} takes no option {option!r}{did_you_mean(option, allowed)}; "
                 f"options: {', '.join(allowed) or 'none'}"
             )
-
-
-def _cores() -> int:
-    # In a container the process may use fewer cores than the machine has.
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

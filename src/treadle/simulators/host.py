@@ -1,10 +1,10 @@
 """Steps any simulator in chunks: endings inside chunks, horizon, partial reset and episode statistics, written once.
 
-Shapes: B slots, C actions of a chunk, A action dimensions, n the slots that are playing.
+Shapes: B slots, C actions of a chunk, A action dimensions, H horizon, n the slots that are playing.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -18,23 +18,14 @@ from treadle.simulators.protocol import Simulator, Slots
 ScenarioSource = Callable[[int], Scenario | None]
 """The next scenario of a slot, or None where nothing is left to play."""
 
+KeepFinal = Literal["truncated", "ended", "none"]
+"""Whose last observations a host keeps: of truncated episodes, of all that ended, or of none."""
+
 
 def one_after_another(scenarios: Iterable[Scenario]) -> ScenarioSource:
     """A source that hands out each scenario once, to whichever slot asks first."""
     remaining = iter(scenarios)
     return lambda _: next(remaining, None)
-
-
-@dataclass(slots=True)
-class _Episode:
-    """One slot's episode so far; `actions` make it possible to play it again."""
-
-    scenario: Scenario
-    elapsed: int = 0
-    episode_return: float = 0.0
-    success_once: bool = False
-    success_at_end: bool = False
-    actions: list[NDArray[np.float32]] = field(default_factory=list)
 
 
 class Host:
@@ -47,9 +38,10 @@ class Host:
         simulator: the batch of slots.
         next_scenario: where episodes come from.
         horizon: control steps after which an episode is truncated.
-        keep_final: whose last observations `Step.final` holds: of truncated episodes, of all that ended, or of none.
+        keep_final: whose last observations `Step.final` holds.
         on_action: called with the slots that just played one action, to film them; it makes chunks play action by
             action.
+        observation: where observations are written, B rows; arrays of its own by default.
     """
 
     def __init__(
@@ -58,19 +50,29 @@ class Host:
         next_scenario: ScenarioSource,
         horizon: int,
         *,
-        keep_final: Literal["truncated", "ended", "none"] = "truncated",
+        keep_final: KeepFinal = "truncated",
         on_action: Callable[[Slots], None] | None = None,
+        observation: Observation | None = None,
     ) -> None:
-        spec = simulator.spec
+        spec, slots = simulator.spec, simulator.slots
         self.simulator = simulator
         self.horizon = horizon
-        self.observation = Observation.empty(
-            simulator.slots, len(spec.cameras), spec.height, spec.width, spec.proprioception_dim, spec.state_dim
+        self.observation = observation or Observation.empty(
+            slots, len(spec.cameras), spec.height, spec.width, spec.proprioception_dim, spec.state_dim
         )
+        self.scenarios: list[Scenario | None] = [None] * slots
+        """What each slot plays, None where it idles."""
+        self.elapsed = np.zeros(slots, np.intp)
+        """[B] control steps that each slot's episode has had, 0 where it idles."""
+        self._playing = np.zeros(slots, np.bool_)
+        self._return = np.zeros(slots)
+        self._success_once = np.zeros(slots, np.bool_)
+        self._success_at_end = np.zeros(slots, np.bool_)
+        # Which make it possible to play an episode again.
+        self._actions = np.zeros((slots, horizon, spec.action_dim), np.float32)
         self._next_scenario = next_scenario
         self._keep_final = keep_final
         self._on_action = on_action
-        self._episodes: list[_Episode | None] = [None] * simulator.slots
 
     def start(self) -> Observation:
         """Begin an episode in every slot."""
@@ -81,47 +83,48 @@ class Host:
     @property
     def playing(self) -> Slots:
         """The slots that have an episode."""
-        return np.array([slot for slot, episode in enumerate(self._episodes) if episode is not None], np.intp)
-
-    @property
-    def scenarios(self) -> list[Scenario | None]:
-        """What each slot plays."""
-        return [None if episode is None else episode.scenario for episode in self._episodes]
-
-    @property
-    def elapsed(self) -> NDArray[np.intp]:
-        """[B] control steps that each slot's episode has had."""
-        return np.array([0 if episode is None else episode.elapsed for episode in self._episodes], np.intp)
+        return np.flatnonzero(self._playing)
 
     def step(self, actions: NDArray[np.float32]) -> Step:
         """Play a chunk `actions` [B, C, A] in every slot that has an episode. Rows of idle slots are ignored."""
         slots, chunk = self.playing, actions.shape[1]
-        limits = np.minimum(chunk, self.horizon - self.elapsed[slots])
-        outcome = self._play(slots, actions[slots], limits)
+        actions, before = actions[slots], self.elapsed[slots]
+        limits = np.minimum(chunk, self.horizon - before)
+        outcome = self._play(slots, actions, limits)
 
         position = np.arange(chunk)
         ended_before = np.cumsum(outcome.terminated, axis=1) - outcome.terminated > 0
         valid = (position < limits[:, None]) & ~ended_before
-        at_horizon = self.elapsed[slots][:, None] + position + 1 == self.horizon
-        truncated = valid & at_horizon & ~outcome.terminated
+        reward = np.where(valid, outcome.reward, np.float32(0))
+        terminated, success = outcome.terminated & valid, outcome.success & valid
+        truncated = valid & (before[:, None] + position + 1 == self.horizon) & ~terminated
 
-        ended = self._account(slots, actions[slots], outcome, valid, truncated)
+        # Played actions are the first ones of a chunk, so the last of them is at their count.
+        played = valid.sum(axis=1)
+        rows, columns = np.nonzero(valid)
+        self._actions[slots[rows], before[rows] + columns] = actions[rows, columns]
+        self.elapsed[slots] = before + played
+        self._return[slots] += reward.sum(axis=1)
+        self._success_once[slots] |= success.any(axis=1)
+        self._success_at_end[slots] = success[np.arange(len(slots)), played - 1]
+
+        ended = slots[(terminated | truncated).any(axis=1)]
         keep = {"ended": ended, "truncated": slots[truncated.any(axis=1)], "none": slots[:0]}[self._keep_final]
         final_observation = self._final(keep)
-        results = [self._result(slot) for slot in ended]
+        results = [self._result(slot) for slot in ended.tolist()]
         self._begin(ended)
         self._observe(self.playing)
 
-        def scatter(rows: NDArray[Any]) -> NDArray[Any]:
-            full = np.zeros((self.simulator.slots, *rows.shape[1:]), rows.dtype)
-            full[slots] = rows
+        def scatter(values: NDArray[Any]) -> NDArray[Any]:
+            full = np.zeros((self.simulator.slots, *values.shape[1:]), values.dtype)
+            full[slots] = values
             return full
 
         return Step(
-            reward=scatter(np.where(valid, outcome.reward, np.float32(0))),
-            terminated=scatter(outcome.terminated & valid),
+            reward=scatter(reward),
+            terminated=scatter(terminated),
             truncated=scatter(truncated),
-            success=scatter(outcome.success & valid),
+            success=scatter(success),
             valid=scatter(valid),
             state=scatter(outcome.state * valid[..., None]),
             final=final_observation,
@@ -133,14 +136,14 @@ class Host:
         """The episodes that are under way, as plain data: a scenario and the actions that it has had."""
         return [
             None
-            if episode is None
+            if scenario is None
             else {
-                "scenario": asdict(episode.scenario),
-                "actions": [action.tolist() for action in episode.actions],
-                "episode_return": episode.episode_return,
-                "success_once": episode.success_once,
+                "scenario": asdict(scenario),
+                "actions": self._actions[slot, : self.elapsed[slot]].tolist(),
+                "episode_return": float(self._return[slot]),
+                "success_once": bool(self._success_once[slot]),
             }
-            for episode in self._episodes
+            for slot, scenario in enumerate(self.scenarios)
         ]
 
     def load_state_dict(self, state: list[dict[str, Any] | None]) -> Observation:
@@ -148,25 +151,19 @@ class Host:
         for slot, saved in enumerate(state):
             if saved is None:
                 continue
-            self.observation.instructions[slot] = saved["scenario"]["instruction"]
-            self._episodes[slot] = _Episode(
-                Scenario(**saved["scenario"]),
-                elapsed=len(saved["actions"]),
-                episode_return=saved["episode_return"],
-                success_once=saved["success_once"],
-                actions=[np.array(action, np.float32) for action in saved["actions"]],
-            )
+            scenario = Scenario(**saved["scenario"])
+            self._assign(slot, scenario)
+            self.elapsed[slot] = count = len(saved["actions"])
+            if count:
+                self._actions[slot, :count] = saved["actions"]
+            self._return[slot] = saved["episode_return"]
+            self._success_once[slot] = saved["success_once"]
         slots = self.playing
         if not len(slots):
             return self.observation
-        episodes = [self._episodes[slot] for slot in slots]
-        self.simulator.reset(slots, [episode.scenario for episode in episodes if episode is not None])
+        self.simulator.reset(slots, [self._scenario(slot) for slot in slots.tolist()])
         elapsed = self.elapsed[slots]
-        actions = np.zeros((len(slots), max(elapsed, default=0), self.simulator.spec.action_dim), np.float32)
-        for row, episode in enumerate(episodes):
-            if episode is not None and episode.actions:
-                actions[row, : episode.elapsed] = episode.actions
-        self.simulator.step(slots, actions, elapsed)
+        self.simulator.step(slots, self._actions[slots, : elapsed.max()], elapsed)
         self._observe(slots)
         return self.observation
 
@@ -189,55 +186,40 @@ class Host:
             self._on_action(slots[rows])
         return outcome
 
-    def _account(
-        self,
-        slots: Slots,
-        actions: NDArray[np.float32],
-        outcome: Outcome,
-        valid: NDArray[np.bool_],
-        truncated: NDArray[np.bool_],
-    ) -> Slots:
-        """Add the chunk to each slot's episode; return the slots whose episode ended."""
-        for row, slot in enumerate(slots):
-            episode = self._episodes[slot]
-            assert episode is not None
-            played = int(valid[row].sum())
-            episode.elapsed += played
-            episode.actions.extend(actions[row, :played].copy())
-            episode.episode_return += float(outcome.reward[row, :played].sum())
-            episode.success_once |= bool(outcome.success[row, :played].any())
-            episode.success_at_end = bool(outcome.success[row, played - 1])
-        ends = (outcome.terminated & valid) | truncated
-        return slots[ends.any(axis=1)]
-
     def _result(self, slot: int) -> EpisodeResult:
-        episode = self._episodes[slot]
-        assert episode is not None
         return EpisodeResult(
-            episode.scenario,
-            episode.success_once,
-            episode.success_at_end,
-            episode.episode_return,
-            episode.elapsed,
+            self._scenario(slot),
+            bool(self._success_once[slot]),
+            bool(self._success_at_end[slot]),
+            float(self._return[slot]),
+            int(self.elapsed[slot]),
         )
 
     def _final(self, slots: Slots) -> Observation:
-        if len(slots):
-            self.simulator.observe(slots, self.observation)
+        self._observe(slots)
         return self.observation.take(slots)
 
     def _begin(self, slots: Slots) -> None:
-        starting: list[int] = []
-        scenarios: list[Scenario] = []
         for slot in slots.tolist():
-            scenario = self._next_scenario(slot)
-            self._episodes[slot] = None if scenario is None else _Episode(scenario)
-            if scenario is not None:
-                starting.append(slot)
-                scenarios.append(scenario)
-                self.observation.instructions[slot] = scenario.instruction
-        if starting:
-            self.simulator.reset(np.array(starting, np.intp), scenarios)
+            self._assign(slot, self._next_scenario(slot))
+        starting = slots[self._playing[slots]]
+        if len(starting):
+            self.simulator.reset(starting, [self._scenario(slot) for slot in starting.tolist()])
+
+    def _assign(self, slot: int, scenario: Scenario | None) -> None:
+        """Put a slot before the first action of a scenario, or let it idle."""
+        self.scenarios[slot] = scenario
+        self._playing[slot] = scenario is not None
+        self.elapsed[slot] = 0
+        self._return[slot] = 0
+        self._success_once[slot] = self._success_at_end[slot] = False
+        if scenario is not None:
+            self.observation.instructions[slot] = scenario.instruction
+
+    def _scenario(self, slot: int) -> Scenario:
+        scenario = self.scenarios[slot]
+        assert scenario is not None
+        return scenario
 
     def _observe(self, slots: Slots) -> None:
         if len(slots):

@@ -12,6 +12,7 @@ import torch
 from treadle.config.loading import resolve_checkpoint
 from treadle.config.run_directory import create_run_directory
 from treadle.config.schema import TrainConfig
+from treadle.data.span import Span
 from treadle.devices import choose_device, use_threads
 from treadle.errors import ConfigError
 from treadle.evaluation.evaluate import evaluate_policy, film, manifest
@@ -24,12 +25,12 @@ from treadle.reporting.machine import peak_rss_mb, versions, write_machine
 from treadle.reporting.metrics import METRICS_FILE, MetricsWriter
 from treadle.reporting.report import write_report
 from treadle.reporting.summary import RunSummary, suite_results, write_summary
+from treadle.reporting.timeline import TraceWriter, idle_shares
 from treadle.reporting.video import write_video
+from treadle.rollout.build import plan_lanes
 from treadle.rollout.collector import Collector
-from treadle.rollout.stream import ScenarioStream
+from treadle.rollout.lanes import Lanes, check_dimensions
 from treadle.simulators.build import build_simulator
-from treadle.simulators.host import Host
-from treadle.simulators.protocol import Simulator
 from treadle.training.averaging import WeightAverage
 from treadle.training.checkpoints import list_checkpoints, load_trainer, save_checkpoint
 from treadle.training.health import alarms
@@ -48,7 +49,7 @@ class Run:
         directory: Path,
         base: Path,
         policy: Policy,
-        simulator: Simulator,
+        lanes: Lanes,
         device: torch.device,
     ) -> None:
         self.config = config
@@ -58,25 +59,20 @@ class Run:
         self.policy = policy
         self.iteration = 0
         """Iterations done."""
-        algorithm = config.algorithm
-        critic = build_critic(config, policy, simulator.spec.state_dim, device)
-        check_decisions(config, policy.chunk)
-        stream = ScenarioStream(
-            simulator.scenarios("train", "train"),
-            config.simulator.slots,
-            config.seed,
-            group_size=algorithm.group_size,
-            partial_reset=algorithm.partial_reset,
+        critic = build_critic(config, policy, lanes.spec.state_dim, device)
+        self.collector = Collector(
+            lanes,
+            policy,
+            Sampling(**config.policy.sampling.model_dump()),
+            critic,
+            encode=config.policy.freeze_vision,
+            batch=config.collection.batch,
+            cores=config.collection.generate_cores,
         )
-        keep_final = "ended" if algorithm.bootstrap == "always" else "truncated"
-        if not config.has_critic:
-            keep_final = "none"
-        host = Host(simulator, stream, config.simulator.horizon, keep_final=keep_final)
-        sampling = Sampling(**config.policy.sampling.model_dump())
-        self.collector = Collector(host, stream, policy, sampling, critic, encode=config.policy.freeze_vision)
         self.learner = Learner(policy, critic, config, device, load_reference(config, base, device))
         trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self.average = WeightAverage(trained, config.optimizer.average)
+        self._trace = TraceWriter(directory, config.collection.trace_iterations)
         self._control_steps = 0
         self._elapsed = 0.0
         self._training = self._stopping = False
@@ -94,11 +90,10 @@ class Run:
         start = checkpoints[-1] / "policy" if checkpoints else base
         policy = load_policy(start, device=str(device), statistics=config.policy.statistics)
         with ExitStack() as opened:
-            simulator = build_simulator(config.simulator)
-            opened.callback(simulator.close)
+            lanes = opened.enter_context(open_lanes(config, policy))
             # Only now, so that a checkpoint or simulator that cannot be used leaves nothing behind.
             directory = create_run_directory(config)
-            run = cls(config, directory, base, policy, simulator, device)
+            run = cls(config, directory, base, policy, lanes, device)
             if state is not None:
                 run._restore(state)
             write_machine(directory, str(device))
@@ -144,6 +139,7 @@ class Run:
             "iteration": self.iteration,
             "seconds": self._elapsed,
             **metrics,
+            **idle_shares(metrics),
             "time/iteration": seconds,
             "speed/control_steps_per_second": metrics["rollout/control_steps"] / seconds,
         }
@@ -151,12 +147,19 @@ class Run:
         for warning in alarms(metrics, self.config.algorithm.log_prob_alarm):
             self._console.message(f"warning: iteration {self.iteration}: {warning}")
         self._console.iteration(metrics)
+        self._trace_iteration()
         every = self.config.save_every
         if self._stopping or (every and self.iteration % every == 0):
             self.save()
         if self._stopping:
             self._console.message(f"saved after iteration {self.iteration}; the same command goes on from there")
             raise KeyboardInterrupt
+
+    def _trace_iteration(self) -> None:
+        """Keep when each role was busy; what follows the last rollout is training."""
+        spans = self.collector.take_spans()
+        collected = max(span.ended for span in spans)
+        self._trace.write(self.iteration, [*spans, Span("train", 0, (), collected, time.perf_counter())])
 
     def save(self) -> None:
         """Checkpoint the run as it is."""
@@ -268,6 +271,34 @@ def load_reference(config: TrainConfig, base: Path, device: torch.device) -> Pol
     if not config.algorithm.reference.coefficient:
         return None
     return load_policy(base, device=str(device), statistics=config.policy.statistics).eval()
+
+
+def open_lanes(config: TrainConfig, policy: Policy) -> Lanes:
+    """The lanes that a config asks for, their workers started.
+
+    Raises:
+        TreadleError: A simulator that cannot be built, cores that are not there, or actions that do not fit.
+    """
+    algorithm = config.algorithm
+    check_decisions(config, policy.chunk)
+    stream = {
+        "seed": config.seed,
+        "group_size": algorithm.group_size,
+        "partial_reset": algorithm.partial_reset,
+    }
+    keep_final = "ended" if algorithm.bootstrap == "always" else "truncated"
+    plan = plan_lanes(
+        config.simulator,
+        config.collection,
+        stream,
+        keep_final if config.has_critic else "none",
+        accelerated=policy.device.type != "cpu",
+    )
+    with ExitStack() as opened:
+        lanes = opened.enter_context(Lanes(plan, policy.chunk))
+        check_dimensions(lanes.spec, policy.action_dim)
+        opened.pop_all()
+    return lanes
 
 
 def build_critic(config: TrainConfig, policy: Policy, state_dim: int, device: torch.device) -> Critic:

@@ -1,0 +1,126 @@
+"""What an exchange between a simulator and a policy costs when neither costs anything."""
+
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from treadle.benchmarks.small_policy import SmallPolicy
+from treadle.cores import usable_cores
+from treadle.files import to_json, write_atomically
+from treadle.policies.critic import NoCritic
+from treadle.policies.protocol import Sampling
+from treadle.reporting.machine import describe_machine
+from treadle.rollout.collector import Collector
+from treadle.rollout.lanes import Lanes, LanesPlan
+from treadle.simulators.factory import SimulatorFactory
+
+SLOTS = (16, 32, 64, 128, 256, 512, 1024)
+FRAME = 64
+_HORIZON = 200
+
+Kind = Literal["threads", "processes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One row of the table."""
+
+    slots: int
+    lanes: int
+    workers: int
+    kind: Kind
+    frame_size: int
+    """Side of the frames in pixels; 1 where the observation is the vector alone."""
+    milliseconds: float
+    """For one decision of every slot and what comes of it, the median over rounds."""
+
+
+def run(json: Path | None, slots: int = 64, table: Iterable[int] = SLOTS, seconds: float = 0.5) -> list[Exchange]:
+    """Measure, print a table and write JSON where asked. `seconds` is the least time spent on each figure.
+
+    Raises OutputError.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = _rows(slots, table, seconds)
+    finally:
+        torch.set_num_threads(before)
+    Console().print(_table(rows))
+    if json is not None:
+
+        def cost(kind: Kind, frame: int) -> float:
+            return next(
+                row.milliseconds
+                for row in rows
+                if (row.slots, row.lanes, row.workers, row.kind, row.frame_size) == (slots, 1, 1, kind, frame)
+            )
+
+        result = {
+            "benchmark": "exchange",
+            "command": shlex.join(["treadle", *sys.argv[1:]]),
+            "machine": describe_machine(),
+            "slots": slots,
+            "in_process_ms": cost("threads", 1),
+            "worker_ms": cost("processes", 1),
+            "frames_in_process_ms": cost("threads", FRAME),
+            "frames_worker_ms": cost("processes", FRAME),
+            "exchanges": [asdict(row) for row in rows],
+        }
+        write_atomically(json, to_json(result) + "\n")
+    return rows
+
+
+def _rows(slots: int, table: Iterable[int], seconds: float) -> list[Exchange]:
+    kinds: tuple[Kind, ...] = ("threads", "processes")
+    rows = [
+        measure(count, 1, 1, kind, frame, seconds)
+        for count in sorted({*table, slots})
+        for kind in kinds
+        for frame in (1, FRAME)
+    ]
+    splits = [(lanes, workers) for lanes, workers in ((2, 1), (2, 2), (4, 1), (4, 2), (4, 4)) if lanes <= slots]
+    return rows + [measure(slots, *split, kind, 1, seconds) for split in splits for kind in kinds]
+
+
+def measure(slots: int, lanes: int, workers: int, kind: Kind, frame: int, seconds: float) -> Exchange:
+    """The cost of an exchange; the first round warms up."""
+    factory = SimulatorFactory("treadle.benchmarks.paced:PacedSimulator", {"horizon": _HORIZON, "image_size": frame})
+    # On a machine with cores to spare, workers and policy do not take each other's.
+    cores = usable_cores()
+    pins = (cores[1:], cores[:1]) if kind == "processes" and len(cores) > 1 else ((), ())
+    plan = LanesPlan(
+        factory, slots, _HORIZON, {"seed": 0}, lanes=lanes, workers=workers, kind=kind, cores=pins[0], timeout=60.0
+    )
+    rounds: list[float] = []
+    decisions = 50
+    policy: Any = SmallPolicy(frame)
+    with Lanes(plan, policy.chunk) as opened:
+        collector = Collector(opened, policy, Sampling(), NoCritic(), encode=True, cores=pins[1])
+        collector.collect(decisions, version=0)
+        while len(rounds) < 3 or sum(rounds) < seconds:
+            rounds.append(collector.collect(decisions, version=0).seconds["collect"])
+    return Exchange(slots, lanes, workers, kind, frame, float(np.median(rounds)) / decisions * 1000)
+
+
+def _table(rows: Iterable[Exchange]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="one exchange, milliseconds", title_justify="left")
+    for column in ("slots", "lanes", "workers", "kind", "frames", "ms", "us per slot"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        frame = "none" if row.frame_size == 1 else f"{row.frame_size} px"
+        table.add_row(
+            *(str(x) for x in (row.slots, row.lanes, row.workers, row.kind, frame)),
+            f"{row.milliseconds:.2f}",
+            f"{row.milliseconds / row.slots * 1000:.1f}",
+        )
+    return table

@@ -1,0 +1,64 @@
+# torch leaves from_numpy untyped.
+# pyright: reportUnknownMemberType=false
+"""A small MLP as a policy: what benchmarks of the collector need.
+
+Shapes: B samples, K = 2 action tokens.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from treadle.benchmarks.paced import ACTIONS, PROPRIOCEPTION, spin
+from treadle.policies.protocol import Decision, Inputs, Sampling
+
+_STRIDE = 8
+"""The MLP sees every eighth pixel of a frame's rows and columns."""
+
+
+class SmallPolicy(nn.Module):
+    """Two hidden layers on proprioception and a thinned frame; a decision takes `seconds` more for each sample.
+
+    It has what the collector asks of a policy, no more: it is not trained.
+    """
+
+    chunk = 1
+    action_dim = ACTIONS
+
+    def __init__(self, image_size: int, seconds: float = 0.0) -> None:
+        super().__init__()
+        pixels = 3 * len(range(0, image_size, _STRIDE)) ** 2
+        self.layers = nn.Sequential(
+            nn.Linear(PROPRIOCEPTION + pixels, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, ACTIONS)
+        )
+        self._seconds = seconds
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.layers[0].weight.device  # type: ignore[union-attr, return-value]
+
+    def prepare(
+        self, frames: NDArray[np.uint8], instructions: list[str], proprioception: NDArray[np.float32]
+    ) -> Inputs:
+        """The frames as they lie, without a copy."""
+        ids = torch.zeros(len(frames), 1, dtype=torch.int64)
+        return Inputs(ids, ids == 0, frames=torch.from_numpy(frames), proprioception=torch.from_numpy(proprioception))
+
+    def encode(self, inputs: Inputs) -> Inputs:
+        """Thinned frames and proprioception in place of frames."""
+        assert inputs.frames is not None
+        assert inputs.proprioception is not None
+        thinned = inputs.frames[:, :, ::_STRIDE, ::_STRIDE].flatten(1).float() / 255
+        features = torch.cat([inputs.proprioception, thinned], 1)[:, None]
+        return Inputs(inputs.input_ids, inputs.attention_mask, features=features)
+
+    def act(self, inputs: Inputs, sampling: Sampling, noise: Tensor | None = None) -> Decision:
+        """Two numbers for each sample."""
+        assert inputs.features is not None
+        if self._seconds:
+            spin(self._seconds * len(inputs))
+        actions = self.layers(inputs.features[:, 0])
+        tokens = (actions * 100).long()
+        return Decision(actions[:, None], tokens, torch.zeros(tokens.shape), None)

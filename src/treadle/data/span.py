@@ -1,0 +1,23 @@
+"""When each role was busy: the raw material of a timeline."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Span(NamedTuple):
+    """One stretch of work."""
+
+    role: str
+    """simulate, generate or train."""
+    worker: int
+    """Which of the role's threads, processes or devices."""
+    lanes: tuple[int, ...]
+    """The lanes that it was for; none for work that is for all."""
+    began: float
+    """`time.perf_counter()`, in seconds."""
+    ended: float
+
+
+def busy_seconds(spans: Iterable[Span], role: str) -> float:
+    """Seconds that the workers of a role were busy, summed over them."""
+    return sum(span.ended - span.began for span in spans if span.role == role)

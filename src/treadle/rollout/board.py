@@ -1,0 +1,108 @@
+"""What a lane and the policy exchange, in memory that threads and processes share. Imports numpy, never torch.
+
+Shapes: B slots, C actions of a chunk, A action dimensions, K = C * A tokens, P proprioception, S privileged state.
+"""
+
+import mmap
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.data.observation import Observation
+from treadle.simulators.protocol import SimulatorSpec
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class BoardShape:
+    """Everything the layout of a board follows from."""
+
+    slots: int
+    chunk: int
+    spec: SimulatorSpec
+
+
+class Board:
+    """Arrays with one row a slot, laid out once: a simulator writes frames where the policy reads them.
+
+    Each row has one writer at a time. A worker owns its rows from the moment it is told to play until it reports back;
+    the policy's side owns them in between.
+    """
+
+    observation: Observation
+    """What the policy sees; its instructions are kept by each side for itself."""
+    final: Observation
+    """In rows of slots whose episode just ended, its last observation."""
+    noise: NDArray[np.float32]
+    """[B, K] uniform in [0, 1), belonging to the slot's scenario and decision."""
+    actions: NDArray[np.float32]
+    """[B, C, A]"""
+    reward: NDArray[np.float32]
+    """[B, C]"""
+    terminated: NDArray[np.bool_]
+    """[B, C]"""
+    truncated: NDArray[np.bool_]
+    """[B, C]"""
+    valid: NDArray[np.bool_]
+    """[B, C]"""
+    state: NDArray[np.float32]
+    """[B, C, S], the privileged state after each action; zero where it was not played."""
+    scenario_index: NDArray[np.int64]
+    """[B] `Scenario.index` of what the slot plays, -1 where it idles."""
+
+    def __init__(self, shape: BoardShape, file: int | None = None) -> None:
+        """Map the board from an open file that is large enough, or make it in private memory."""
+        self.shape = shape
+        self._memory = mmap.mmap(-1 if file is None else file, board_bytes(shape))
+        arrays: dict[str, NDArray[np.generic]] = {}
+        offset = 0
+        for name, (dims, dtype) in _layout(shape).items():
+            arrays[name] = np.frombuffer(self._memory, dtype, prod(dims), offset).reshape(dims)
+            offset += _bytes(dims, dtype)
+        for name in ("observation", "final"):
+            parts = [arrays.pop(f"{name}.{part}") for part in ("frames", "proprioception", "state")]
+            setattr(self, name, Observation(*parts, [""] * shape.slots))  # type: ignore[arg-type]
+        for name, array in arrays.items():
+            setattr(self, name, array)
+
+    def rows(self, first: int, stop: int) -> Observation:
+        """The observations of slots `first` to `stop`, as views."""
+        seen = self.observation
+        return Observation(
+            seen.frames[first:stop],
+            seen.proprioception[first:stop],
+            seen.state[first:stop],
+            [""] * (stop - first),
+        )
+
+
+def board_bytes(shape: BoardShape) -> int:
+    """Memory that a board takes. What is never written to takes none of the machine's."""
+    return sum(_bytes(dims, dtype) for dims, dtype in _layout(shape).values())
+
+
+def _bytes(dims: tuple[int, ...], dtype: type[np.generic]) -> int:
+    size = prod(dims) * np.dtype(dtype).itemsize
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _layout(shape: BoardShape) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+    spec, slots, chunk = shape.spec, shape.slots, shape.chunk
+    seen = {
+        "frames": ((slots, len(spec.cameras), spec.height, spec.width, 3), np.uint8),
+        "proprioception": ((slots, spec.proprioception_dim), np.float32),
+        "state": ((slots, spec.state_dim), np.float32),
+    }
+    return {
+        **{f"observation.{name}": entry for name, entry in seen.items()},
+        **{f"final.{name}": entry for name, entry in seen.items()},
+        "noise": ((slots, chunk * spec.action_dim), np.float32),
+        "actions": ((slots, chunk, spec.action_dim), np.float32),
+        "reward": ((slots, chunk), np.float32),
+        **dict.fromkeys(("terminated", "truncated", "valid"), ((slots, chunk), np.bool_)),
+        "state": ((slots, chunk, spec.state_dim), np.float32),
+        "scenario_index": ((slots,), np.int64),
+    }

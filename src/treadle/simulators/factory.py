@@ -1,0 +1,21 @@
+"""How a simulator is made, as plain data: it can be sent to where the simulator is to live. Imports numpy alone."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from treadle.plugins import import_callable
+from treadle.simulators.protocol import Simulator
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorFactory:
+    """Makes simulators of one kind."""
+
+    target: str
+    """`package.module:Class`"""
+    options: dict[str, Any]
+    """Keyword arguments of the class, beside `slots`."""
+
+    def __call__(self, slots: int) -> Simulator:
+        """A simulator of `slots` slots. Raises what its class raises."""
+        return import_callable("simulator.name", self.target, "class")(slots=slots, **self.options)
