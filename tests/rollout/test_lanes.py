@@ -191,6 +191,7 @@ def test_nothing_is_left_behind():
         lanes.start()
         lanes.close()
         lanes.close()
+        del lanes  # and with it the board, which maps the memory
     assert open_files() == before
     assert psutil.Process().num_threads() == threads
     assert set(Path("/dev/shm").iterdir()) == shared, "the memory has no name"
