@@ -18,7 +18,9 @@ from treadle.policies.openvla_oft import OpenVLAOFT
 from treadle.policies.protocol import Sampling
 from treadle.policies.sampling import log_distribution
 from treadle.rollout.collector import Collector
+from treadle.rollout.lanes import Lanes, LanesPlan
 from treadle.rollout.stream import ScenarioStream
+from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.host import Host
 from treadle.training.health import alarms
 from treadle.training.learner import Learner
@@ -134,27 +136,31 @@ def test_8_evaluation_enumerates_scenarios():
     assert len(set(drawn.tolist())) < 20, "as many draws with replacement miss some"
 
 
+def fake_lanes(slots: int, horizon: int, scripts: dict[int, Script]) -> Lanes:
+    factory = SimulatorFactory("fake_simulator:FakeSimulator", {"scripts": scripts})
+    return Lanes(LanesPlan(factory, slots, horizon, {"seed": 0}), chunk=2)
+
+
 def test_9_values_of_last_observations_take_no_generation_and_only_rows_that_ended():
     policy = FakePolicy()
     acted: list[int] = []
     act = policy.act
     policy.act = lambda inputs, *rest: (acted.append(len(inputs)), act(inputs, *rest))[1]  # type: ignore[method-assign]
-    stream = ScenarioStream([scenario(i) for i in range(12)], 3, seed=0)
+    stream = ScenarioStream([scenario(i) for i in range(20)], 3, seed=0)
     first = [stream(slot).index for slot in range(3)]  # type: ignore[union-attr]
-    stream.episodes[:] = 0
     scripts = {first[0]: Script(ends=1), first[1]: Script(ends=1)}
-    host = Host(FakeSimulator(3, scripts), stream, horizon=2)
-    Collector(host, stream, policy, Sampling(), ValueHeadCritic(policy), encode=False).collect(1, version=0)  # type: ignore[arg-type]
+    with fake_lanes(3, 2, scripts) as lanes:
+        Collector(lanes, policy, Sampling(), ValueHeadCritic(policy), encode=False).collect(1, version=0)  # type: ignore[arg-type]
     assert acted == [3], "one generation a decision, none for the last observation"
     assert policy.valued == [1, 3], "the truncated row, then what follows the rollout"
 
 
 def test_10_frames_travel_as_bytes():
     policy = FakePolicy()
-    stream = ScenarioStream([scenario(i) for i in range(12)], 2, seed=0)
-    host = Host(FakeSimulator(2), stream, horizon=4)
     critic = PrivilegedCritic(2, 1, 4)
-    rollout = Collector(host, stream, policy, Sampling(), critic, encode=False).collect(2, version=0)  # type: ignore[arg-type]
+    with fake_lanes(2, 4, {}) as lanes:
+        assert lanes.board.observation.frames.dtype == np.uint8
+        rollout = Collector(lanes, policy, Sampling(), critic, encode=False).collect(2, version=0)  # type: ignore[arg-type]
     for inputs in rollout.inputs:
         assert inputs.frames is not None
         assert inputs.frames.dtype == torch.uint8

@@ -23,8 +23,8 @@ def test_collect(tmp_path: Path):
 
 
 def test_exchange(tmp_path: Path):
-    rows = exchange.run(tmp_path / "exchange.json", slots=4, table=(2,), seconds=0.0)
+    rows = exchange.run(tmp_path / "exchange.json", slots=4, table=(), splits=((2, 2),), seconds=0.0)
     written = json.loads((tmp_path / "exchange.json").read_text())
     assert {"in_process_ms", "worker_ms", "frames_in_process_ms", "frames_worker_ms"} <= written.keys()
-    assert len(written["exchanges"]) == len(rows) == 2 * 2 * 2 + 5 * 2
-    assert {row.slots for row in rows} == {2, 4}
+    assert len(written["exchanges"]) == len(rows) == 2 * 2 + 2
+    assert {(row.lanes, row.workers) for row in rows} == {(1, 1), (2, 2)}

@@ -25,6 +25,8 @@ from treadle.simulators.factory import SimulatorFactory
 
 SLOTS = (16, 32, 64, 128, 256, 512, 1024)
 FRAME = 64
+SPLITS = ((2, 1), (2, 2), (4, 1), (4, 2), (4, 4))
+"""Lanes and workers that the environments are also divided among."""
 _HORIZON = 200
 
 Kind = Literal["threads", "processes"]
@@ -44,7 +46,13 @@ class Exchange:
     """For one decision of every slot and what comes of it, the median over rounds."""
 
 
-def run(json: Path | None, slots: int = 64, table: Iterable[int] = SLOTS, seconds: float = 0.5) -> list[Exchange]:
+def run(
+    json: Path | None,
+    slots: int = 64,
+    table: Iterable[int] = SLOTS,
+    splits: Iterable[tuple[int, int]] = SPLITS,
+    seconds: float = 0.5,
+) -> list[Exchange]:
     """Measure, print a table and write JSON where asked. `seconds` is the least time spent on each figure.
 
     Raises OutputError.
@@ -52,7 +60,7 @@ def run(json: Path | None, slots: int = 64, table: Iterable[int] = SLOTS, second
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = _rows(slots, table, seconds)
+        rows = _rows(slots, table, splits, seconds)
     finally:
         torch.set_num_threads(before)
     Console().print(_table(rows))
@@ -80,7 +88,7 @@ def run(json: Path | None, slots: int = 64, table: Iterable[int] = SLOTS, second
     return rows
 
 
-def _rows(slots: int, table: Iterable[int], seconds: float) -> list[Exchange]:
+def _rows(slots: int, table: Iterable[int], splits: Iterable[tuple[int, int]], seconds: float) -> list[Exchange]:
     kinds: tuple[Kind, ...] = ("threads", "processes")
     rows = [
         measure(count, 1, 1, kind, frame, seconds)
@@ -88,8 +96,8 @@ def _rows(slots: int, table: Iterable[int], seconds: float) -> list[Exchange]:
         for kind in kinds
         for frame in (1, FRAME)
     ]
-    splits = [(lanes, workers) for lanes, workers in ((2, 1), (2, 2), (4, 1), (4, 2), (4, 4)) if lanes <= slots]
-    return rows + [measure(slots, *split, kind, 1, seconds) for split in splits for kind in kinds]
+    fitting = [(lanes, workers) for lanes, workers in splits if max(lanes, workers) <= slots]
+    return rows + [measure(slots, *split, kind, 1, seconds) for split in fitting for kind in kinds]
 
 
 def measure(slots: int, lanes: int, workers: int, kind: Kind, frame: int, seconds: float) -> Exchange:

@@ -23,11 +23,9 @@ from treadle.policies.critic import NoCritic
 from treadle.policies.protocol import Policy, Sampling
 from treadle.reporting.machine import describe_machine
 from treadle.rollout.collector import Collector
-from treadle.rollout.stream import ScenarioStream
-from treadle.simulators.build import build_simulator
-from treadle.simulators.host import Host
 from treadle.training.critic_fit import CriticFit
 from treadle.training.passes import Anchors, PolicyPasses
+from treadle.training.run import open_lanes
 from treadle.training.samples import Samples, estimate_advantages
 
 SHARES = (1.0, 0.5, 0.2)
@@ -82,21 +80,10 @@ def run(json: Path | None, overrides: Sequence[str], rounds: int = 5) -> list[di
 
 
 def _collect(config: TrainConfig, policy: Policy) -> Rollout:
-    simulator = build_simulator(config.simulator)
-    try:
-        stream = ScenarioStream(
-            simulator.scenarios("train", "train"),
-            config.simulator.slots,
-            config.seed,
-            group_size=config.algorithm.group_size,
-            partial_reset=config.algorithm.partial_reset,
-        )
-        host = Host(simulator, stream, config.simulator.horizon, keep_final="none")
-        sampling = Sampling(**config.policy.sampling.model_dump())
-        collector = Collector(host, stream, policy, sampling, NoCritic(), encode=config.policy.freeze_vision)
+    sampling = Sampling(**config.policy.sampling.model_dump())
+    with open_lanes(config, policy) as lanes:
+        collector = Collector(lanes, policy, sampling, NoCritic(), encode=config.policy.freeze_vision)
         return collector.collect(config.decisions, version=0)
-    finally:
-        simulator.close()
 
 
 def _minibatches(config: TrainConfig, samples: Samples) -> tuple[torch.Tensor, ...]:

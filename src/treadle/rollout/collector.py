@@ -201,7 +201,8 @@ class Collector:
         """[T, B, V]: the values of a critic of privileged states, of all decisions at once."""
         with work.generating():
             states = torch.from_numpy(work.state[: max(work.decided)])
-            return self._critic(None, states.flatten(0, 1).to(self._device)).unflatten(0, states.shape[:2]).cpu()
+            values = self._critic(None, states.flatten(0, 1).to(self._device)).cpu()
+            return values.reshape(*states.shape[:2], -1)
 
     def _seen(self, parts: Sequence[slice]) -> Observation:
         """The observations of some lanes: where the simulator wrote them, unless lanes that are no neighbours meet."""

@@ -24,7 +24,7 @@ from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.host import KeepFinal
 from treadle.simulators.protocol import SimulatorSpec
 
-_GRACE = 5.0
+_GRACE, _GRACE_ON_ERROR = 5.0, 1.0
 """Seconds that workers have to close their simulators."""
 
 
@@ -58,13 +58,13 @@ class Arrival:
     lane: int
     playing: bool = False
     """Some slot of the lane has an episode."""
-    final_slots: list[int] = field(default_factory=list)
+    final_slots: list[int] = field(default_factory=list[int])
     """Rows of the board's `final` that hold the last observation of an episode."""
-    final_instructions: list[str] = field(default_factory=list)
+    final_instructions: list[str] = field(default_factory=list[str])
     """What those episodes were asked to do."""
-    episodes: list[EpisodeResult] = field(default_factory=list)
+    episodes: list[EpisodeResult] = field(default_factory=list[EpisodeResult])
     """Those that ended, in order of slot."""
-    spans: list[Span] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list[Span])
     """When its workers were busy with it."""
 
 
@@ -130,7 +130,7 @@ class Lanes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(_GRACE if error is None else _GRACE_ON_ERROR)
 
     def __len__(self) -> int:
         return self.plan.lanes
@@ -188,10 +188,10 @@ class Lanes:
         while self._asked:
             self._receive(wait=True)
 
-    def close(self) -> None:
-        """End every worker, and wait for it; may be called twice."""
+    def close(self, grace: float = _GRACE) -> None:
+        """End every worker, and wait `grace` seconds until it has closed its simulator; may be called twice."""
         handles, self._handles = self._handles, []
-        deadline = time.monotonic() + (0.0 if self._broken else _GRACE)
+        deadline = time.monotonic() + (0.0 if self._broken else grace)
         # All are asked before one is waited for, so that they close side by side.
         for handle in handles:
             handle.ask_to_end()

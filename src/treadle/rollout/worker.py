@@ -3,6 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -60,11 +61,11 @@ class Report:
     ended: float
     playing: bool
     """Some slot has an episode."""
-    final_slots: list[int] = field(default_factory=list)
+    final_slots: list[int] = field(default_factory=list[int])
     """Rows of the board's `final` that were written."""
-    episodes: list[EpisodeResult] = field(default_factory=list)
+    episodes: list[EpisodeResult] = field(default_factory=list[EpisodeResult])
     """Those that ended, in order of slot."""
-    begun: dict[int, Scenario] = field(default_factory=dict)
+    begun: dict[int, Scenario] = field(default_factory=dict[int, Scenario])
     """What slots play from now on."""
 
 
@@ -98,6 +99,7 @@ class PartHost:
         self._chunk = chunk
         self._noise = np.zeros((len(self._slots), -(-plan.horizon // chunk), tokens), np.float32)
         self._begun: dict[int, Scenario] = {}
+        board.scenario_index[self._rows] = -1
 
     def start(self, report: Report) -> None:
         """Begin an episode in every slot."""
@@ -174,7 +176,7 @@ def serve(connection: Connection, plan: WorkerPlan, attach: Callable[[BoardShape
         if shape is None:
             return
         board = attach(shape)
-        hosts += [PartHost(plan, part, *rest, board) for part, *rest in zip(plan.parts, simulators, strict=True)]
+        hosts += [PartHost(plan, part, made, board) for part, made in zip(plan.parts, simulators, strict=True)]
         while (asked := connection.recv()) is not None:
             command, index, state = asked
             doing = f"lane {plan.parts[index].lane}, playing {_named(hosts[index])}"
@@ -196,7 +198,8 @@ def serve(connection: Connection, plan: WorkerPlan, attach: Callable[[BoardShape
     except Exception as error:  # noqa: BLE001 - carried to the other side, which raises it
         mendable = type(error).__name__ if isinstance(error, TreadleError) else None
         message = f"{plan.name}: {doing}: {type(error).__name__ + ': ' if mendable is None else ''}{error}"
-        connection.send(Failure(message, mendable, traceback.format_exc()))
+        with suppress(ConnectionError):
+            connection.send(Failure(message, mendable, traceback.format_exc()))
     finally:
         for simulator in simulators:
             simulator.close()
