@@ -5,18 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from torch import Tensor
 
 from treadle.errors import CheckpointError
-from treadle.policies import checkpoint
-from treadle.policies.image import PREPROCESSOR, make_preprocessor
+from treadle.policies import checkpoint, prismatic_load
 from treadle.policies.openvla_oft.config import OpenVLAOFTConfig, from_json
-from treadle.policies.openvla_oft.model import OWN_FILES, OpenVLAOFT
-from treadle.policies.prompt import TOKENIZER
-from treadle.policies.statistics import select_key
+from treadle.policies.openvla_oft.model import OpenVLAOFT
+from treadle.policies.prismatic import OWN_FILES
 
 PUBLISHED_PROPRIO = "proprio_projector--*.pt"
+PUBLISHED_PARTS = ("action_head--*", PUBLISHED_PROPRIO, "vision_backbone--*")
+"""What published directories have beside an OpenVLA's files; a policy with discrete actions alone has none of them."""
+
+
+def recognizes(directory: Path, config: dict[str, Any]) -> bool:
+    """Published parts of OpenVLA-OFT lie there, or it is an own directory that names no other policy."""
+    return "treadle" in config or any(any(directory.glob(part)) for part in PUBLISHED_PARTS)
 
 
 def create(
@@ -27,15 +31,8 @@ def create(
     statistics: str | None = None,
     seed: int = 0,
 ) -> OpenVLAOFT:
-    """A policy with random weights. `tokenizer`: a directory that `build_tokenizer` wrote."""
-    files = checkpoint.read_carried(tokenizer)
-    if TOKENIZER not in files:
-        raise checkpoint.missing(tokenizer / TOKENIZER)
-    files.setdefault(PREPROCESSOR, make_preprocessor(config.image_size, len(config.towers)))
-    key = select_key(norm_stats, statistics, "norm_stats")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return OpenVLAOFT(config, norm_stats, key, files)
+    """See `prismatic_load.create`."""
+    return prismatic_load.create(OpenVLAOFT, config, norm_stats, tokenizer, statistics=statistics, seed=seed)
 
 
 def load(
@@ -52,35 +49,15 @@ def load(
     `proprio_projector--*.pt` (published); `proprioception_dim=0` leaves it out. L1 action heads are left aside.
     Raises CheckpointError.
     """
-    raw = checkpoint.read_json(directory / checkpoint.CONFIG)
-    norm_stats, source = checkpoint.read_norm_stats(directory, raw)
-    key = select_key(norm_stats, statistics, source)
-    action = norm_stats[key].get("action", {})
-    if not action.get("q99") and not action.get("max"):
-        raise CheckpointError(f"{source}: {key} has no action statistics")
-    config = from_json(raw, len(action.get("q99") or action["max"]))
+    found = prismatic_load.read_directory(directory, statistics)
+    config = from_json(found.config, found.action_dim)
     adapted = sorted(path.name for path in directory.glob("vision_backbone--*"))
     if adapted:
         raise CheckpointError(f"{directory / adapted[0]}: a vision backbone with FiLM is not supported")
     if not config.proprioception_dim:
         config = replace(config, proprioception_dim=_published_proprioception(directory))
     config = replace(config, **overrides)
-    files = checkpoint.read_carried(directory)
-    if TOKENIZER not in files:
-        raise checkpoint.missing(directory / TOKENIZER)
-    policy = OpenVLAOFT(config, norm_stats, key, files, allocate=False)
-    main = nn.Module()
-    for name, module in policy.named_children():
-        if name in OWN_FILES:
-            checkpoint.assign(module, *_read_part(directory, name))
-        else:
-            main.add_module(name, module)
-    checkpoint.assign(main, checkpoint.read_weights(directory), directory)
-    # Its buffer is computed, not stored.
-    policy.language_model.model.rotary_emb = LlamaRotaryEmbedding(policy.language_model.config)
-    for name, module in policy.named_children():
-        module.to(device=device, dtype=torch.float32 if name == "value_head" else dtype)
-    return policy
+    return prismatic_load.assemble(OpenVLAOFT, config, found, device, dtype, _read_part)
 
 
 def _published_proprioception(directory: Path) -> int:
@@ -90,10 +67,10 @@ def _published_proprioception(directory: Path) -> int:
 
 def _read_part(directory: Path, name: str) -> tuple[dict[str, Tensor], Path]:
     """Tensors of a part that is kept out of the main weights, and the file they are from."""
-    own = directory / OWN_FILES[name]
-    if name == "proprio_projector" and not own.is_file() and any(directory.glob(PUBLISHED_PROPRIO)):
+    published = name == "proprio_projector" and not (directory / OWN_FILES[name]).is_file()
+    if published and any(directory.glob(PUBLISHED_PROPRIO)):
         return _read_published(directory)
-    return checkpoint.read_tensors(own), own
+    return prismatic_load.read_own_part(directory, name)
 
 
 def _read_published(directory: Path) -> tuple[dict[str, Tensor], Path]:

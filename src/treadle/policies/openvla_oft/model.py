@@ -1,127 +1,19 @@
 """OpenVLA-OFT: parallel decoding of a chunk of discrete actions, arXiv:2502.19645.
 
-Shapes: B samples, C actions of a chunk, A action dimensions, K = C * A tokens, L prompt tokens, S patches of all
-cameras, W width, R = 256 action rows, V values.
+Shapes: B samples, K tokens of a chunk, N columns of the prefix, W width.
 """
 
-from contextlib import nullcontext
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import Tensor
 
-from treadle.errors import ConfigError
-from treadle.policies import checkpoint
 from treadle.policies import sampling as distribution
-from treadle.policies.action_codec import ActionCodec, soft_labels
-from treadle.policies.image import pixel_values, read_normalization, resize
-from treadle.policies.llama import bidirectional, make_bidirectional
-from treadle.policies.openvla_oft.config import TOWER_NAMES, OpenVLAOFTConfig, to_json
-from treadle.policies.projector import ProprioProjector, VisionProjector
-from treadle.policies.prompt import PromptTokenizer, read_tokenizer
-from treadle.policies.protocol import Decision, Evaluation, Inputs, Sampling
-from treadle.policies.statistics import read_range
-from treadle.policies.value_head import ValueHead
-from treadle.policies.vision import build_tower
-
-OWN_FILES = {"proprio_projector": "proprio_projector.safetensors", "value_head": "value_head.safetensors"}
-"""Parts that published checkpoints keep out of their main weights."""
+from treadle.policies.llama import bidirectional
+from treadle.policies.prismatic import PrismaticPolicy
+from treadle.policies.protocol import Decision, Inputs, Sampling
 
 
-class OpenVLAOFT(nn.Module):
+class OpenVLAOFT(PrismaticPolicy):
     """An OpenVLA-OFT policy; implements `treadle.policies.protocol.Policy`. Tiny and 7B are configs of this class."""
-
-    def __init__(
-        self,
-        config: OpenVLAOFTConfig,
-        norm_stats: dict[str, Any],
-        statistics: str,
-        files: dict[str, bytes],
-        allocate: bool = True,
-    ) -> None:
-        """`norm_stats` of all data sets; `statistics`: the key that scales actions; `files`: tokenizer, preprocessor.
-
-        Without `allocate` the parameters are on the meta device, for tensors of a checkpoint to take their place.
-        """
-        super().__init__()
-        self.config = config
-        self.norm_stats = norm_stats
-        self.statistics = statistics
-        self.files = files
-        self.chunk = config.chunk
-        self.action_dim = config.action_dim
-        entry = norm_stats[statistics]
-        self.codec = ActionCodec(
-            config.vocabulary,
-            config.chunk,
-            read_range(entry, "action", config.normalization, checkpoint.STATISTICS),
-        )
-        self.proprioception_range = (
-            read_range(entry, "proprio", config.normalization, checkpoint.STATISTICS)
-            if config.proprioception_dim
-            else None
-        )
-        self.prompts = PromptTokenizer(read_tokenizer(files), config.pad_token_id, config.prompt_length)
-        self._means, self._stds = read_normalization(files, len(config.towers))
-
-        with nullcontext() if allocate else torch.device("meta"):
-            self._build(config)
-
-    def _build(self, config: OpenVLAOFTConfig) -> None:
-        self.vision_backbone = nn.Module()
-        for name, model_id in zip(TOWER_NAMES, config.towers, strict=False):
-            tower = build_tower(model_id, config.image_size, config.tower_overrides.get(name, {}))
-            self.vision_backbone.add_module(name, tower)
-        self.projector = VisionProjector(
-            sum(tower.width for tower in self._towers()), config.width, fused=len(config.towers) == 2
-        )
-        self.language_model = LlamaForCausalLM(LlamaConfig(**config.text))
-        make_bidirectional(self.language_model)
-        self.proprio_projector = (
-            ProprioProjector(config.proprioception_dim, config.width) if config.proprioception_dim else None
-        )
-        self.value_head = (
-            ValueHead(config.width, config.value_hidden, config.value_outputs) if config.value_outputs else None
-        )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.language_model.lm_head.weight.device
-
-    @property
-    def value_outputs(self) -> int:
-        """V of the value head, 0 without one."""
-        return self.config.value_outputs
-
-    def prepare(
-        self,
-        frames: NDArray[np.uint8] | list[NDArray[np.uint8]],
-        instructions: list[str],
-        proprioception: NDArray[np.float32] | None = None,
-    ) -> Inputs:
-        """Frames [B, cameras, H, W, 3], or one array [B, H, W, 3] per camera, to inputs of the model; see `Policy`.
-
-        Proprioception is ignored by a policy without projector, and an error to leave out for one that has it.
-        """
-        cameras = frames if isinstance(frames, list) else [frames[:, camera] for camera in range(frames.shape[1])]
-        pixels = torch.stack([resize(camera, self.config.image_size) for camera in cameras], dim=1)
-        ids, mask = self.prompts.encode(instructions)
-        if len(ids) != len(pixels):
-            raise ConfigError(f"frames of {len(pixels)} samples, instructions of {len(ids)}")
-        return Inputs(ids, mask, frames=pixels, proprioception=self._scaled(proprioception)).to(self.device)
-
-    def encode(self, inputs: Inputs) -> Inputs:
-        """Replace frames by projected features [B, S, W], without gradient."""
-        with torch.no_grad():
-            features = self.features(inputs)
-        return Inputs(inputs.input_ids, inputs.attention_mask, features=features, proprioception=inputs.proprioception)
 
     def act(self, inputs: Inputs, sampling: Sampling, noise: Tensor | None = None) -> Decision:
         """See `Policy.act`."""
@@ -134,141 +26,15 @@ class OpenVLAOFT(nn.Module):
                 self.codec.decode(tokens).float(), tokens, distribution.take(log_probs, rows), self._values(hidden)
             )
 
-    def evaluate(self, inputs: Inputs, tokens: Tensor, sampling: Sampling) -> Evaluation:
-        """See `Policy.evaluate`."""
-        logits, hidden = self._logits(inputs)
-        rows = tokens - self.codec.first_id
-        log_probs = distribution.log_distribution(logits, sampling, rows)
-        return Evaluation(
-            distribution.take(log_probs, rows), distribution.entropy(log_probs, sampling), self._values(hidden)
-        )
-
-    def values(self, inputs: Inputs) -> Tensor:
-        """Values [B, V] alone."""
-        values = self._values(self.hidden_states(inputs, reads=1))
-        if values is None:
-            raise ConfigError("the policy has no value head; give it one with add_value_head")
-        return values
-
-    def supervised_loss(self, inputs: Inputs, tokens: Tensor, label_width: float = 0.0) -> Tensor:
-        """Mean cross-entropy of the action tokens [B, K] over the 256 action rows; see `Policy.supervised_loss`."""
-        logits, _ = self._logits(inputs)
-        rows = (tokens - self.codec.first_id).flatten()
-        labels = soft_labels(rows, logits.shape[-1], label_width) if label_width else rows
-        return F.cross_entropy(logits.flatten(0, 1), labels)
-
-    def tokenize_actions(self, actions: Tensor) -> Tensor:
-        """Un-normalised actions [B, C, A] to the nearest tokens [B, K]."""
-        return self.codec.encode(actions)
-
-    def features(self, inputs: Inputs) -> Tensor:
-        """Projected patches [B, S, W] of all cameras in order, with gradient where enabled."""
-        if inputs.features is not None:
-            return inputs.features
-        if inputs.frames is None:
-            raise ConfigError("inputs: neither frames nor features")
-        batch, cameras = inputs.frames.shape[:2]
-        dtype = self.projector.fc1.weight.dtype
-        pixels = pixel_values(
-            inputs.frames.flatten(0, 1), self._means.to(self.device), self._stds.to(self.device), dtype
-        )
-        towers = self._towers()
-        patches = [tower(part) for tower, part in zip(towers, pixels.split(3, dim=1), strict=True)]
-        projected = self.projector(torch.cat(patches, dim=-1) if len(patches) > 1 else patches[0])
-        return projected.reshape(batch, cameras * projected.shape[1], -1)
-
-    def hidden_states(self, inputs: Inputs, reads: int | None = None) -> Tensor:
-        """Last hidden states [B, K, W] at the positions that predict the action tokens.
-
-        The first position is the last prompt token. `reads` is how many there are, K by default.
-        """
-        lengths = inputs.attention_mask.sum(dim=1, keepdim=True)
-        longest = int(lengths.max())
-        # The last prompt token goes behind the padding, beside its placeholders: the columns that are read are then the
-        # same in every row. Positions count as if the padding were not there.
-        ids = torch.cat([inputs.input_ids[:, : longest - 1], inputs.input_ids.gather(1, lengths - 1)], dim=1)
+    def hidden_states(self, inputs: Inputs, tokens: Tensor | None = None, reads: int | None = None) -> Tensor:
+        """See `PrismaticPolicy.hidden_states`: placeholders of zero stand for the tokens, whatever those are."""
+        prefix = self.prefix(inputs)
+        start, count = prefix.last, self.config.tokens
+        batch, _, width = prefix.embeddings.shape
+        placeholders = prefix.embeddings.new_zeros(batch, count, width)
         embed = self.language_model.model.embed_tokens
-        prompt = embed(ids)
-        prefix = [prompt[:, :1], self.features(inputs).to(prompt.dtype)]
-        if self.proprio_projector is not None and inputs.proprioception is not None:
-            prefix.append(self.proprio_projector(inputs.proprioception.to(prompt.dtype))[:, None])
-        count = self.config.tokens
-        placeholders = prompt.new_zeros(len(prompt), count, prompt.shape[-1])
-        stop = embed.weight[self.language_model.config.eos_token_id].expand(len(prompt), 1, -1)
-        sequence = torch.cat([*prefix, prompt[:, 1:], placeholders, stop], dim=1)
-
-        first = sequence.shape[1] - count - 2
-        columns = torch.arange(sequence.shape[1], device=sequence.device)[None]
-        positions, mask = columns, None
-        gap = longest - lengths
-        if bool(gap.any()):
-            positions = columns - gap * (columns >= first)
-            mask = (columns < first - gap) | (columns >= first)
-        return bidirectional(self.language_model, sequence, positions, mask, slice(first, first + (reads or count)))
-
-    def add_value_head(self, outputs: int, hidden: tuple[int, ...] | None = None) -> None:
-        """Give the policy a fresh value head, zero-initialised at its end, in place of any it has.
-
-        `outputs` V: 1 or C. `hidden`: widths of its layers, by default the config's `value_hidden`.
-        """
-        hidden = self.config.value_hidden if hidden is None else hidden
-        self.config = replace(self.config, value_outputs=outputs, value_hidden=hidden)
-        self.value_head = ValueHead(self.config.width, hidden, outputs).to(self.device)
-
-    def freeze(self, vision: bool = True, language: bool = False) -> dict[str, list[nn.Parameter]]:
-        """Choose what is trained; returns the trainable parameters of the `policy` and of its `value` head.
-
-        `vision` freezes towers and vision projector, so that `encode` may be called once; `language` freezes the Llama
-        and the proprioception projector. Parameters that take no part in the output are always frozen.
-        """
-        unused = {id(p) for tower in self._towers() for p in tower.unused()}
-        for name, parameter in self.named_parameters():
-            part = name.partition(".")[0]
-            frozen = {"vision_backbone": vision, "projector": vision, "value_head": False}.get(part, language)
-            parameter.requires_grad_(not frozen and id(parameter) not in unused)
-        groups: dict[str, list[nn.Parameter]] = {"policy": [], "value": []}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                groups["value" if name.startswith("value_head.") else "policy"].append(parameter)
-        return groups
-
-    def save(self, directory: Path) -> None:
-        """Write a directory in the published layout, whole or not at all; raises OutputError."""
-        parts: dict[str, dict[str, Tensor]] = {checkpoint.WEIGHTS: {}}
-        for name, tensor in self.state_dict().items():
-            part, _, rest = name.partition(".")
-            file = OWN_FILES.get(part)
-            if file is None:
-                parts[checkpoint.WEIGHTS][name] = tensor
-            else:
-                parts.setdefault(file, {})[rest] = tensor
-        files = {
-            **self.files,
-            checkpoint.CONFIG: checkpoint.dump_json(to_json(self.config, self.norm_stats)),
-            checkpoint.STATISTICS: checkpoint.dump_json(self.norm_stats),
-        }
-        checkpoint.write_directory(Path(directory), files, parts)
-
-    def _towers(self) -> list[Any]:
-        return list(self.vision_backbone.children())
-
-    def _logits(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """Float32 logits [B, K, R] of the action rows, and the hidden states [B, K, W] they are from."""
-        hidden = self.hidden_states(inputs)
-        rows = self.language_model.lm_head.weight[self.codec.first_id : self.codec.vocabulary]
-        return F.linear(hidden, rows).float(), hidden
-
-    def _values(self, hidden: Tensor) -> Tensor | None:
-        return None if self.value_head is None else self.value_head(hidden[:, 0])
-
-    def _scaled(self, proprioception: NDArray[np.float32] | None) -> Tensor | None:
-        if self.proprioception_range is None:
-            return None
-        if proprioception is None:
-            raise ConfigError(f"the policy takes proprioception [B, {self.config.proprioception_dim}]; none was given")
-        raw = torch.as_tensor(np.asarray(proprioception, dtype=np.float64))
-        if raw.shape[-1] != self.config.proprioception_dim:
-            raise ConfigError(
-                f"proprioception has {raw.shape[-1]} numbers, the policy takes {self.config.proprioception_dim}"
-            )
-        return self.proprioception_range.normalize(raw).clamp(-1, 1).float()
+        stop = embed.weight[self.language_model.config.eos_token_id].expand(batch, 1, -1)
+        sequence = torch.cat([prefix.embeddings, placeholders, stop], dim=1)
+        columns = sequence.shape[1]
+        read = slice(start, start + (reads or count))
+        return bidirectional(self.language_model, sequence, prefix.positions(columns), prefix.valid(columns), read)

@@ -1,0 +1,7 @@
+"""OpenVLA: a policy that decodes action tokens one after another."""
+
+from treadle.policies.openvla.config import OpenVLAConfig, tiny_config
+from treadle.policies.openvla.load import create, load, recognizes
+from treadle.policies.openvla.model import OpenVLA
+
+__all__ = ["OpenVLA", "OpenVLAConfig", "create", "load", "recognizes", "tiny_config"]
