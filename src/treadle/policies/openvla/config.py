@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from treadle.policies import prismatic_config
+from treadle.policies import prismatic_config, sizes
 from treadle.policies.prismatic_config import PrismaticConfig
 
 
@@ -17,3 +17,8 @@ class OpenVLAConfig(PrismaticConfig):
 def tiny_config(**settings: Any) -> OpenVLAConfig:
     """See `prismatic_config.tiny_config`."""
     return prismatic_config.tiny_config(OpenVLAConfig, **settings)
+
+
+def sized_config(size: str, **facts: Any) -> OpenVLAConfig:
+    """See `sizes.sized_config`."""
+    return sizes.sized_config(OpenVLAConfig, size, **facts)

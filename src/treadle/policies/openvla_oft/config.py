@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from treadle.policies import prismatic_config
+from treadle.policies import prismatic_config, sizes
 from treadle.policies.prismatic_config import PrismaticConfig
 
 
@@ -29,3 +29,8 @@ def from_json(raw: dict[str, Any], action_dim: int) -> OpenVLAOFTConfig:
 def tiny_config(**settings: Any) -> OpenVLAOFTConfig:
     """See `prismatic_config.tiny_config`."""
     return prismatic_config.tiny_config(OpenVLAOFTConfig, **settings)
+
+
+def sized_config(size: str, **facts: Any) -> OpenVLAOFTConfig:
+    """See `sizes.sized_config`."""
+    return sizes.sized_config(OpenVLAOFTConfig, size, **facts)
