@@ -51,6 +51,8 @@ class PolicyConfig(Section):
     """A Hugging Face directory, or the name of a checkpoint that ships with Treadle."""
     statistics: str | None = None
     """Key of the action statistics; may be left out where the checkpoint has one only."""
+    kind: str | None = None
+    """openvla or openvla_oft, for a published directory of the latter without `.pt` parts; else it tells itself."""
     freeze_vision: bool = True
     """Keep towers and projector as they are; their features are then computed once per decision and stored."""
     frozen_dimensions: tuple[Natural, ...] = ()
@@ -204,6 +206,8 @@ class TrainConfig(RunConfig):
 class TinyModelConfig(Section):
     """Sizes of a policy made from nothing; the class is that of the 7B checkpoints."""
 
+    kind: str = "openvla_oft"
+    """openvla_oft decodes the tokens of a chunk in parallel, openvla one after another."""
     width: Positive = 64
     """Width of the Llama decoder."""
     layers: Positive = 3

@@ -81,7 +81,7 @@ class Run:
         state = load_trainer(checkpoints[-1]) if checkpoints else None
         torch.manual_seed(config.seed)
         start = checkpoints[-1] / "policy" if checkpoints else base
-        policy = load_policy(start, device=str(device), statistics=config.policy.statistics)
+        policy = load_policy(start, device=str(device), statistics=config.policy.statistics, kind=config.policy.kind)
         with ExitStack() as opened:
             simulator = build_simulator(config.simulator)
             opened.callback(simulator.close)
