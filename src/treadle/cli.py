@@ -221,6 +221,43 @@ def bench_simulator(
     simulator.run(name, json, checkpoint)
 
 
+@bench_app.command("policy")
+def bench_policy(
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", help="openvla or openvla_oft; may be given again. Default: both.")
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", help="tiny, 200m or 7b; may be given again. Default: the first two."),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Decisions at once; may be given again. Default: 1, 16.")
+    ] = None,
+    train: Annotated[
+        list[int] | None,
+        typer.Option("--train", min=1, help="Batches that are trained on too; may be given again. Default: 1, 4."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on a GPU, else float32), float32, bfloat16.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch on a CPU; 0 takes every core.")] = 0,
+    seconds: Annotated[float, typer.Option(min=0, help="Least time spent on each figure.")] = 2.0,
+    json: JsonFile = None,
+) -> None:
+    """Measure decisions and training samples per second with random weights, beside the floor and a plain path."""
+    check_destination(json)
+    from treadle.benchmarks import policy as benchmark
+
+    given = {"policies": policy, "sizes": size, "batches": batch, "training_batches": train}
+    benchmark.run(
+        json,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        seconds=seconds,
+        **{name: tuple(value) for name, value in given.items() if value},
+    )
+
+
 def main() -> None:
     """The console script."""
     app()

@@ -1,0 +1,260 @@
+"""Decisions per second and samples trained per second of a policy with random weights.
+
+Each figure stands beside the floor, which is the matrix products of the same shapes alone, and beside a plain path
+(`benchmarks.reference`) on the same weights, dtype and threads; all are timed in the same run, one after another.
+"""
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from treadle.benchmarks.floor import Floor
+from treadle.benchmarks.reference import REFERENCES
+from treadle.benchmarks.timing import peak_memory, time_in_turn
+from treadle.devices import choose_device
+from treadle.errors import ConfigError
+from treadle.files import to_json, write_atomically
+from treadle.policies.load import DTYPES, KINDS, policy_module
+from treadle.policies.prismatic import PrismaticPolicy
+from treadle.policies.prompt import build_tokenizer
+from treadle.policies.protocol import Inputs, Sampling
+from treadle.policies.sizes import TEXT_TOKENS
+from treadle.policies.statistics import make_statistics
+from treadle.reporting.machine import describe_machine
+
+INSTRUCTIONS = ("put the red cube on the white plate", "lift the ball")
+"""Alternating, so that prompts have two lengths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One row. Rates are medians over rounds; `ratio` is ours over the reference, `floor_share` the floor's time over
+    ours. Acting is from uint8 frames to actions, log-probs and values; training is the gradient of the sum of log-probs
+    and values with respect to every parameter, without an optimizer step. None where it was not measured.
+    """
+
+    policy: str
+    size: str
+    batch: int
+    decisions_per_second: float
+    reference_decisions_per_second: float | None
+    ratio: float | None
+    floor_share: float
+    peak_memory_mb: float
+    samples_trained_per_second: float | None
+    reference_samples_trained_per_second: float | None
+    training_ratio: float | None
+    training_floor_share: float | None
+    training_peak_memory_mb: float | None
+    gigaflops_per_decision: float
+    """Of the matrix products."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of ours, of the plain path and of the floor."""
+
+    own: float
+    reference: float | None
+    floor: float
+    memory: float
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times faster than the plain path."""
+        return None if self.reference is None else self.reference / self.own
+
+
+def run(
+    json: Path | None,
+    *,
+    policies: Sequence[str] = tuple(KINDS),
+    sizes: Sequence[str] = ("tiny", "200m"),
+    batches: Sequence[int] = (1, 16),
+    training_batches: Sequence[int] = (1, 4),
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int = 0,
+    seconds: float = 2.0,
+    reference: bool = True,
+) -> list[Measurement]:
+    """Measure, print a table and write JSON where asked.
+
+    Acting is measured at all batches, training at `training_batches`. `seconds` is the least time spent on each figure;
+    `dtype` "auto" is bfloat16 on a GPU and float32 on a CPU. Raises ConfigError or OutputError.
+    """
+    if dtype not in ("auto", *DTYPES):
+        raise ConfigError(f"dtype: {dtype!r}; allowed: auto, {', '.join(DTYPES)}")
+    chosen = choose_device(device)
+    if dtype == "auto":
+        dtype = "float32" if chosen.type == "cpu" else "bfloat16"
+    before = torch.get_num_threads()
+    rows = []
+    try:
+        torch.set_num_threads(threads or before)
+        used = torch.get_num_threads()
+        for size in sizes:
+            for kind in policies:
+                policy = make_policy(kind, size, chosen, getattr(torch, dtype))
+                rows += [_measure(policy, kind, size, n, n in training_batches, seconds, reference) for n in sorted({*batches, *training_batches})]
+                del policy
+                if chosen.type == "cuda":
+                    torch.cuda.empty_cache()
+    finally:
+        torch.set_num_threads(before)
+    Console().print(_table(rows, f"{chosen}, {dtype}, {used} threads"))
+    if json is not None:
+        result = {
+            "benchmark": "policy",
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "machine": describe_machine(),
+            "device": str(chosen),
+            "dtype": dtype,
+            "threads": used,
+            "seconds": seconds,
+            "rows": [asdict(row) for row in rows],
+        }
+        write_atomically(json, to_json(result) + "\n")
+    return rows
+
+
+def make_policy(kind: str, size: str, device: torch.device, dtype: torch.dtype) -> PrismaticPolicy:
+    """A policy of a size with random weights, made where it runs. Raises ConfigError for what is not known."""
+    module = policy_module(kind)
+    config = module.sized_config(size, value_outputs=1)
+    dimensions = config.action_dim
+    statistics = make_statistics("random", [-1.0] * dimensions, [1.0] * dimensions, [], [])
+    with tempfile.TemporaryDirectory() as folder:
+        build_tokenizer(INSTRUCTIONS, Path(folder), TEXT_TOKENS[size])
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):
+                policy = module.create(config, statistics, Path(folder))
+        finally:
+            torch.set_default_dtype(default)
+    if policy.value_head is not None:
+        policy.value_head.float()
+    policy.freeze(vision=False)
+    return policy.eval()
+
+
+def _measure(
+    policy: PrismaticPolicy, kind: str, size: str, batch: int, training: bool, seconds: float, reference: bool
+) -> Measurement:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (batch, 1, *policy.config.image_size, 3), dtype=np.uint8)
+    instructions = [INSTRUCTIONS[index % len(INSTRUCTIONS)] for index in range(batch)]
+    inputs = policy.prepare(frames, instructions)
+    floor = Floor(policy, inputs)
+    acting = _time_acting(policy, inputs, floor, seconds, reference)
+    learning = _time_training(policy, inputs, floor, seconds, reference) if training else None
+    return Measurement(
+        kind,
+        size,
+        batch,
+        batch / acting.own,
+        None if acting.reference is None else batch / acting.reference,
+        acting.ratio,
+        acting.floor / acting.own,
+        acting.memory,
+        None if learning is None else batch / learning.own,
+        None if learning is None or learning.reference is None else batch / learning.reference,
+        None if learning is None else learning.ratio,
+        None if learning is None else learning.floor / learning.own,
+        None if learning is None else learning.memory,
+        floor.operations / batch / 1e9,
+    )
+
+
+def _time_acting(policy: PrismaticPolicy, inputs: Inputs, floor: Floor, seconds: float, reference: bool) -> Timing:
+    sampling = Sampling()
+    plain = REFERENCES[type(policy)](policy)  # pyright: ignore[reportArgumentType]
+    return _time(
+        lambda: policy.act(inputs, sampling),
+        (lambda: plain.act(inputs)) if reference else None,
+        floor.forward,
+        policy.device,
+        seconds,
+    )
+
+
+def _time_training(policy: PrismaticPolicy, inputs: Inputs, floor: Floor, seconds: float, reference: bool) -> Timing:
+    sampling = Sampling()
+    tokens = policy.act(inputs, sampling).tokens
+    plain = REFERENCES[type(policy)](policy)  # pyright: ignore[reportArgumentType]
+
+    def own() -> None:
+        evaluation = policy.evaluate(inputs, tokens, sampling)
+        assert evaluation.values is not None
+        (evaluation.log_probs.sum() + evaluation.values.sum()).backward()
+        policy.zero_grad(set_to_none=True)
+
+    def second() -> None:
+        log_probs, values = plain.evaluate(inputs, tokens)
+        assert values is not None
+        (log_probs.sum() + values.sum()).backward()
+        policy.zero_grad(set_to_none=True)
+
+    return _time(own, second if reference else None, floor.forward_and_backward, policy.device, seconds)
+
+
+def _time(
+    own: Callable[[], Any],
+    reference: Callable[[], Any] | None,
+    floor: Callable[[], Any],
+    device: torch.device,
+    seconds: float,
+) -> Timing:
+    own()
+    memory = peak_memory(own, device)
+    times = time_in_turn([work for work in (own, floor, reference) if work is not None], seconds)
+    return Timing(times[0], times[2] if reference is not None else None, times[1], memory)
+
+
+def _table(rows: Iterable[Measurement], title: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=f"policies with random weights: {title}", title_justify="left")
+    for column in ("policy", "size", "batch"):
+        table.add_column(column)
+    columns = ("decisions/s", "plain", "ratio", "floor", "MB", "trained/s", "plain", "ratio", "floor", "MB")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row.policy,
+            row.size,
+            str(row.batch),
+            *(_cell(x, kind) for x, kind in zip(_figures(row), ("", "", "x", "%", "MB") * 2, strict=True)),
+        )
+    return table
+
+
+def _figures(row: Measurement) -> tuple[float | None, ...]:
+    return (
+        row.decisions_per_second,
+        row.reference_decisions_per_second,
+        row.ratio,
+        row.floor_share,
+        row.peak_memory_mb,
+        row.samples_trained_per_second,
+        row.reference_samples_trained_per_second,
+        row.training_ratio,
+        row.training_floor_share,
+        row.training_peak_memory_mb,
+    )
+
+
+def _cell(x: float | None, kind: str) -> str:
+    if x is None:
+        return "-"
+    return {"%": f"{x:.0%}", "x": f"{x:.2f}x", "MB": f"{x:,.0f}"}.get(kind, f"{x:,.2f}")
