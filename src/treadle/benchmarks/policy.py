@@ -4,11 +4,14 @@ Each figure stands beside the floor, which is the matrix products of the same sh
 (`benchmarks.reference`) on the same weights, dtype and threads; all are timed in the same run, one after another.
 """
 
+import math
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +90,13 @@ def run(
     threads: int = 0,
     seconds: float = 2.0,
     reference: bool = True,
+    limit: float = math.inf,
+    command: str | None = None,
 ) -> list[Measurement]:
     """Measure, print a table and write JSON where asked.
+
+    A row that would start after `limit` seconds is left out, and named under `left_out` in the JSON. `command` is what
+    the JSON says to have made it, this process's own by default.
 
     Acting is measured at all batches, training at `training_batches`. `seconds` is the least time spent on each figure;
     `dtype` "auto" is bfloat16 on a GPU and float32 on a CPU. Raises ConfigError or OutputError.
@@ -99,29 +107,31 @@ def run(
     if dtype == "auto":
         dtype = "float32" if chosen.type == "cpu" else "bfloat16"
     before = torch.get_num_threads()
-    rows = []
+    rows, left_out, start = [], [], time.monotonic()
     try:
         torch.set_num_threads(threads or before)
         used = torch.get_num_threads()
-        for size in sizes:
-            for kind in policies:
-                policy = make_policy(kind, size, chosen, getattr(torch, dtype))
-                rows += [_measure(policy, kind, size, n, n in training_batches, seconds, reference) for n in sorted({*batches, *training_batches})]
-                del policy
-                if chosen.type == "cuda":
-                    torch.cuda.empty_cache()
+        for size, kind in product(sizes, policies):
+            policy = None
+            for batch in sorted({*batches, *training_batches}):
+                if time.monotonic() - start > limit:
+                    left_out.append({"policy": kind, "size": size, "batch": batch})
+                    continue
+                policy = policy or make_policy(kind, size, chosen, getattr(torch, dtype))
+                rows.append(_measure(policy, kind, size, batch, batch in training_batches, seconds, reference))
     finally:
         torch.set_num_threads(before)
     Console().print(_table(rows, f"{chosen}, {dtype}, {used} threads"))
     if json is not None:
         result = {
             "benchmark": "policy",
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": command or shlex.join(["treadle", *sys.argv[1:]]),
             "machine": describe_machine(),
             "device": str(chosen),
             "dtype": dtype,
             "threads": used,
             "seconds": seconds,
+            "left_out": left_out,
             "rows": [asdict(row) for row in rows],
         }
         write_atomically(json, to_json(result) + "\n")
