@@ -20,6 +20,7 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from treadle.benchmarks.floor import Floor
 from treadle.benchmarks.reference import REFERENCES
@@ -35,6 +36,8 @@ from treadle.policies.sizes import TEXT_TOKENS
 from treadle.policies.statistics import make_statistics
 from treadle.reporting.machine import describe_machine
 
+Work = Callable[[], Any]
+
 INSTRUCTIONS = ("put the red cube on the white plate", "lift the ball")
 """Alternating, so that prompts have two lengths."""
 
@@ -43,15 +46,16 @@ INSTRUCTIONS = ("put the red cube on the white plate", "lift the ball")
 class Measurement:
     """One row. Rates are medians over rounds; `ratio` is ours over the reference, `floor_share` the floor's time over
     ours. Acting is from uint8 frames to actions, log-probs and values; training is the gradient of the sum of log-probs
-    and values with respect to every parameter, without an optimizer step. None where it was not measured.
+    and values with respect to every parameter, without an optimizer step. None where it was not measured. Memory is
+    allocated on a GPU, and resident in the whole process on a CPU.
     """
 
     policy: str
     size: str
     batch: int
     decisions_per_second: float
-    reference_decisions_per_second: float | None
-    ratio: float | None
+    reference_decisions_per_second: float
+    ratio: float
     floor_share: float
     peak_memory_mb: float
     samples_trained_per_second: float | None
@@ -61,21 +65,6 @@ class Measurement:
     training_peak_memory_mb: float | None
     gigaflops_per_decision: float
     """Of the matrix products."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds of ours, of the plain path and of the floor."""
-
-    own: float
-    reference: float | None
-    floor: float
-    memory: float
-
-    @property
-    def ratio(self) -> float | None:
-        """How many times faster than the plain path."""
-        return None if self.reference is None else self.reference / self.own
 
 
 def run(
@@ -89,7 +78,6 @@ def run(
     dtype: str = "auto",
     threads: int = 0,
     seconds: float = 2.0,
-    reference: bool = True,
     limit: float = math.inf,
     command: str | None = None,
 ) -> list[Measurement]:
@@ -118,7 +106,7 @@ def run(
                     left_out.append({"policy": kind, "size": size, "batch": batch})
                     continue
                 policy = policy or make_policy(kind, size, chosen, getattr(torch, dtype))
-                rows.append(_measure(policy, kind, size, batch, batch in training_batches, seconds, reference))
+                rows.append(_measure(policy, kind, size, batch, batch in training_batches, seconds))
     finally:
         torch.set_num_threads(before)
     Console().print(_table(rows, f"{chosen}, {dtype}, {used} threads"))
@@ -159,77 +147,64 @@ def make_policy(kind: str, size: str, device: torch.device, dtype: torch.dtype) 
     return policy.eval()
 
 
-def _measure(
-    policy: PrismaticPolicy, kind: str, size: str, batch: int, training: bool, seconds: float, reference: bool
-) -> Measurement:
+def _measure(policy: PrismaticPolicy, kind: str, size: str, batch: int, training: bool, seconds: float) -> Measurement:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (batch, 1, *policy.config.image_size, 3), dtype=np.uint8)
     instructions = [INSTRUCTIONS[index % len(INSTRUCTIONS)] for index in range(batch)]
     inputs = policy.prepare(frames, instructions)
+    act, plain_act = _acting(policy, inputs)
+    learn, plain_learn = _training(policy, inputs)
+    # Before the floor takes memory of its own.
+    memory = _peak(act, policy.device)
+    training_memory = _peak(learn, policy.device) if training else None
     floor = Floor(policy, inputs)
-    acting = _time_acting(policy, inputs, floor, seconds, reference)
-    learning = _time_training(policy, inputs, floor, seconds, reference) if training else None
+    own, plain, least = time_in_turn([act, plain_act, floor.forward], seconds)
+    learning = time_in_turn([learn, plain_learn, floor.forward_and_backward], seconds) if training else None
     return Measurement(
-        kind,
-        size,
-        batch,
-        batch / acting.own,
-        None if acting.reference is None else batch / acting.reference,
-        acting.ratio,
-        acting.floor / acting.own,
-        acting.memory,
-        None if learning is None else batch / learning.own,
-        None if learning is None or learning.reference is None else batch / learning.reference,
-        None if learning is None else learning.ratio,
-        None if learning is None else learning.floor / learning.own,
-        None if learning is None else learning.memory,
-        floor.operations / batch / 1e9,
+        policy=kind,
+        size=size,
+        batch=batch,
+        decisions_per_second=batch / own,
+        reference_decisions_per_second=batch / plain,
+        ratio=plain / own,
+        floor_share=least / own,
+        peak_memory_mb=memory,
+        samples_trained_per_second=None if learning is None else batch / learning[0],
+        reference_samples_trained_per_second=None if learning is None else batch / learning[1],
+        training_ratio=None if learning is None else learning[1] / learning[0],
+        training_floor_share=None if learning is None else learning[2] / learning[0],
+        training_peak_memory_mb=training_memory,
+        gigaflops_per_decision=floor.operations / batch / 1e9,
     )
 
 
-def _time_acting(policy: PrismaticPolicy, inputs: Inputs, floor: Floor, seconds: float, reference: bool) -> Timing:
-    sampling = Sampling()
+def _acting(policy: PrismaticPolicy, inputs: Inputs) -> tuple[Work, Work]:
+    """A decision, ours and plain."""
     plain = REFERENCES[type(policy)](policy)  # pyright: ignore[reportArgumentType]
-    return _time(
-        lambda: policy.act(inputs, sampling),
-        (lambda: plain.act(inputs)) if reference else None,
-        floor.forward,
-        policy.device,
-        seconds,
-    )
+    return lambda: policy.act(inputs, Sampling()), lambda: plain.act(inputs)
 
 
-def _time_training(policy: PrismaticPolicy, inputs: Inputs, floor: Floor, seconds: float, reference: bool) -> Timing:
-    sampling = Sampling()
-    tokens = policy.act(inputs, sampling).tokens
+def _training(policy: PrismaticPolicy, inputs: Inputs) -> tuple[Work, Work]:
+    """A gradient of every parameter, ours and plain."""
+    tokens = policy.act(inputs, Sampling()).tokens
     plain = REFERENCES[type(policy)](policy)  # pyright: ignore[reportArgumentType]
 
-    def own() -> None:
-        evaluation = policy.evaluate(inputs, tokens, sampling)
-        assert evaluation.values is not None
-        (evaluation.log_probs.sum() + evaluation.values.sum()).backward()
-        policy.zero_grad(set_to_none=True)
-
-    def second() -> None:
-        log_probs, values = plain.evaluate(inputs, tokens)
+    def descend(log_probs: Tensor, values: Tensor | None) -> None:
         assert values is not None
         (log_probs.sum() + values.sum()).backward()
         policy.zero_grad(set_to_none=True)
 
-    return _time(own, second if reference else None, floor.forward_and_backward, policy.device, seconds)
+    def own() -> None:
+        evaluation = policy.evaluate(inputs, tokens, Sampling())
+        descend(evaluation.log_probs, evaluation.values)
+
+    return own, lambda: descend(*plain.evaluate(inputs, tokens))
 
 
-def _time(
-    own: Callable[[], Any],
-    reference: Callable[[], Any] | None,
-    floor: Callable[[], Any],
-    device: torch.device,
-    seconds: float,
-) -> Timing:
-    own()
-    memory = peak_memory(own, device)
-    times = time_in_turn([work for work in (own, floor, reference) if work is not None], seconds)
-    return Timing(times[0], times[2] if reference is not None else None, times[1], memory)
+def _peak(work: Work, device: torch.device) -> float:
+    """Peak memory in MB of a call that is not the first."""
+    work()
+    return peak_memory(work, device)
 
 
 def _table(rows: Iterable[Measurement], title: str) -> Table:
