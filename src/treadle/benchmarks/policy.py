@@ -180,14 +180,14 @@ def _measure(policy: PrismaticPolicy, kind: str, size: str, batch: int, training
 
 def _acting(policy: PrismaticPolicy, inputs: Inputs) -> tuple[Work, Work]:
     """A decision, ours and plain."""
-    plain = REFERENCES[type(policy)](policy)  # pyright: ignore[reportArgumentType]
+    plain = REFERENCES[type(policy)](policy)
     return lambda: policy.act(inputs, Sampling()), lambda: plain.act(inputs)
 
 
 def _training(policy: PrismaticPolicy, inputs: Inputs) -> tuple[Work, Work]:
     """A gradient of every parameter, ours and plain."""
     tokens = policy.act(inputs, Sampling()).tokens
-    plain = REFERENCES[type(policy)](policy)  # pyright: ignore[reportArgumentType]
+    plain = REFERENCES[type(policy)](policy)
 
     def descend(log_probs: Tensor, values: Tensor | None) -> None:
         assert values is not None

@@ -6,7 +6,8 @@ has it, with logits over the whole vocabulary.
 Shapes: B samples, N columns of the prompt with its patches, K tokens, M vocabulary rows.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -132,7 +133,7 @@ def left_padded(policy: PrismaticPolicy, inputs: Inputs) -> tuple[Tensor, Tensor
     return prefix.embeddings[rows, order], valid.gather(1, order)
 
 
-REFERENCES: dict[type[PrismaticPolicy], type[AutoregressiveReference] | type[ParallelReference]] = {
+REFERENCES: dict[type[PrismaticPolicy], Callable[[Any], Reference]] = {
     OpenVLA: AutoregressiveReference,
     OpenVLAOFT: ParallelReference,
 }
