@@ -1,7 +1,7 @@
 """The command line. Commands import what is heavy themselves, so that help and bad input answer at once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -247,14 +247,14 @@ def bench_policy(
     check_destination(json)
     from treadle.benchmarks import policy as benchmark
 
-    given = {"policies": policy, "sizes": size, "batches": batch, "training_batches": train}
+    given: dict[str, Any] = {"policies": policy, "sizes": size, "batches": batch, "training_batches": train}
     benchmark.run(
         json,
         device=device,
         dtype=dtype,
         threads=threads,
         seconds=seconds,
-        **{name: tuple(value) for name, value in given.items() if value},
+        **{name: value for name, value in given.items() if value},
     )
 
 

@@ -115,7 +115,8 @@ class _Lister:
         columns = tower.patches + tower.prefix
         weight = tower.patch_embed.proj.weight.flatten(1)
         yield Product((images * tower.patches, weight.shape[1]), weight)
-        for block in tower.blocks[:-1]:
+        blocks: list[Any] = list(tower.blocks)
+        for block in blocks[:-1]:
             yield from _linears(block, images * columns)
             heads = block.attn.heads
             yield from self._attention(images * heads, columns, columns, tower.width // heads)

@@ -42,7 +42,8 @@ class AutoregressiveReference:
         count = self._policy.config.tokens
         with torch.no_grad():
             embeddings, mask = left_padded(self._policy, inputs)
-            tokens = self._model.generate(
+            model: Any = self._model
+            tokens = model.generate(
                 inputs_embeds=embeddings,
                 attention_mask=mask,
                 do_sample=True,

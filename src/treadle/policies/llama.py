@@ -23,9 +23,10 @@ class Cache:
 
     def __init__(self, model: LlamaForCausalLM, batch: int, columns: int, like: Tensor) -> None:
         """Room for `columns`; `like` gives device and dtype."""
-        config = model.config
-        shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, columns)
-        self._entries = like.new_empty(*shape, model.model.layers[0].self_attn.head_dim)
+        config: Any = model.config
+        attention: Any = model.model.layers[0].self_attn
+        heads = (config.num_key_value_heads, columns, attention.head_dim)
+        self._entries = like.new_empty((config.num_hidden_layers, 2, batch, *heads))
         self.used = 0
         """Columns that every layer has; the caller moves it on after a pass."""
 

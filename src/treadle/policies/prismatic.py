@@ -25,7 +25,7 @@ from treadle.policies.llama import make_lean
 from treadle.policies.prismatic_config import TOWER_NAMES, PrismaticConfig, to_json
 from treadle.policies.projector import ProprioProjector, VisionProjector
 from treadle.policies.prompt import PromptTokenizer, read_tokenizer
-from treadle.policies.protocol import Evaluation, Inputs, Sampling
+from treadle.policies.protocol import Decision, Evaluation, Inputs, Sampling
 from treadle.policies.statistics import read_range
 from treadle.policies.value_head import ValueHead
 from treadle.policies.vision import build_tower
@@ -154,6 +154,10 @@ class PrismaticPolicy(nn.Module):
         with torch.no_grad():
             features = self.features(inputs)
         return Inputs(inputs.input_ids, inputs.attention_mask, features=features, proprioception=inputs.proprioception)
+
+    def act(self, inputs: Inputs, sampling: Sampling, noise: Tensor | None = None) -> Decision:
+        """See `Policy.act`."""
+        raise NotImplementedError
 
     def hidden_states(self, inputs: Inputs, tokens: Tensor | None = None, reads: int | None = None) -> Tensor:
         """Last hidden states [B, reads, W] from the last prompt token on: those that predict the action tokens.
