@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaRMSNorm
 
 FUSED_SIZE = 2**18
@@ -60,6 +61,9 @@ class Context:
 class LeanLayer(LlamaDecoderLayer):
     """A Llama layer with a lean walk. Called without `context` it is the stock layer."""
 
+    recompute = False
+    """Compute the layer again in the backward pass instead of keeping what is in it (gradient checkpointing)."""
+
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         hidden_states: Tensor,
@@ -71,6 +75,11 @@ class LeanLayer(LlamaDecoderLayer):
         """Hidden states [B, N, W] to [B, N, W], or to [B, K, W] at the columns `read`."""
         if context is None:
             return super().forward(hidden_states, *args, **kwargs)
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._lean, hidden_states, context, read, use_reentrant=False, preserve_rng_state=False)
+        return self._lean(hidden_states, context, read)
+
+    def _lean(self, hidden_states: Tensor, context: Context, read: slice | None) -> Tensor:
         normed = rms_norm(self.input_layernorm, hidden_states)
         residual = hidden_states if read is None else hidden_states[:, read]
         hidden_states = residual + self._attend(normed, context, read)

@@ -24,15 +24,26 @@ def load_policy(
     dtype: str = "auto",
     statistics: str | None = None,
     kind: str | None = None,
+    merge: bool = True,
     **overrides: Any,
 ) -> "Policy":
     """Load a policy from a Hugging Face directory in the published layout.
 
-    `device` "auto" is a GPU if there is one; `dtype` "auto" is that of the file. `statistics` is the data set whose
-    statistics scale actions; None where there is one only. `kind` is "openvla" or "openvla_oft" where the directory
-    does not tell: published ones of the two differ by the `.pt` parts of the latter alone, and one without is taken for
-    an OpenVLA. `overrides`: fields of the policy's config that its directory lacks or has otherwise, such as `chunk` or
-    `prompt_length`. Raises CheckpointError.
+    Args:
+        directory: a published directory, one that `Policy.save` wrote, or that of an adapter whose base is on this
+            machine.
+        device: "auto" is a GPU if there is one; else a name such as "cpu" or "cuda:1".
+        dtype: "auto" keeps the types of the files; else "float32", "bfloat16" or "float16".
+        statistics: the data set whose statistics scale actions; None where there is one only.
+        kind: "openvla" or "openvla_oft" where the directory does not tell: published ones of the two differ by the
+            `.pt` parts of the latter alone, and one without is taken for an OpenVLA.
+        merge: put an adapter that lies beside its base into the weights, for acting; else it stays trainable.
+        overrides: settings that the directory lacks or has otherwise, such as `chunk`, `prompt_length`,
+            `center_crop`, `head` or `proprioception_dim` (fields of the policy's config).
+
+    Raises:
+        CheckpointError: what is missing, surplus, corrupt or does not fit, with what there is.
+        ConfigError: an argument that is not allowed.
     """
     import torch
 
@@ -41,11 +52,12 @@ def load_policy(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = Path(directory)
-    return policy_module(kind or _kind(folder)).load(
+    return policy_module(kind or policy_kind(folder)).load(
         folder,
         device=torch.device(device),
         dtype=None if dtype == "auto" else getattr(torch, dtype),
         statistics=statistics,
+        merge=merge,
         **overrides,
     )
 
@@ -57,9 +69,13 @@ def policy_module(kind: str) -> Any:
     return import_module(KINDS[kind])
 
 
-def _kind(directory: Path) -> str:
-    from treadle.policies import checkpoint
+def policy_kind(directory: Path) -> str:
+    """The kind of the policy in a directory. Raises CheckpointError."""
+    from treadle.policies import adapters, checkpoint
 
+    adapter = adapters.find_adapter(directory)
+    if adapter == directory and not (directory / checkpoint.CONFIG).is_file():
+        directory = adapters.find_base(adapter)
     config = checkpoint.read_json(directory / checkpoint.CONFIG)
     source = directory / checkpoint.CONFIG
     if config.get("model_type") != "openvla":

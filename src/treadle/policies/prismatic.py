@@ -4,6 +4,7 @@ Shapes: B samples, C actions of a chunk, A action dimensions, K = C * A tokens, 
 cameras, N columns of the prefix, W width, R = 256 action rows, V values.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,21 +18,25 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treadle.errors import ConfigError
-from treadle.policies import checkpoint
+from treadle.policies import adapters, checkpoint
 from treadle.policies import sampling as distribution
 from treadle.policies.action_codec import ActionCodec, soft_labels
-from treadle.policies.image import pixel_values, read_normalization, resize
-from treadle.policies.llama import make_lean
+from treadle.policies.image import check_frames, crop_centre, pixel_values, read_normalization, resize
+from treadle.policies.llama import LeanLayer, make_lean
+from treadle.policies.parts import OWN, PartFile
 from treadle.policies.prismatic_config import TOWER_NAMES, PrismaticConfig, to_json
 from treadle.policies.projector import ProprioProjector, VisionProjector
 from treadle.policies.prompt import PromptTokenizer, read_tokenizer
 from treadle.policies.protocol import Decision, Evaluation, Inputs, Sampling
 from treadle.policies.statistics import read_range
 from treadle.policies.value_head import ValueHead
-from treadle.policies.vision import build_tower
+from treadle.policies.vision import Tower, build_tower
 
-OWN_FILES = {"proprio_projector": "proprio_projector.safetensors", "value_head": "value_head.safetensors"}
-"""Parts that published checkpoints keep out of their main weights."""
+LORA_TARGETS = (
+    *("proj", "qkv", "fc1", "fc2", "q", "kv", "fc3", "out_proj"),
+    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"),
+)
+"""Layers that published fine-tuning puts adapters on, by the last part of their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,12 @@ class PrismaticPolicy(nn.Module):
         self.files = files
         self.chunk = config.chunk
         self.action_dim = config.action_dim
+        self.sources: dict[str, PartFile] = dict(OWN)
+        """Where each part is written that is kept out of the main weights: where it was read."""
+        self.layout: dict[str, str] = {}
+        """The file of each of the main weights, as they were read."""
+        self.base: Path | None = None
+        """The directory that the main weights were read from; what an adapter saved alone belongs to."""
         entry = norm_stats[statistics]
         self.codec = ActionCodec(
             config.vocabulary,
@@ -143,7 +154,14 @@ class PrismaticPolicy(nn.Module):
         Proprioception is ignored by a policy without projector, and an error to leave out for one that has it.
         """
         cameras = frames if isinstance(frames, list) else [frames[:, camera] for camera in range(frames.shape[1])]
-        pixels = torch.stack([resize(camera, self.config.image_size) for camera in cameras], dim=1)
+        for camera in cameras:
+            check_frames(camera)
+        size, kept = self.config.image_size, self.config.center_crop
+        # Frames cross to the device as they are, in bytes, and are resized there.
+        parts = [crop_centre(resize(torch.tensor(camera, device=self.device), size), kept) for camera in cameras]
+        if len({len(part) for part in parts}) != 1:
+            raise ConfigError(f"frames: cameras of {[len(part) for part in parts]} samples; all must have as many")
+        pixels = torch.stack(parts, dim=1)
         ids, mask = self.prompts.encode(instructions)
         if len(ids) != len(pixels):
             raise ConfigError(f"frames of {len(pixels)} samples, instructions of {len(ids)}")
@@ -205,8 +223,8 @@ class PrismaticPolicy(nn.Module):
         pixels = pixel_values(
             inputs.frames.flatten(0, 1), self._means.to(self.device), self._stds.to(self.device), dtype
         )
-        towers = self._towers()
-        patches = [tower(part) for tower, part in zip(towers, pixels.split(3, dim=1), strict=True)]
+        towers, language = self._towers(), self._language(inputs)
+        patches = [tower(part, *language) for tower, part in zip(towers, pixels.split(3, dim=1), strict=True)]
         projected = self.projector(torch.cat(patches, dim=-1) if len(patches) > 1 else patches[0])
         return projected.reshape(batch, cameras * projected.shape[1], -1)
 
@@ -219,7 +237,8 @@ class PrismaticPolicy(nn.Module):
         prompt = self.language_model.model.embed_tokens(ids)
         parts = [prompt[:, :1], self.features(inputs).to(prompt.dtype)]
         if self.proprio_projector is not None and inputs.proprioception is not None:
-            parts.append(self.proprio_projector(inputs.proprioception.to(prompt.dtype))[:, None])
+            state = inputs.proprioception.to(self.proprio_projector.fc1.weight.dtype)
+            parts.append(self.proprio_projector(state).to(prompt.dtype)[:, None])
         gap = longest - lengths
         return Prefix(torch.cat([*parts, prompt[:, 1:]], dim=1), gap if bool(gap.any()) else None)
 
@@ -236,12 +255,15 @@ class PrismaticPolicy(nn.Module):
         """Choose what is trained; returns the trainable parameters of the `policy` and of its `value` head.
 
         `vision` freezes towers and vision projector, so that `encode` may be called once; `language` freezes the Llama
-        and the proprioception projector. Parameters that take no part in the output are always frozen.
+        and what else is neither vision nor values. Of a part with adapters they alone are trained. Parameters that take
+        no part in the output are always frozen.
         """
-        unused = {id(p) for tower in self._towers() for p in tower.unused()}
+        unused = {id(p) for p in self.unused()}
+        adapted = bool(adapters.layers(self))
         for name, parameter in self.named_parameters():
             part = name.partition(".")[0]
             frozen = {"vision_backbone": vision, "projector": vision, "value_head": False}.get(part, language)
+            frozen |= adapted and part in adapters.PARTS and ".lora_" not in name
             parameter.requires_grad_(not frozen and id(parameter) not in unused)
         groups: dict[str, list[nn.Parameter]] = {"policy": [], "value": []}
         for name, parameter in self.named_parameters():
@@ -249,22 +271,97 @@ class PrismaticPolicy(nn.Module):
                 groups["value" if name.startswith("value_head.") else "policy"].append(parameter)
         return groups
 
-    def save(self, directory: Path) -> None:
-        """Write a directory in the published layout, whole or not at all; raises OutputError."""
-        parts: dict[str, dict[str, Tensor]] = {checkpoint.WEIGHTS: {}}
-        for name, tensor in self.state_dict().items():
+    def unused(self) -> list[nn.Parameter]:
+        """Parameters that take no part in the output, hence get no gradient."""
+        return [p for tower in self._towers() for p in tower.unused()]
+
+    def add_lora(
+        self,
+        rank: int,
+        alpha: float | None = None,
+        targets: Sequence[str] = LORA_TARGETS,
+        vision: bool = False,
+    ) -> None:
+        """Put fresh adapters on the layers that `targets` name; only those, and heads and projectors in files of their
+        own, are trained from here on. A policy that has adapters of this rank keeps them.
+
+        `alpha` is the rank by default, as published; `vision` includes towers and vision projector. Raises ConfigError
+        for adapters of another rank, and for a target that no layer has.
+        """
+        there = adapters.layers(self)
+        if there:
+            ranks = {layer.r["default"] for layer in there.values()}
+            if ranks != {rank}:
+                raise ConfigError(f"lora.rank {rank}: the checkpoint has adapters of rank {sorted(ranks)}; keep theirs")
+            return
+        names = {name.rpartition(".")[2] for name, _ in self.named_modules()}
+        # Sizes decide which of the published targets there are (one tower has no `kv`), but not of others.
+        unknown = [target for target in targets if target not in names and target not in LORA_TARGETS]
+        if unknown:
+            raise ConfigError(f"lora.targets: no layer is named {', '.join(unknown)}; published: {LORA_TARGETS}")
+        unused = {id(p) for p in self.unused()}
+        idle = [name for name, module in self.named_modules() if any(id(p) in unused for p in module.parameters(False))]
+        frozen = [*idle, *(() if vision else ("vision_backbone.", "projector."))]
+        adapters.add_lora(self, rank, alpha if alpha is not None else rank, targets, frozen)
+
+    def recompute(self, enabled: bool = True) -> None:
+        """Gradient checkpointing: keep only what is between transformer blocks, and compute the rest again in the
+        backward pass. Gradients are the same.
+        """
+        for module in self.modules():
+            if isinstance(module, Tower | LeanLayer):
+                module.recompute = enabled
+
+    def save(self, directory: Path, *, merge: bool = True) -> None:
+        """Write a directory in the published layout, whole or not at all; raises OutputError.
+
+        Adapters are merged into the weights; without `merge` they are written alone, beside the path of the directory
+        that the policy was loaded from, which must stay where it is.
+        """
+        parts: dict[str, dict[str, Tensor]] = {}
+        main: dict[str, Tensor] = {}
+        for name, tensor in adapters.plain_state(self).items():
             part, _, rest = name.partition(".")
-            file = OWN_FILES.get(part)
-            if file is None:
-                parts[checkpoint.WEIGHTS][name] = tensor
+            if part in self.sources and part not in adapters.PARTS:
+                parts.setdefault(part, {})[rest] = tensor
             else:
-                parts.setdefault(file, {})[rest] = tensor
+                main[name] = tensor
         files = {
             **self.files,
             checkpoint.CONFIG: checkpoint.dump_json(to_json(self.config, self.norm_stats)),
             checkpoint.STATISTICS: checkpoint.dump_json(self.norm_stats),
         }
-        checkpoint.write_directory(Path(directory), files, parts)
+        tensors = {self.sources[part].file: self.sources[part].names(content) for part, content in parts.items()}
+        if merge or not adapters.layers(self):
+            tensors |= self._main_files(main)
+        else:
+            if self.base is None:
+                raise ConfigError("an adapter is saved alone beside a base, and this policy was made, not loaded")
+            tensors |= {file: x for file, x in self._main_files(main).items() if file != checkpoint.WEIGHTS}
+            texts, content = adapters.written(self, self.base)
+            files |= {f"{adapters.FOLDER}/{name}": text for name, text in texts.items()}
+            tensors[f"{adapters.FOLDER}/{adapters.ADAPTER_WEIGHTS}"] = content
+        checkpoint.write_directory(Path(directory), files, tensors, self.layout, adapters.exporter(self))
+
+    def take_main(
+        self, weights: dict[str, Tensor], directory: Path, dtype: torch.dtype | None, device: torch.device
+    ) -> dict[str, Tensor]:
+        """The main weights as this policy names them, given those of the files; a subclass may add what lies in files
+        of their own in `directory`.
+        """
+        return weights
+
+    def make_part(self, name: str, device: torch.device) -> bool:
+        """Make a part afresh that its directory has no file of; False where it must have one."""
+        return False
+
+    def _main_files(self, main: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """The files of the main weights."""
+        return {checkpoint.WEIGHTS: main}
+
+    def _language(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """What the towers take beside pixels, for each image."""
+        return ()
 
     def _towers(self) -> list[Any]:
         return list(self.vision_backbone.children())
@@ -276,8 +373,8 @@ class PrismaticPolicy(nn.Module):
 
     def _action_logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [..., R] of the action rows, all that is ever computed of the language head."""
-        rows = self.language_model.lm_head.weight[self.codec.first_id : self.codec.vocabulary]
-        return F.linear(hidden, rows).float()
+        rows = slice(self.codec.first_id, self.codec.vocabulary)
+        return adapters.linear_rows(self.language_model.lm_head, hidden, rows).float()
 
     def _values(self, hidden: Tensor) -> Tensor | None:
         return None if self.value_head is None else self.value_head(hidden[:, 0])

@@ -14,6 +14,9 @@ from treadle.policies.statistics import Normalization
 
 OVERRIDES = "treadle_tower_overrides"
 TOWER_NAMES = ("featurizer", "fused_featurizer")
+RESIZE = "resize-naive"
+"""Height and width are resized independently; the other strategies of the official processor are in no published file.
+"""
 STRUCTURE = ("text", "towers", "tower_overrides", "image_size", "pad_token_id", "pad_to_multiple_of", "published")
 """Fields that the published keys hold; all others are facts under `treadle`."""
 
@@ -43,6 +46,10 @@ class PrismaticConfig:
     normalization: Normalization = "quantiles"
     prompt_length: int = 64
     """Prompts are padded to this many tokens; a longer one is an error."""
+    center_crop: float = 1.0
+    """Share of each image's area that is kept, around its centre; policies trained on random crops, as published ones
+    of OpenVLA-OFT are, were evaluated with 0.9.
+    """
     value_outputs: int = 0
     """V of the value head: 0 none, 1 per decision, C per action."""
     value_hidden: tuple[int, ...] = (512, 128)
@@ -54,6 +61,9 @@ class PrismaticConfig:
             raise CheckpointError(f"config.json: timm_model_ids has {len(self.towers)} towers; allowed: 1 or 2")
         if self.value_outputs not in (0, 1, self.chunk):
             raise ConfigError(f"value_outputs: {self.value_outputs}; allowed: 0 (none), 1, {self.chunk} (the chunk)")
+
+        if not 0 < self.center_crop <= 1:
+            raise ConfigError(f"center_crop: {self.center_crop}; allowed: above 0, at most 1 (the whole image)")
 
     @property
     def vocabulary(self) -> int:
@@ -92,6 +102,9 @@ def from_json(config: type[AnyConfig], raw: dict[str, Any], action_dim: int, **c
         facts["value_hidden"] = tuple(facts["value_hidden"])
     if facts["action_dim"] != action_dim:
         raise CheckpointError(f"config.json: action_dim {facts['action_dim']}, but the statistics have {action_dim}")
+    strategy = raw.get("image_resize_strategy", RESIZE)
+    if strategy != RESIZE:
+        raise CheckpointError(f"config.json: image_resize_strategy {strategy!r}; supported: {RESIZE}")
     towers = tuple(raw["timm_model_ids"])
     if not raw.get("use_fused_vision_backbone", len(towers) == 2):
         towers = towers[:1]
@@ -116,6 +129,15 @@ def to_json(config: PrismaticConfig, norm_stats: dict[str, Any]) -> dict[str, An
     return {**config.published, "norm_stats": norm_stats, "treadle": {"policy": config.kind, **facts}}
 
 
+def override(config: AnyConfig, settings: dict[str, Any]) -> AnyConfig:
+    """The config with other facts. Raises ConfigError for a setting that there is not."""
+    known = [item.name for item in fields(config) if item.name not in STRUCTURE]
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"policy.options: no setting {name!r} of {config.kind}; there are: {', '.join(known)}")
+    return replace(config, **settings)
+
+
 def make_config(
     config: type[AnyConfig],
     *,
@@ -137,7 +159,7 @@ def make_config(
         "text_config": text,
         "timm_model_ids": [tower for tower, _ in towers],
         "image_sizes": [image_size] * len(towers),
-        "image_resize_strategy": "resize-naive",
+        "image_resize_strategy": RESIZE,
         "use_fused_vision_backbone": len(towers) == 2,
         "torch_dtype": "float32",
         OVERRIDES: {name: sizes for name, (_, sizes) in zip(TOWER_NAMES, towers, strict=False) if sizes},

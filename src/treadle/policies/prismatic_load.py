@@ -1,24 +1,23 @@
 """Making a policy of the OpenVLA family: from a checkpoint directory, or from scratch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from treadle.errors import CheckpointError
-from treadle.policies import checkpoint
+from treadle.policies import adapters, checkpoint
 from treadle.policies.image import PREPROCESSOR, make_preprocessor
-from treadle.policies.prismatic import OWN_FILES, PrismaticPolicy
+from treadle.policies.parts import OWN, find_part, read_part, refuse_unsupported
+from treadle.policies.prismatic import PrismaticPolicy
 from treadle.policies.prismatic_config import PrismaticConfig
 from treadle.policies.prompt import TOKENIZER
 from treadle.policies.statistics import select_key
 
 AnyPolicy = TypeVar("AnyPolicy", bound=PrismaticPolicy)
-ReadPart = Callable[[Path, str], tuple[dict[str, Tensor], Path]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +25,10 @@ class Directory:
     """What a checkpoint directory says of itself."""
 
     path: Path
+    weights: Path
+    """The directory of the main weights: itself, or that of an adapter's base."""
+    adapter: Path | None
+    """The folder of an adapter that is not merged into them."""
     config: dict[str, Any]
     """Its config.json."""
     norm_stats: dict[str, Any]
@@ -58,19 +61,30 @@ def create(
 
 def read_directory(path: Path, statistics: str | None) -> Directory:
     """Read config and statistics. Raises CheckpointError."""
+    adapter = adapters.find_adapter(path)
+    weights = path if adapter is None else adapters.find_base(adapter)
+    if adapter == path and not (path / checkpoint.CONFIG).is_file():
+        # Nothing but an adapter: all else is the base's.
+        path = weights
+    refuse_unsupported(path)
     config = checkpoint.read_json(path / checkpoint.CONFIG)
     norm_stats, source = checkpoint.read_norm_stats(path, config)
     key = select_key(norm_stats, statistics, source)
     action = norm_stats[key].get("action", {})
     if not action.get("q99") and not action.get("max"):
         raise CheckpointError(f"{source}: {key} has no action statistics")
-    return Directory(path, config, norm_stats, key, len(action.get("q99") or action["max"]))
+    return Directory(path, weights, adapter, config, norm_stats, key, len(action.get("q99") or action["max"]))
 
 
-def read_own_part(directory: Path, name: str) -> tuple[dict[str, Tensor], Path]:
-    """Tensors of a part of `OWN_FILES`, and the file they are from."""
-    own = directory / OWN_FILES[name]
-    return checkpoint.read_tensors(own), own
+def published_proprioception(directory: Path) -> int:
+    """P of a published projector, 0 where there is none."""
+    path = find_part(directory, "proprio_projector")
+    if path is None:
+        return 0
+    state, _ = read_part(directory, "proprio_projector")
+    if "fc1.weight" not in state or state["fc1.weight"].ndim != 2:
+        raise CheckpointError(f"{path}: no matrix fc1.weight; it has: {', '.join(sorted(state))}")
+    return state["fc1.weight"].shape[1]
 
 
 def assemble(
@@ -79,22 +93,40 @@ def assemble(
     directory: Directory,
     device: torch.device,
     dtype: torch.dtype | None,
-    read_part: ReadPart = read_own_part,
+    merge: bool = True,
 ) -> AnyPolicy:
-    """The policy with the weights of its directory. `dtype` None keeps the stored one. Raises CheckpointError."""
+    """The policy with the weights of its directory. `dtype` None keeps the stored one; `merge` an adapter into them.
+
+    Tensors that keep their type on a CPU stay mapped from their file; others are converted one by one. Raises
+    CheckpointError.
+    """
     files = checkpoint.read_carried(directory.path)
     if TOKENIZER not in files:
         raise checkpoint.missing(directory.path / TOKENIZER)
     made = policy(config, directory.norm_stats, directory.statistics, files, allocate=False)
+    made.base = directory.weights
+    made.layout = checkpoint.read_layout(directory.weights)
     main = nn.Module()
     for name, module in made.named_children():
-        if name in OWN_FILES:
-            checkpoint.assign(module, *read_part(directory.path, name))
-        else:
+        if name not in OWN:
             main.add_module(name, module)
-    checkpoint.assign(main, checkpoint.read_weights(directory.path), directory.path)
+            continue
+        if find_part(directory.path, name) is None and made.make_part(name, device):
+            continue
+        tensors, made.sources[name] = read_part(directory.path, name)
+        kept = torch.float32 if name in FLOAT32 else dtype
+        tensors = {key: tensor.to(device, kept) for key, tensor in tensors.items()}
+        checkpoint.assign(module, tensors, directory.path / made.sources[name].file)
+    weights = checkpoint.read_weights(directory.weights, dtype, device)
+    checkpoint.assign(main, made.take_main(weights, directory.path, dtype, device), directory.weights)
     # Its buffer is computed, not stored.
-    made.language_model.model.rotary_emb = LlamaRotaryEmbedding(made.language_model.config)
-    for name, module in made.named_children():
-        module.to(device=device, dtype=torch.float32 if name == "value_head" else dtype)
+    made.language_model.model.rotary_emb = LlamaRotaryEmbedding(made.language_model.config).to(device)
+    if directory.adapter is not None:
+        adapters.attach(made, directory.adapter)
+        if merge:
+            adapters.merge(made)
     return made
+
+
+FLOAT32 = ("value_head", "action_scale")
+"""Parts that are float32 whatever the rest is."""

@@ -1,6 +1,5 @@
 """Making an OpenVLA policy: from a checkpoint directory, or from scratch."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from treadle.policies import prismatic_load
 from treadle.policies.openvla.config import OpenVLAConfig
 from treadle.policies.openvla.model import OpenVLA
-from treadle.policies.prismatic_config import from_json
+from treadle.policies.prismatic_config import from_json, override
 
 
 def recognizes(_directory: Path, config: dict[str, Any]) -> bool:
@@ -35,6 +34,7 @@ def load(
     device: torch.device,
     dtype: torch.dtype | None,
     statistics: str | None = None,
+    merge: bool = True,
     **overrides: Any,
 ) -> OpenVLA:
     """Read a published or own directory. `dtype` None keeps the stored one; `overrides` are fields of the config.
@@ -42,5 +42,5 @@ def load(
     Raises CheckpointError.
     """
     found = prismatic_load.read_directory(directory, statistics)
-    config = replace(from_json(OpenVLAConfig, found.config, found.action_dim), **overrides)
-    return prismatic_load.assemble(OpenVLA, config, found, device, dtype)
+    config = override(from_json(OpenVLAConfig, found.config, found.action_dim), overrides)
+    return prismatic_load.assemble(OpenVLA, config, found, device, dtype, merge)

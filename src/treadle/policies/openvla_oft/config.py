@@ -1,10 +1,14 @@
 """The configuration of an OpenVLA-OFT policy."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from treadle.errors import ConfigError
 from treadle.policies import prismatic_config, sizes
 from treadle.policies.prismatic_config import PrismaticConfig
+
+Head = Literal["tokens", "laplace", "gaussian"]
+HEADS: tuple[Head, ...] = ("tokens", "laplace", "gaussian")
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,21 @@ class OpenVLAOFTConfig(PrismaticConfig):
 
     chunk: int = 8
     """C, actions per decision."""
+    head: Head = "tokens"
+    """What decides on actions: discrete tokens, or a density around what the L1 regression head says."""
+    initial_scale: float = 0.1
+    """Scale of that density where a checkpoint has none yet, in normalised units: actions span [-1, 1]."""
+    film: bool = False
+    """The instruction modulates the vision towers (FiLM)."""
+    film_rank: int = 0
+    """Rank of the adapters in the published file of such towers, which the official code expects there; 0 none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head not in HEADS:
+            raise ConfigError(f"head: {self.head!r}; allowed: {', '.join(HEADS)}")
+        if not self.initial_scale > 0:
+            raise ConfigError(f"initial_scale: {self.initial_scale}; it must be above 0")
 
 
 def from_json(raw: dict[str, Any], action_dim: int) -> OpenVLAOFTConfig:

@@ -5,22 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from treadle.errors import CheckpointError
-from treadle.policies import checkpoint, prismatic_load
+from treadle.policies import prismatic_load
+from treadle.policies.film import film_rank
 from treadle.policies.openvla_oft.config import OpenVLAOFTConfig, from_json
 from treadle.policies.openvla_oft.model import OpenVLAOFT
-from treadle.policies.prismatic import OWN_FILES
-
-PUBLISHED_PROPRIO = "proprio_projector--*.pt"
-PUBLISHED_PARTS = ("action_head--*", PUBLISHED_PROPRIO, "vision_backbone--*")
-"""What published directories have beside an OpenVLA's files; a policy with discrete actions alone has none of them."""
+from treadle.policies.parts import PUBLISHED, find_part, read_part
+from treadle.policies.prismatic_config import override
 
 
 def recognizes(directory: Path, config: dict[str, Any]) -> bool:
-    """Published parts of OpenVLA-OFT lie there, or it is an own directory that names no other policy."""
-    return "treadle" in config or any(any(directory.glob(part)) for part in PUBLISHED_PARTS)
+    """Published parts of OpenVLA-OFT lie there, or it is an own directory that names no other policy.
+
+    A policy with discrete actions alone has no such parts.
+    """
+    return "treadle" in config or any(any(directory.glob(pattern)) for pattern in PUBLISHED.values())
 
 
 def create(
@@ -41,43 +41,26 @@ def load(
     device: torch.device,
     dtype: torch.dtype | None,
     statistics: str | None = None,
+    merge: bool = True,
     **overrides: Any,
 ) -> OpenVLAOFT:
     """Read a published or own directory. `dtype` None keeps the stored one; `overrides` are fields of the config.
 
-    A proprioception projector is used where there is one: `proprio_projector.safetensors` (own) or
-    `proprio_projector--*.pt` (published); `proprioception_dim=0` leaves it out. L1 action heads are left aside.
+    What lies in files of its own is used where there is such a file: a proprioception projector
+    (`proprioception_dim=0` leaves it out), an L1 action head (`head="tokens"` leaves it out), towers with FiLM.
     Raises CheckpointError.
     """
     found = prismatic_load.read_directory(directory, statistics)
     config = from_json(found.config, found.action_dim)
-    adapted = sorted(path.name for path in directory.glob("vision_backbone--*"))
-    if adapted:
-        raise CheckpointError(f"{directory / adapted[0]}: a vision backbone with FiLM is not supported")
+    parts: dict[str, Any] = {}
     if not config.proprioception_dim:
-        config = replace(config, proprioception_dim=_published_proprioception(directory))
-    config = replace(config, **overrides)
-    return prismatic_load.assemble(OpenVLAOFT, config, found, device, dtype, _read_part)
-
-
-def _published_proprioception(directory: Path) -> int:
-    """P of a published projector, 0 where there is none."""
-    return 0 if not any(directory.glob(PUBLISHED_PROPRIO)) else _read_published(directory)[0]["fc1.weight"].shape[1]
-
-
-def _read_part(directory: Path, name: str) -> tuple[dict[str, Tensor], Path]:
-    """Tensors of a part that is kept out of the main weights, and the file they are from."""
-    published = name == "proprio_projector" and not (directory / OWN_FILES[name]).is_file()
-    if published and any(directory.glob(PUBLISHED_PROPRIO)):
-        return _read_published(directory)
-    return prismatic_load.read_own_part(directory, name)
-
-
-def _read_published(directory: Path) -> tuple[dict[str, Tensor], Path]:
-    paths = sorted(directory.glob(PUBLISHED_PROPRIO))
-    if len(paths) > 1:
-        raise CheckpointError(f"{directory}: {len(paths)} proprio projectors ({paths[0].name}, ...); leave one")
-    state = checkpoint.read_torch(paths[0])
-    if "fc1.weight" not in state or state["fc1.weight"].ndim != 2:
-        raise CheckpointError(f"{paths[0]}: no matrix fc1.weight; it has: {', '.join(sorted(state))}")
-    return state, paths[0]
+        parts["proprioception_dim"] = prismatic_load.published_proprioception(found.path)
+    head = find_part(found.path, "action_head")
+    if head is not None and "head" not in found.config.get("treadle", {}):
+        parts["head"] = "laplace"
+    if find_part(found.path, "vision_backbone") is not None:
+        parts |= {"film": True, "film_rank": film_rank(read_part(found.path, "vision_backbone")[0])}
+    config = override(replace(config, **parts), overrides)
+    if config.head != "tokens" and head is None:
+        raise CheckpointError(f"{found.path}: head {config.head!r} needs an action_head file, and there is none")
+    return prismatic_load.assemble(OpenVLAOFT, config, found, device, dtype, merge)
