@@ -279,30 +279,33 @@ class PrismaticPolicy(nn.Module):
         self,
         rank: int,
         alpha: float | None = None,
-        targets: Sequence[str] = LORA_TARGETS,
+        targets: Sequence[str] = (),
         vision: bool = False,
     ) -> None:
         """Put fresh adapters on the layers that `targets` name; only those, and heads and projectors in files of their
         own, are trained from here on. A policy that has adapters of this rank keeps them.
 
-        `alpha` is the rank by default, as published; `vision` includes towers and vision projector. Raises ConfigError
-        for adapters of another rank, and for a target that no layer has.
+        `alpha` None is the rank and no `targets` are `LORA_TARGETS`, as published; `vision` includes towers and vision
+        projector. Raises ConfigError for adapters of another rank, and for a target that no layer has.
         """
         there = adapters.layers(self)
         if there:
             ranks = {layer.r["default"] for layer in there.values()}
             if ranks != {rank}:
-                raise ConfigError(f"lora.rank {rank}: the checkpoint has adapters of rank {sorted(ranks)}; keep theirs")
+                raise ConfigError(
+                    f"policy.lora.rank {rank}: the checkpoint has adapters of rank {sorted(ranks)}; keep theirs"
+                )
             return
         names = {name.rpartition(".")[2] for name, _ in self.named_modules()}
-        # Sizes decide which of the published targets there are (one tower has no `kv`), but not of others.
-        unknown = [target for target in targets if target not in names and target not in LORA_TARGETS]
+        unknown = [target for target in targets if target not in names]
         if unknown:
-            raise ConfigError(f"lora.targets: no layer is named {', '.join(unknown)}; published: {LORA_TARGETS}")
+            raise ConfigError(
+                f"policy.lora.targets: no layer is named {', '.join(unknown)}; published: {', '.join(LORA_TARGETS)}"
+            )
         unused = {id(p) for p in self.unused()}
         idle = [name for name, module in self.named_modules() if any(id(p) in unused for p in module.parameters(False))]
         frozen = [*idle, *(() if vision else ("vision_backbone.", "projector."))]
-        adapters.add_lora(self, rank, alpha if alpha is not None else rank, targets, frozen)
+        adapters.add_lora(self, rank, rank if alpha is None else alpha, targets or LORA_TARGETS, frozen)
 
     def recompute(self, enabled: bool = True) -> None:
         """Gradient checkpointing: keep only what is between transformer blocks, and compute the rest again in the

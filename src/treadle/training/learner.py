@@ -31,6 +31,7 @@ from treadle.errors import ConfigError, DivergenceError
 from treadle.policies.critic import Critic
 from treadle.policies.protocol import Inputs, Policy, Sampling
 from treadle.rollout.collector import Stopwatch
+from treadle.training.optimizer import MasterAdamW
 
 
 @dataclass(slots=True)
@@ -137,7 +138,7 @@ class Learner:
             entropy_coefficient=algorithm.entropy_coefficient,
             dimension_mask=mask.to(device),
         )
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = MasterAdamW(
             [
                 {"params": self._policy_parameters, "lr": config.optimizer.learning_rate},
                 {"params": self._critic_parameters, "lr": config.critic.learning_rate},

@@ -16,7 +16,6 @@ from treadle.devices import choose_device, use_threads
 from treadle.errors import ConfigError
 from treadle.evaluation.evaluate import evaluate_policy, film, manifest
 from treadle.files import read_json, to_json, write_atomically
-from treadle.policies import load_policy
 from treadle.policies.critic import Critic, PrivilegedCritic, ValueHeadCritic
 from treadle.policies.protocol import Policy, Sampling
 from treadle.reporting.console import RunConsole
@@ -32,6 +31,7 @@ from treadle.simulators.host import Host
 from treadle.simulators.protocol import Simulator
 from treadle.training.averaging import WeightAverage
 from treadle.training.checkpoints import list_checkpoints, load_trainer, save_checkpoint
+from treadle.training.finetuning import load_trainable
 from treadle.training.learner import Learner
 
 VIDEO_SIZE = 224
@@ -81,7 +81,7 @@ class Run:
         state = load_trainer(checkpoints[-1]) if checkpoints else None
         torch.manual_seed(config.seed)
         start = checkpoints[-1] / "policy" if checkpoints else base
-        policy = load_policy(start, device=str(device), statistics=config.policy.statistics, kind=config.policy.kind)
+        policy = load_trainable(start, config.policy, device, freeze_vision=config.policy.freeze_vision)
         with ExitStack() as opened:
             simulator = build_simulator(config.simulator)
             opened.callback(simulator.close)

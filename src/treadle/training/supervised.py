@@ -17,7 +17,6 @@ from treadle.devices import choose_device, use_threads
 from treadle.errors import ConfigError
 from treadle.evaluation.evaluate import evaluate_policy, manifest
 from treadle.files import to_json, write_atomically
-from treadle.policies import load_policy
 from treadle.policies.load import policy_module
 from treadle.policies.prismatic import PrismaticPolicy
 from treadle.policies.prompt import build_tokenizer
@@ -27,6 +26,7 @@ from treadle.reporting.metrics import METRICS_FILE, MetricsWriter
 from treadle.simulators.build import build_simulator
 from treadle.simulators.protocol import Simulator, TeachingSimulator
 from treadle.training.demonstrations import record_demonstrations
+from treadle.training.finetuning import load_trainable
 from treadle.training.grounding import Grounding, pretrain_jointly, pretrain_towers
 from treadle.training.imitation import dataset_statistics, imitate
 
@@ -61,7 +61,7 @@ def train_supervised(config: SupervisedConfig) -> Path:
                 policy = make_tiny_policy(config, teacher, demonstrations).to(device)
                 grounding = _ground(policy, teacher, config, stages)
             else:
-                policy = load_policy(start, device=str(device))
+                policy = load_trainable(start, config.policy, device, freeze_vision=config.imitation.freeze_vision)
             console.stage("imitating")
             imitate(
                 policy,

@@ -3,6 +3,7 @@
 Shapes: B samples, K entries of a chunk (tokens, or regressed values), N columns of the prefix, W width.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -108,6 +109,14 @@ class OpenVLAOFT(PrismaticPolicy):
         columns = sequence.shape[1]
         read = slice(start, start + (reads or count))
         return bidirectional(self.language_model, sequence, prefix.positions(columns), prefix.valid(columns), read)
+
+    def add_lora(
+        self, rank: int, alpha: float | None = None, targets: Sequence[str] = (), vision: bool = False
+    ) -> None:
+        """See `Policy.add_lora`. Towers with FiLM get none: their published file has places of its own for them."""
+        if vision and self.config.film:
+            raise ConfigError("policy.lora with FiLM: adapters go on the language model alone; use freeze_vision=true")
+        super().add_lora(rank, alpha, targets, vision)
 
     def make_part(self, name: str, device: torch.device) -> bool:
         """A published regression head has no scale; its first one is `initial_scale`."""

@@ -1,0 +1,63 @@
+"""AdamW for parameters of any type: those below float32 are updated in a float32 copy of their own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """AdamW that keeps a float32 master of every parameter in bfloat16 or float16, where alone small steps survive.
+
+    The gradient goes to the master before a step, and the rounded master to the parameter after it. For float32
+    parameters it is `torch.optim.AdamW`. Takes the same arguments.
+    """
+
+    def __init__(self, params: ParamsT, **settings: Any) -> None:
+        groups: list[dict[str, Any]] = [
+            dict(entry) if isinstance(entry, dict) else {"params": [entry]}  # pyright: ignore[reportArgumentType]
+            for entry in params
+        ]
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        for group in groups:
+            group["params"] = [self._master(parameter) for parameter in group["params"]]
+        super().__init__(groups, **settings)
+
+    def _master(self, parameter: Tensor) -> Tensor:
+        if parameter.dtype not in (torch.bfloat16, torch.float16):
+            return parameter
+        master = parameter.detach().float()
+        self._pairs.append((parameter, master))
+        return master
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step from the gradients of the parameters, which are left as they are."""
+        for parameter, master in self._pairs:
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+        loss = super().step(closure)
+        for parameter, master in self._pairs:
+            parameter.copy_(master)
+            master.grad = None
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of the parameters."""
+        super().zero_grad(set_to_none)
+        for parameter, _ in self._pairs:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """As AdamW's, and the masters: the parameters do not hold their last digits."""
+        return {**super().state_dict(), "masters": [master for _, master in self._pairs]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`, whose masters replace those of the parameters as they are."""
+        state = dict(state_dict)
+        masters = state.pop("masters", [])
+        super().load_state_dict(state)
+        with torch.no_grad():
+            for (_, master), saved in zip(self._pairs, masters, strict=True):
+                master.copy_(saved)
