@@ -22,8 +22,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 simulators_app = typer.Typer(help="Look at simulators.", no_args_is_help=True)
+policy_app = typer.Typer(help="Look at policies.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure speed.", no_args_is_help=True)
 app.add_typer(simulators_app, name="simulators")
+app.add_typer(policy_app, name="policy")
 app.add_typer(bench_app, name="bench")
 
 
@@ -204,6 +206,22 @@ def view(
 
     instruction, success, steps = film_expert(name, suite, index, video)
     typer.echo(f"{instruction}: {'success' if success else 'no success'} in {steps} control steps; {video}")
+
+
+@policy_app.command("inspect")
+def inspect_policy(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or the name of one that ships with Treadle.")],
+    json: JsonFile = None,
+) -> None:
+    """What a checkpoint holds, the memory it needs, and the recipes that fit; its weights are not loaded."""
+    folder = resolve_checkpoint(checkpoint)
+    check_destination(json)
+    from treadle.commands.policy import holdings_report, holdings_table
+    from treadle.policies.inspection import examine
+
+    holdings = examine(folder)
+    Console().print(holdings_table(holdings))
+    write_result(json, holdings_report(holdings))
 
 
 @bench_app.command("simulator")

@@ -159,7 +159,7 @@ def attach(model: nn.Module, adapter: Path) -> None:
         alpha = alpha * math.sqrt(rank)
     _inject(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, init_lora_weights="gaussian"))
     expected = {name.replace(f".{_NAME}.", "."): parameter for name, parameter in _matrices(model)}
-    checkpoint.check_tensors({name: tuple(p.shape) for name, p in expected.items()}, tensors, path)
+    checkpoint.check_shapes(checkpoint.shapes(expected), checkpoint.shapes(tensors), path)
     with torch.no_grad():
         for name, parameter in expected.items():
             parameter.copy_(tensors[name])

@@ -142,19 +142,22 @@ def assign(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> No
 
     Raises CheckpointError naming the tensors that are missing, surplus or of another shape.
     """
-    check_tensors({name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}, tensors, source)
+    check_shapes(shapes(module.state_dict()), shapes(tensors), source)
     module.load_state_dict(dict(tensors), assign=True)
 
 
-def check_tensors(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], source: Path) -> None:
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: Path) -> None:
     """Raises CheckpointError naming the tensors that are missing, surplus or of another than the expected shape."""
-    if expected.keys() != tensors.keys():
-        raise CheckpointError(f"{source}: {_difference(expected.keys(), tensors.keys())}")
+    if expected.keys() != found.keys():
+        raise CheckpointError(f"{source}: {_difference(expected.keys(), found.keys())}")
     for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            raise CheckpointError(
-                f"{source}: {name} has shape {list(tensors[name].shape)}, the config asks {list(shape)}"
-            )
+        if found[name] != shape:
+            raise CheckpointError(f"{source}: {name} has shape {list(found[name])}, the config asks {list(shape)}")
 
 
 def missing(path: Path) -> CheckpointError:

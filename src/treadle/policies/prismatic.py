@@ -122,7 +122,7 @@ class PrismaticPolicy(nn.Module):
             tower = build_tower(model_id, config.image_size, config.tower_overrides.get(name, {}))
             self.vision_backbone.add_module(name, tower)
         self.projector = VisionProjector(
-            sum(tower.width for tower in self._towers()), config.width, fused=len(config.towers) == 2
+            sum(tower.width for tower in self.towers()), config.width, fused=len(config.towers) == 2
         )
         self.language_model = LlamaForCausalLM(LlamaConfig(**config.text))
         make_lean(self.language_model)
@@ -223,7 +223,7 @@ class PrismaticPolicy(nn.Module):
         pixels = pixel_values(
             inputs.frames.flatten(0, 1), self._means.to(self.device), self._stds.to(self.device), dtype
         )
-        towers, language = self._towers(), self._language(inputs)
+        towers, language = self.towers(), self._language(inputs)
         patches = [tower(part, *language) for tower, part in zip(towers, pixels.split(3, dim=1), strict=True)]
         projected = self.projector(torch.cat(patches, dim=-1) if len(patches) > 1 else patches[0])
         return projected.reshape(batch, cameras * projected.shape[1], -1)
@@ -273,7 +273,7 @@ class PrismaticPolicy(nn.Module):
 
     def unused(self) -> list[nn.Parameter]:
         """Parameters that take no part in the output, hence get no gradient."""
-        return [p for tower in self._towers() for p in tower.unused()]
+        return [p for tower in self.towers() for p in tower.unused()]
 
     def add_lora(
         self,
@@ -346,6 +346,12 @@ class PrismaticPolicy(nn.Module):
             tensors[f"{adapters.FOLDER}/{adapters.ADAPTER_WEIGHTS}"] = content
         checkpoint.write_directory(Path(directory), files, tensors, self.layout, adapters.exporter(self))
 
+    def main_state(self) -> dict[str, Tensor]:
+        """The tensors of the main weights as their files name them."""
+        state = adapters.plain_state(self)
+        own = {name for name in state if name.partition(".")[0] in OWN}
+        return self._main_files({name: x for name, x in state.items() if name not in own})[checkpoint.WEIGHTS]
+
     def take_main(
         self, weights: dict[str, Tensor], directory: Path, dtype: torch.dtype | None, device: torch.device
     ) -> dict[str, Tensor]:
@@ -366,7 +372,8 @@ class PrismaticPolicy(nn.Module):
         """What the towers take beside pixels, for each image."""
         return ()
 
-    def _towers(self) -> list[Any]:
+    def towers(self) -> list[Any]:
+        """One or two vision towers."""
         return list(self.vision_backbone.children())
 
     def _logits(self, inputs: Inputs, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -65,6 +65,10 @@ class PrismaticConfig:
         if not 0 < self.center_crop <= 1:
             raise ConfigError(f"center_crop: {self.center_crop}; allowed: above 0, at most 1 (the whole image)")
 
+    def facts(self) -> dict[str, Any]:
+        """The fields that published keys do not hold, by name."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in STRUCTURE}
+
     @property
     def vocabulary(self) -> int:
         """Ids before the padded end; the last 256 are the action tokens."""
@@ -125,8 +129,7 @@ def from_json(config: type[AnyConfig], raw: dict[str, Any], action_dim: int, **c
 
 def to_json(config: PrismaticConfig, norm_stats: dict[str, Any]) -> dict[str, Any]:
     """config.json in the published layout."""
-    facts = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in STRUCTURE}
-    return {**config.published, "norm_stats": norm_stats, "treadle": {"policy": config.kind, **facts}}
+    return {**config.published, "norm_stats": norm_stats, "treadle": {"policy": config.kind, **config.facts()}}
 
 
 def override(config: AnyConfig, settings: dict[str, Any]) -> AnyConfig:

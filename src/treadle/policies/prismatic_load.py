@@ -76,6 +76,14 @@ def read_directory(path: Path, statistics: str | None) -> Directory:
     return Directory(path, weights, adapter, config, norm_stats, key, len(action.get("q99") or action["max"]))
 
 
+def read_norm_stats_of(path: Path) -> dict[str, Any]:
+    """Statistics of all data sets in a directory. Raises CheckpointError."""
+    adapter = adapters.find_adapter(path)
+    if adapter == path and not (path / checkpoint.CONFIG).is_file():
+        path = adapters.find_base(adapter)
+    return checkpoint.read_norm_stats(path, checkpoint.read_json(path / checkpoint.CONFIG))[0]
+
+
 def published_proprioception(directory: Path) -> int:
     """P of a published projector, 0 where there is none."""
     path = find_part(directory, "proprio_projector")
@@ -87,25 +95,32 @@ def published_proprioception(directory: Path) -> int:
     return state["fc1.weight"].shape[1]
 
 
-def assemble(
-    policy: type[AnyPolicy],
-    config: PrismaticConfig,
-    directory: Directory,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    merge: bool = True,
-) -> AnyPolicy:
-    """The policy with the weights of its directory. `dtype` None keeps the stored one; `merge` an adapter into them.
-
-    Tensors that keep their type on a CPU stay mapped from their file; others are converted one by one. Raises
-    CheckpointError.
-    """
+def skeleton(policy: type[AnyPolicy], config: PrismaticConfig, directory: Directory) -> AnyPolicy:
+    """The policy of a directory with parameters on the meta device, for `fill`. Raises CheckpointError."""
     files = checkpoint.read_carried(directory.path)
     if TOKENIZER not in files:
         raise checkpoint.missing(directory.path / TOKENIZER)
     made = policy(config, directory.norm_stats, directory.statistics, files, allocate=False)
+    # The padding token may be the first of the rows that fill the vocabulary up.
+    most, found = config.vocabulary + config.pad_to_multiple_of, made.prompts.size
+    if not config.vocabulary <= found <= most:
+        raise CheckpointError(
+            f"{directory.path / TOKENIZER}: {found} tokens, but config.json has text_config.vocab_size {most}, of "
+            f"which {config.vocabulary} are words and actions; they are of different checkpoints"
+        )
     made.base = directory.weights
     made.layout = checkpoint.read_layout(directory.weights)
+    return made
+
+
+def fill(
+    made: AnyPolicy, directory: Directory, device: torch.device, dtype: torch.dtype | None, merge: bool
+) -> AnyPolicy:
+    """A skeleton with the weights of its directory. `dtype` None keeps the stored one; `merge` an adapter into them.
+
+    Tensors that keep their type on a CPU stay mapped from their file; others are converted one by one. Raises
+    CheckpointError.
+    """
     main = nn.Module()
     for name, module in made.named_children():
         if name not in OWN:

@@ -9,6 +9,7 @@ from treadle.policies import prismatic_load
 from treadle.policies.openvla.config import OpenVLAConfig
 from treadle.policies.openvla.model import OpenVLA
 from treadle.policies.prismatic_config import from_json, override
+from treadle.policies.prismatic_load import Directory
 
 
 def recognizes(_directory: Path, config: dict[str, Any]) -> bool:
@@ -28,6 +29,13 @@ def create(
     return prismatic_load.create(OpenVLA, config, norm_stats, tokenizer, statistics=statistics, seed=seed)
 
 
+def skeleton(directory: Path, statistics: str | None = None, **overrides: Any) -> tuple[OpenVLA, Directory]:
+    """The policy of a directory without its weights, and what was read. `overrides` are fields of the config."""
+    found = prismatic_load.read_directory(directory, statistics)
+    config = override(from_json(OpenVLAConfig, found.config, found.action_dim), overrides)
+    return prismatic_load.skeleton(OpenVLA, config, found), found
+
+
 def load(
     directory: Path,
     *,
@@ -41,6 +49,4 @@ def load(
 
     Raises CheckpointError.
     """
-    found = prismatic_load.read_directory(directory, statistics)
-    config = override(from_json(OpenVLAConfig, found.config, found.action_dim), overrides)
-    return prismatic_load.assemble(OpenVLA, config, found, device, dtype, merge)
+    return prismatic_load.fill(*skeleton(directory, statistics, **overrides), device, dtype, merge)

@@ -1,7 +1,7 @@
 """OpenVLA-OFT: a policy that decodes a chunk of action tokens in parallel."""
 
 from treadle.policies.openvla_oft.config import OpenVLAOFTConfig, sized_config, tiny_config
-from treadle.policies.openvla_oft.load import create, load, recognizes
+from treadle.policies.openvla_oft.load import create, load, recognizes, skeleton
 from treadle.policies.openvla_oft.model import OpenVLAOFT
 
-__all__ = ["OpenVLAOFT", "OpenVLAOFTConfig", "create", "load", "recognizes", "sized_config", "tiny_config"]
+__all__ = ["OpenVLAOFT", "OpenVLAOFTConfig", "create", "load", "recognizes", "sized_config", "skeleton", "tiny_config"]

@@ -13,6 +13,7 @@ from treadle.policies.openvla_oft.config import OpenVLAOFTConfig, from_json
 from treadle.policies.openvla_oft.model import OpenVLAOFT
 from treadle.policies.parts import PUBLISHED, find_part, read_part
 from treadle.policies.prismatic_config import override
+from treadle.policies.prismatic_load import Directory
 
 
 def recognizes(directory: Path, config: dict[str, Any]) -> bool:
@@ -35,6 +36,24 @@ def create(
     return prismatic_load.create(OpenVLAOFT, config, norm_stats, tokenizer, statistics=statistics, seed=seed)
 
 
+def skeleton(directory: Path, statistics: str | None = None, **overrides: Any) -> tuple[OpenVLAOFT, Directory]:
+    """The policy of a directory without its weights, and what was read. `overrides` are fields of the config."""
+    found = prismatic_load.read_directory(directory, statistics)
+    config = from_json(found.config, found.action_dim)
+    parts: dict[str, Any] = {}
+    if not config.proprioception_dim:
+        parts["proprioception_dim"] = prismatic_load.published_proprioception(found.path)
+    head = find_part(found.path, "action_head")
+    if head is not None and "head" not in found.config.get("treadle", {}):
+        parts["head"] = "laplace"
+    if find_part(found.path, "vision_backbone") is not None:
+        parts |= {"film": True, "film_rank": film_rank(read_part(found.path, "vision_backbone")[0])}
+    config = override(replace(config, **parts), overrides)
+    if config.head != "tokens" and head is None:
+        raise CheckpointError(f"{found.path}: head {config.head!r} needs an action_head file, and there is none")
+    return prismatic_load.skeleton(OpenVLAOFT, config, found), found
+
+
 def load(
     directory: Path,
     *,
@@ -50,17 +69,4 @@ def load(
     (`proprioception_dim=0` leaves it out), an L1 action head (`head="tokens"` leaves it out), towers with FiLM.
     Raises CheckpointError.
     """
-    found = prismatic_load.read_directory(directory, statistics)
-    config = from_json(found.config, found.action_dim)
-    parts: dict[str, Any] = {}
-    if not config.proprioception_dim:
-        parts["proprioception_dim"] = prismatic_load.published_proprioception(found.path)
-    head = find_part(found.path, "action_head")
-    if head is not None and "head" not in found.config.get("treadle", {}):
-        parts["head"] = "laplace"
-    if find_part(found.path, "vision_backbone") is not None:
-        parts |= {"film": True, "film_rank": film_rank(read_part(found.path, "vision_backbone")[0])}
-    config = override(replace(config, **parts), overrides)
-    if config.head != "tokens" and head is None:
-        raise CheckpointError(f"{found.path}: head {config.head!r} needs an action_head file, and there is none")
-    return prismatic_load.assemble(OpenVLAOFT, config, found, device, dtype, merge)
+    return prismatic_load.fill(*skeleton(directory, statistics, **overrides), device, dtype, merge)

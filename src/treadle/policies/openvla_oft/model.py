@@ -41,7 +41,7 @@ class OpenVLAOFT(PrismaticPolicy):
         super()._build(config)
         assert isinstance(config, OpenVLAOFTConfig)
         if config.film:
-            for tower in self._towers():
+            for tower in self.towers():
                 if not isinstance(tower, ViT):
                     raise ConfigError(f"film: only transformer towers can have it, not {type(tower).__name__}")
                 add_film(tower, config.width)
