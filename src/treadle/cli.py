@@ -276,6 +276,21 @@ def bench_policy(
     )
 
 
+@bench_app.command("checkpoint")
+def bench_checkpoint(
+    policy: Annotated[str, typer.Option(help="openvla or openvla_oft.")] = "openvla_oft",
+    size: Annotated[str, typer.Option(help="tiny, 200m or 7b, with random weights.")] = "200m",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    scratch: Annotated[Path | None, typer.Option(help="Folder with room for it twice; it is left as it was.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Measure time and peak memory of loading a checkpoint, acting once and saving it."""
+    check_destination(json)
+    from treadle.benchmarks import checkpoint
+
+    checkpoint.run(json, size=size, kind=policy, dtype=dtype, scratch=scratch)
+
+
 def main() -> None:
     """The console script."""
     app()

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 
 KINDS = {"openvla_oft": "treadle.policies.openvla_oft", "openvla": "treadle.policies.openvla"}
-"""Modules of the policies, each with `load`, and with `recognizes` for directories that do not name their policy: the
-first that recognises one has it. Those that can be made from nothing have `create`, `tiny_config` and `sized_config`.
+"""Modules of the policies, each with its class `POLICY`, `load`, `skeleton` (a policy without its weights), and with
+`recognizes` for directories that do not name their policy: the first that recognises one has it. Those that can be made
+from nothing have `create`, `tiny_config` and `sized_config`.
 """
 
 

@@ -4,4 +4,16 @@ from treadle.policies.openvla.config import OpenVLAConfig, sized_config, tiny_co
 from treadle.policies.openvla.load import create, load, recognizes, skeleton
 from treadle.policies.openvla.model import OpenVLA
 
-__all__ = ["OpenVLA", "OpenVLAConfig", "create", "load", "recognizes", "sized_config", "skeleton", "tiny_config"]
+POLICY = OpenVLA
+
+__all__ = [
+    "POLICY",
+    "OpenVLA",
+    "OpenVLAConfig",
+    "create",
+    "load",
+    "recognizes",
+    "sized_config",
+    "skeleton",
+    "tiny_config",
+]

@@ -4,4 +4,16 @@ from treadle.policies.openvla_oft.config import OpenVLAOFTConfig, sized_config, 
 from treadle.policies.openvla_oft.load import create, load, recognizes, skeleton
 from treadle.policies.openvla_oft.model import OpenVLAOFT
 
-__all__ = ["OpenVLAOFT", "OpenVLAOFTConfig", "create", "load", "recognizes", "sized_config", "skeleton", "tiny_config"]
+POLICY = OpenVLAOFT
+
+__all__ = [
+    "POLICY",
+    "OpenVLAOFT",
+    "OpenVLAOFTConfig",
+    "create",
+    "load",
+    "recognizes",
+    "sized_config",
+    "skeleton",
+    "tiny_config",
+]
