@@ -49,6 +49,12 @@ def test_cameras_of_different_sizes(tiny: OpenVLAOFT) -> None:
     inputs = tiny.prepare([wide, small], INSTRUCTIONS[:2], np.zeros((2, 4), np.float32))
     assert inputs.frames is not None
     assert inputs.frames.shape == (2, 2, 32, 32, 3)
+    # Images that a simulator gives upside down, as a view that runs backwards.
+    turned = tiny.prepare([wide[:, ::-1]], INSTRUCTIONS[:2], np.zeros((2, 4), np.float32))
+    again = tiny.prepare([wide[:, ::-1].copy()], INSTRUCTIONS[:2], np.zeros((2, 4), np.float32))
+    assert turned.frames is not None
+    assert again.frames is not None
+    assert torch.equal(turned.frames, again.frames)
 
 
 def test_frames_that_do_not_fit(tiny: OpenVLAOFT) -> None:

@@ -158,7 +158,8 @@ class PrismaticPolicy(nn.Module):
             check_frames(camera)
         size, kept = self.config.image_size, self.config.center_crop
         # Frames cross to the device as they are, in bytes, and are resized there.
-        parts = [crop_centre(resize(torch.tensor(camera, device=self.device), size), kept) for camera in cameras]
+        moved = [torch.from_numpy(camera.copy()).to(self.device) for camera in cameras]
+        parts = [crop_centre(resize(camera, size), kept) for camera in moved]
         if len({len(part) for part in parts}) != 1:
             raise ConfigError(f"frames: cameras of {[len(part) for part in parts]} samples; all must have as many")
         pixels = torch.stack(parts, dim=1)
