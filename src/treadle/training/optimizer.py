@@ -16,10 +16,9 @@ class MasterAdamW(torch.optim.AdamW):
     """
 
     def __init__(self, params: ParamsT, **settings: Any) -> None:
-        groups: list[dict[str, Any]] = [
-            dict(entry) if isinstance(entry, dict) else {"params": [entry]}  # pyright: ignore[reportArgumentType]
-            for entry in params
-        ]
+        entries = list(params)
+        grouped = bool(entries) and isinstance(entries[0], dict)
+        groups: list[dict[str, Any]] = [dict(entry) for entry in entries] if grouped else [{"params": entries}]  # pyright: ignore[reportArgumentType, reportCallIssue]
         self._pairs: list[tuple[Tensor, Tensor]] = []
         for group in groups:
             group["params"] = [self._master(parameter) for parameter in group["params"]]
