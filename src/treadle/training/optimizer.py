@@ -1,6 +1,5 @@
 """AdamW for parameters of any type: those below float32 are updated in a float32 copy of their own."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +22,9 @@ class MasterAdamW(torch.optim.AdamW):
         for group in groups:
             group["params"] = [self._master(parameter) for parameter in group["params"]]
         super().__init__(groups, **settings)
+        # Not by a `step` of its own: torch would run the hooks of that and of AdamW's, each of them once.
+        self.register_step_pre_hook(self._gather)
+        self.register_step_post_hook(self._scatter)
 
     def _master(self, parameter: Tensor) -> Tensor:
         if parameter.dtype not in (torch.bfloat16, torch.float16):
@@ -32,15 +34,15 @@ class MasterAdamW(torch.optim.AdamW):
         return master
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step from the gradients of the parameters, which are left as they are."""
+    def _gather(self, *_: Any) -> None:
         for parameter, master in self._pairs:
             master.grad = None if parameter.grad is None else parameter.grad.float()
-        loss = super().step(closure)
+
+    @torch.no_grad()
+    def _scatter(self, *_: Any) -> None:
         for parameter, master in self._pairs:
             parameter.copy_(master)
             master.grad = None
-        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of the parameters."""
