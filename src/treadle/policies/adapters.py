@@ -99,7 +99,7 @@ def linear_rows(layer: nn.Module, x: Tensor, rows: slice) -> Tensor:
 
 def written(model: nn.Module, base: Path) -> tuple[dict[str, bytes], dict[str, Tensor]]:
     """Files and tensors of an adapter's directory; `base` is the directory of the weights that it belongs to."""
-    settings: LoraConfig = model.peft_config[_NAME]  # pyright: ignore[reportIndexIssue, reportAssignmentType]
+    settings: LoraConfig = vars(model)["peft_config"][_NAME]
     content = {**settings.to_dict(), "base_model_name_or_path": str(base.resolve()), "inference_mode": True}
     content["target_modules"] = sorted(layers(model))
     config = {key: value.value if isinstance(value, Enum) else value for key, value in content.items()}

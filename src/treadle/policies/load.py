@@ -75,7 +75,7 @@ def policy_kind(directory: Path) -> str:
     from treadle.policies import adapters, checkpoint
 
     adapter = adapters.find_adapter(directory)
-    if adapter == directory and not (directory / checkpoint.CONFIG).is_file():
+    if adapter is not None and adapter == directory and not (directory / checkpoint.CONFIG).is_file():
         directory = adapters.find_base(adapter)
     config = checkpoint.read_json(directory / checkpoint.CONFIG)
     source = directory / checkpoint.CONFIG

@@ -79,7 +79,7 @@ def read_directory(path: Path, statistics: str | None) -> Directory:
 def read_norm_stats_of(path: Path) -> dict[str, Any]:
     """Statistics of all data sets in a directory. Raises CheckpointError."""
     adapter = adapters.find_adapter(path)
-    if adapter == path and not (path / checkpoint.CONFIG).is_file():
+    if adapter is not None and adapter == path and not (path / checkpoint.CONFIG).is_file():
         path = adapters.find_base(adapter)
     return checkpoint.read_norm_stats(path, checkpoint.read_json(path / checkpoint.CONFIG))[0]
 

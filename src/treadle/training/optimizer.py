@@ -15,9 +15,9 @@ class MasterAdamW(torch.optim.AdamW):
     """
 
     def __init__(self, params: ParamsT, **settings: Any) -> None:
-        entries = list(params)
+        entries: list[Any] = list(params)
         grouped = bool(entries) and isinstance(entries[0], dict)
-        groups: list[dict[str, Any]] = [dict(entry) for entry in entries] if grouped else [{"params": entries}]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        groups: list[dict[str, Any]] = [dict(entry) for entry in entries] if grouped else [{"params": entries}]
         self._pairs: list[tuple[Tensor, Tensor]] = []
         for group in groups:
             group["params"] = [self._master(parameter) for parameter in group["params"]]
