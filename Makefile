@@ -50,9 +50,10 @@ base: setup ## Make the packaged base checkpoint again, from nothing (up to an h
 	mkdir -p src/treadle/checkpoints
 	cp -r runs/tabletop-base/policy src/treadle/checkpoints/tabletop-base
 
-bench: setup ## Measure the simulator beside the policy
+bench: setup ## Measure the simulator and the policies
 	mkdir -p benchmarks/results
 	$(BIN)/treadle bench simulator tabletop --json benchmarks/results/simulator-tabletop.json
+	$(BIN)/treadle bench policy --json benchmarks/results/policy-cpu.json
 
 curves: setup ## Train PPO and GRPO on the tabletop, two seeds each, and plot them (an hour or so)
 	$(BIN)/treadle bench curves --output benchmarks/results/curves

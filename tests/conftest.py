@@ -3,10 +3,15 @@
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# A loaded machine is no mistake.
+hypothesis.settings.register_profile("treadle", deadline=None)
+hypothesis.settings.load_profile("treadle")
 
 
 @pytest.fixture(scope="session", autouse=True)

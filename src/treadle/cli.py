@@ -1,7 +1,7 @@
 """The command line. Commands import what is heavy themselves, so that help and bad input answer at once."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -22,8 +22,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 simulators_app = typer.Typer(help="Look at simulators.", no_args_is_help=True)
+policy_app = typer.Typer(help="Look at policies.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure speed.", no_args_is_help=True)
 app.add_typer(simulators_app, name="simulators")
+app.add_typer(policy_app, name="policy")
 app.add_typer(bench_app, name="bench")
 
 
@@ -209,6 +211,22 @@ def view(
     typer.echo(f"{instruction}: {'success' if success else 'no success'} in {steps} control steps; {video}")
 
 
+@policy_app.command("inspect")
+def inspect_policy(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or the name of one that ships with Treadle.")],
+    json: JsonFile = None,
+) -> None:
+    """What a checkpoint holds, the memory it needs, and the recipes that fit; its weights are not loaded."""
+    folder = resolve_checkpoint(checkpoint)
+    check_destination(json)
+    from treadle.commands.policy import holdings_report, holdings_table
+    from treadle.policies.inspection import examine
+
+    holdings = examine(folder)
+    Console().print(holdings_table(holdings))
+    write_result(json, holdings_report(holdings))
+
+
 @bench_app.command("simulator")
 def bench_simulator(
     name: Annotated[str, typer.Argument(help="An installed simulator, or package.module:Class.")],
@@ -277,6 +295,58 @@ def bench_exchange(
     from treadle.benchmarks import exchange
 
     exchange.run(json, slots)
+
+
+@bench_app.command("policy")
+def bench_policy(
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", help="openvla or openvla_oft; may be given again. Default: both.")
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", help="tiny, 200m or 7b; may be given again. Default: the first two."),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Decisions at once; may be given again. Default: 1, 16.")
+    ] = None,
+    train: Annotated[
+        list[int] | None,
+        typer.Option("--train", min=1, help="Batches that are trained on too; may be given again. Default: 1, 4."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on a GPU, else float32), float32, bfloat16.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch on a CPU; 0 takes every core.")] = 0,
+    seconds: Annotated[float, typer.Option(min=0, help="Least time spent on each figure.")] = 2.0,
+    json: JsonFile = None,
+) -> None:
+    """Measure decisions and training samples per second with random weights, beside the floor and a plain path."""
+    check_destination(json)
+    from treadle.benchmarks import policy as benchmark
+
+    given: dict[str, Any] = {"policies": policy, "sizes": size, "batches": batch, "training_batches": train}
+    benchmark.run(
+        json,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        seconds=seconds,
+        **{name: value for name, value in given.items() if value},
+    )
+
+
+@bench_app.command("checkpoint")
+def bench_checkpoint(
+    policy: Annotated[str, typer.Option(help="openvla or openvla_oft.")] = "openvla_oft",
+    size: Annotated[str, typer.Option(help="tiny, 200m or 7b, with random weights.")] = "200m",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    scratch: Annotated[Path | None, typer.Option(help="Folder with room for it twice; it is left as it was.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Measure time and peak memory of loading a checkpoint, acting once and saving it."""
+    check_destination(json)
+    from treadle.benchmarks import checkpoint
+
+    checkpoint.run(json, size=size, kind=policy, dtype=dtype, scratch=scratch)
 
 
 def main() -> None:

@@ -1,18 +1,18 @@
 """Fixtures of the policy tests, which share `policy_samples`."""
 
-import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from policy_samples import INSTRUCTIONS, Official, make_tiny
+from policy_samples import INSTRUCTIONS, Official, make_tiny, read_official
 
+from treadle.policies.openvla import OpenVLA
 from treadle.policies.openvla_oft import OpenVLAOFT
+from treadle.policies.prismatic import PrismaticPolicy
 from treadle.policies.prompt import build_tokenizer
 
 
@@ -23,10 +23,12 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def official() -> Official:
-    directory = Path(__file__).parents[1] / "fixtures" / "openvla_oft_tiny"
-    with np.load(directory / "expected.npz") as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    return Official(directory, arrays, json.loads((directory / "expected.json").read_text()))
+    return read_official("openvla_oft_tiny")
+
+
+@pytest.fixture(scope="session")
+def official_openvla() -> Official:
+    return read_official("openvla_tiny")
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +41,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tokenizer: Path) -> OpenVLAOFT:
     return make_tiny(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_openvla(tokenizer: Path) -> OpenVLA:
+    return make_tiny(tokenizer, "openvla")
+
+
+@pytest.fixture(scope="session", params=["openvla_oft", "openvla"])
+def policy(request: pytest.FixtureRequest) -> PrismaticPolicy:
+    """Each tiny policy in turn."""
+    return request.getfixturevalue({"openvla_oft": "tiny", "openvla": "tiny_openvla"}[request.param])

@@ -1,6 +1,7 @@
 """What the policy tests share: the official fixtures, and a tiny policy made from scratch."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from treadle.policies.openvla_oft import OpenVLAOFT, create, tiny_config
+from treadle.policies.load import policy_module
+from treadle.policies.prismatic import PrismaticPolicy
 from treadle.policies.protocol import Inputs
 from treadle.policies.statistics import make_statistics
 
@@ -29,9 +31,17 @@ class Official:
         return [np.asarray(Image.open(self.directory / name).convert("RGB"))[None] for name in names]
 
 
-def make_tiny(tokenizer: Path, **settings: Any) -> OpenVLAOFT:
+def read_official(name: str) -> Official:
+    directory = Path(__file__).parents[1] / "fixtures" / name
+    with np.load(directory / "expected.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    return Official(directory, arrays, json.loads((directory / "expected.json").read_text()))
+
+
+def make_tiny(tokenizer: Path, kind: str = "openvla_oft", **settings: Any) -> Any:
     """A policy of 32 px images, chunk 2, 3 action dimensions, 4 numbers of proprioception."""
-    config = tiny_config(
+    module = policy_module(kind)
+    config = module.tiny_config(
         **{
             "width": 32,
             "mlp": 64,
@@ -49,7 +59,7 @@ def make_tiny(tokenizer: Path, **settings: Any) -> OpenVLAOFT:
     statistics = make_statistics(
         "tabletop", [-2.0] * dimensions, [1.0] * dimensions, [-1.0] * 4, [1.0] * 4, [True] * (dimensions - 1) + [False]
     )
-    policy = create(config, statistics, tokenizer, seed=3)
+    policy = module.create(config, statistics, tokenizer, seed=3)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         # Logits far enough apart, and values other than zero, that mistakes show.
@@ -60,9 +70,26 @@ def make_tiny(tokenizer: Path, **settings: Any) -> OpenVLAOFT:
     return policy
 
 
-def sample_inputs(policy: OpenVLAOFT, count: int, seed: int = 0) -> Inputs:
+def sample_inputs(policy: PrismaticPolicy, count: int, seed: int = 0) -> Inputs:
     """Inputs of random frames with prompts of three lengths."""
     rng = np.random.default_rng(seed)
     frames = rng.integers(0, 256, (count, 1, *policy.config.image_size, 3), dtype=np.uint8)
     instructions = [INSTRUCTIONS[index % len(INSTRUCTIONS)] for index in range(count)]
     return policy.prepare(frames, instructions, rng.uniform(-1, 1, (count, 4)).astype(np.float32))
+
+
+def random_tokens(policy: PrismaticPolicy, count: int, seed: int = 0) -> torch.Tensor:
+    """Action tokens [count, K]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(512, 768, (count, policy.config.tokens), generator=generator)
+
+
+def pad_prompts(policy: PrismaticPolicy, inputs: Inputs, columns: int, left: bool) -> Inputs:
+    """The same inputs with as much padding on one side as `columns` has room for."""
+    ids = torch.full((len(inputs), columns), policy.config.pad_token_id)
+    mask = torch.zeros(len(inputs), columns, dtype=torch.bool)
+    for row, (prompt, there) in enumerate(zip(inputs.input_ids, inputs.attention_mask, strict=True)):
+        prompt = prompt[there]
+        place = slice(columns - len(prompt), columns) if left else slice(0, len(prompt))
+        ids[row, place], mask[row, place] = prompt, True
+    return replace(inputs, input_ids=ids, attention_mask=mask)

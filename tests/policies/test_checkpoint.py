@@ -114,7 +114,11 @@ NORM = "language_model.model.norm.weight"
             lambda d: _edit_tensors(d / "model.safetensors", lambda t: t.update({NORM: torch.ones(5)})),
             rf"{NORM} has shape \[5\], the config asks \[32\]",
         ),
-        (lambda d: (d / "vision_backbone--1_checkpoint.pt").touch(), "FiLM is not supported"),
+        (
+            lambda d: (d / "vision_backbone--1_checkpoint.pt").touch(),
+            "checkpoint.pt: not readable as a torch state dict",
+        ),
+        (lambda d: (d / "noisy_action_projector--1_checkpoint.pt").touch(), "a diffusion head; supported are"),
     ],
 )
 def test_spoilt_directories(saved: Path, spoil: Callable[[Path], object], message: str) -> None:

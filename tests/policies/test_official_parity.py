@@ -1,5 +1,7 @@
 """Parity with the official OpenVLA-OFT implementation, from its own outputs; tolerances are the fixture's README's."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,11 @@ from treadle.policies.openvla_oft import OpenVLAOFT
 from treadle.policies.protocol import Inputs, Sampling
 
 CASES = ["one_image", "two_images", "two_images_proprio"]
+L1_CASES = ["l1_one_image", "l1_two_images_proprio"]
 
 
-def load(official: Official, statistics: str = "libero_spatial", **overrides: int) -> OpenVLAOFT:
-    policy = load_policy(official.directory, device="cpu", statistics=statistics, **overrides)
+def load(official: Official, statistics: str = "libero_spatial", **overrides: Any) -> OpenVLAOFT:
+    policy = load_policy(official.directory, device="cpu", statistics=statistics, **{"head": "tokens", **overrides})
     assert isinstance(policy, OpenVLAOFT)
     return policy
 
@@ -71,6 +74,25 @@ def test_case(official: Official, name: str) -> None:
         assert inputs.proprioception is not None
         token = policy.proprio_projector(inputs.proprioception)[0]
         np.testing.assert_allclose(token.detach(), arrays[f"{name}_proprio_token"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", L1_CASES)
+def test_l1_case(official: Official, name: str) -> None:
+    case = next(case for case in official.facts["cases"] if case["name"] == name)
+    observation = official.facts["observations"][case["observation"]]
+    without = {} if case["proprio"] else {"proprioception_dim": 0}
+    policy = load(official, case["unnorm_key"], head="laplace", **without)
+    inputs = policy.prepare(
+        official.frames(case["observation"], case["n_images"]),
+        [observation["instruction"]],
+        np.array([observation["proprio_raw"]]),
+    )
+    hidden = policy.hidden_states(inputs).detach()
+    decision = policy.act(inputs, Sampling(temperature=0))
+    arrays = official.arrays
+    np.testing.assert_allclose(hidden[0], arrays[f"{name}_hidden"], atol=2e-4)
+    np.testing.assert_allclose(decision.tokens[0].reshape(8, 7), arrays[f"{name}_action_normalized"], atol=1e-4)
+    np.testing.assert_allclose(decision.actions[0], arrays[f"{name}_action"], atol=1e-4)
 
 
 def test_normalized_proprioception(official: Official, policy: OpenVLAOFT) -> None:

@@ -17,7 +17,7 @@ class FakePolicy:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, *, merge: bool = True) -> None:
         directory.mkdir()
         (directory / "weights").write_text("half")
         if self.error is not None:

@@ -5,8 +5,7 @@ Shapes: B slots, C control steps per decision, A action dimensions.
 
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from treadle.benchmarks.timing import time_rounds
 from treadle.config.loading import resolve_checkpoint
 from treadle.config.schema import PolicyConfig, SimulatorConfig
 from treadle.data.observation import Observation
@@ -103,7 +103,7 @@ def _measure(name: str, policy: Policy | None, count: int, threads: int, seconds
             simulator.reset(slots, scenarios)
 
         kinds = ((STEPS, False), (CHUNK, True), (1, True))
-        times = [_rounds(lambda kind=kind: play(*kind), seconds, reset) for kind in kinds]
+        times = [time_rounds(lambda kind=kind: play(*kind), seconds, reset) for kind in kinds]
         without, per_decision, per_step = (count * STEPS / float(np.median(rounds)) for rounds in times)
         simulator.observe(slots, seen)
     finally:
@@ -119,20 +119,7 @@ def _forward(policy: Policy, seen: Observation, threads: int, seconds: float) ->
     def decide() -> None:
         policy.act(policy.prepare(seen.frames, seen.instructions, seen.proprioception), sampling)
 
-    return float(np.median(_rounds(decide, seconds, lambda: None)))
-
-
-def _rounds(work: Callable[[], None], seconds: float, before: Callable[[], None]) -> list[float]:
-    """Seconds of each round of `work`, at least three, until their sum reaches `seconds`; one before them warms up."""
-    before()
-    work()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        before()
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return times
+    return float(np.median(time_rounds(decide, seconds)))
 
 
 def _table(name: str, rows: Iterable[Measurement]) -> Table:

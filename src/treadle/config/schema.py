@@ -60,13 +60,40 @@ class SamplingConfig(Section):
     """Keep the most likely tokens up to this probability."""
 
 
-class PolicyConfig(Section):
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2021)."""
+
+    rank: Natural = 0
+    """Rank of the adapters, which are then all that is trained of the main weights; 0 trains the weights themselves."""
+    alpha: Rate | None = None
+    """Adapters are scaled by alpha / rank; none takes the rank, as published."""
+    targets: tuple[str, ...] = ()
+    """Layers that get one, by the last part of their names; none takes the published ones. Frozen vision gets none."""
+
+
+class FineTuningConfig(Section):
+    """How a policy is fine-tuned, supervised or with rewards."""
+
+    statistics: str | None = None
+    """Key of the action statistics; may be left out where the checkpoint has one only."""
+    kind: str | None = None
+    """openvla or openvla_oft, for a published directory of the latter without `.pt` parts; else it tells itself."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights; `auto` keeps the checkpoint's. What is trained in bfloat16 has a float32 master."""
+    lora: LoraConfig = LoraConfig()
+    """Adapters in place of full fine-tuning."""
+    gradient_checkpointing: bool = False
+    """Compute transformer blocks again in the backward pass instead of keeping what is in them: less memory, more
+    time, the same gradients."""
+    options: dict[str, Any] = {}
+    """Settings that the checkpoint lacks or has otherwise, such as chunk, prompt_length, center_crop or head."""
+
+
+class PolicyConfig(FineTuningConfig):
     """Which policy is trained, and which of its parts."""
 
     checkpoint: str = "tabletop-base"
     """A Hugging Face directory, or the name of a checkpoint that ships with Treadle."""
-    statistics: str | None = None
-    """Key of the action statistics; may be left out where the checkpoint has one only."""
     freeze_vision: bool = True
     """Keep towers and projector as they are; their features are then computed once per decision and stored."""
     frozen_dimensions: tuple[Natural, ...] = ()
@@ -210,6 +237,8 @@ class TrainConfig(RunConfig):
 class TinyModelConfig(Section):
     """Sizes of a policy made from nothing; the class is that of the 7B checkpoints."""
 
+    kind: str = "openvla_oft"
+    """openvla_oft decodes the tokens of a chunk in parallel, openvla one after another."""
     width: Positive = 64
     """Width of the Llama decoder."""
     layers: Positive = 3
@@ -294,6 +323,8 @@ class SupervisedConfig(RunConfig):
     """Start from this checkpoint, without grounding; None makes a tiny policy from nothing."""
     dataset: Path | None = None
     """Demonstrations in the LeRobot format; None lets the simulator's scripted expert play them."""
+    policy: FineTuningConfig = FineTuningConfig()
+    """How that checkpoint is fine-tuned; a policy made from nothing is trained whole, in float32."""
     model: TinyModelConfig = TinyModelConfig()
     simulator: SimulatorConfig = SimulatorConfig()
     grounding: GroundingConfig = GroundingConfig()

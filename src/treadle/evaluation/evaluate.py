@@ -141,7 +141,11 @@ def manifest(checkpoint: Path, simulator: SimulatorConfig, evaluation: Evaluatio
     """What an evaluation's figures depend on."""
     return {
         "checkpoint": checkpoint.name,
-        "weights_sha256": {path.name: _sha256(path) for path in sorted(checkpoint.glob("*.safetensors"))},
+        "weights_sha256": {
+            path.relative_to(checkpoint).as_posix(): _sha256(path)
+            for path in sorted(checkpoint.rglob("*"))
+            if path.suffix in (".safetensors", ".pt")
+        },
         "simulator": simulator.model_dump(mode="json"),
         "evaluation": evaluation.model_dump(mode="json"),
         "split": "evaluation",

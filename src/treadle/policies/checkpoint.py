@@ -1,16 +1,21 @@
-"""Checkpoint directories in the published layout: strict to read, atomic to write."""
+"""Checkpoint directories in the published layout: strict and lean to read, atomic to write.
+
+Weights are mapped from their files, not read: a tensor that keeps its type and stays on the CPU is the file itself
+(private pages, copied where training writes), and any other is converted one by one.
+"""
 
 import json
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from treadle.errors import CheckpointError, OutputError
@@ -64,47 +69,72 @@ def read_norm_stats(directory: Path, config: Mapping[str, Any]) -> tuple[dict[st
     return config["norm_stats"], str(directory / CONFIG)
 
 
-def read_weights(directory: Path) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors`, or of the shards that the index names.
+def read_layout(directory: Path) -> dict[str, str]:
+    """The file of each tensor of the main weights: one file, or the shards that the index names.
 
     Raises CheckpointError for missing or corrupt files, and for an index that does not fit its shards.
     """
     index = directory / INDEX
     if not index.is_file():
-        return read_tensors(directory / WEIGHTS)
+        return dict.fromkeys(tensor_shapes(directory / WEIGHTS), WEIGHTS)
     content = read_json(index)
     if not isinstance(content.get("weight_map"), dict):
         raise CheckpointError(f"{index}: no weight_map")
     placed: dict[str, str] = content["weight_map"]
-    weights: dict[str, Tensor] = {}
     for name in sorted(set(placed.values())):
-        shard = read_tensors(directory / name)
+        found = tensor_shapes(directory / name)
         expected = {key for key, file in placed.items() if file == name}
-        if expected != shard.keys():
-            raise CheckpointError(f"{directory / name}: {_difference(expected, shard.keys())} by {INDEX}")
-        weights.update(shard)
+        if expected != found.keys():
+            raise CheckpointError(f"{directory / name}: {_difference(expected, found)} by {INDEX}")
+    return placed
+
+
+def read_weights(
+    directory: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """All tensors of the main weights, on `device`; `dtype` None keeps the stored types. Raises as `read_layout`."""
+    weights: dict[str, Tensor] = {}
+    for name in sorted(set(read_layout(directory).values())):
+        weights.update(read_tensors(directory / name, dtype, device))
     return weights
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Tensors of one safetensors file. Raises CheckpointError where it is missing or corrupt."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name).to(device, dtype) for name in file.keys()}  # noqa: SIM118
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type ("BF16", ...) of each tensor of a safetensors file, from its header alone."""
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+
+
+def _opened(path: Path) -> Any:
     if not path.is_file():
         raise missing(path)
     try:
-        return load_file(path)
+        return safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: corrupt or cut off ({path.stat().st_size} bytes): {error}") from error
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
-    """A published `.pt` state dict, with the `module.` that distributed training leaves in front of names taken off."""
+    """A published `.pt` state dict; nothing but tensors is unpickled. Names are as stored: distributed training leaves
+    `module.` in front of them.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # A file of torch's format of old would be read before its content is checked.
+        if not zipfile.is_zipfile(path):
+            raise CheckpointError(f"{path}: not readable as a torch state dict: not a zip file")
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path}: not readable as a torch state dict: {error}") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict of tensors alone")
+    return state
 
 
 def assign(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
@@ -112,15 +142,22 @@ def assign(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> No
 
     Raises CheckpointError naming the tensors that are missing, surplus or of another shape.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    if expected.keys() != tensors.keys():
-        raise CheckpointError(f"{source}: {_difference(expected.keys(), tensors.keys())}")
-    for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            raise CheckpointError(
-                f"{source}: {name} has shape {list(tensors[name].shape)}, the config asks {list(shape)}"
-            )
+    check_shapes(shapes(module.state_dict()), shapes(tensors), source)
     module.load_state_dict(dict(tensors), assign=True)
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: Path) -> None:
+    """Raises CheckpointError naming the tensors that are missing, surplus or of another than the expected shape."""
+    if expected.keys() != found.keys():
+        raise CheckpointError(f"{source}: {_difference(expected.keys(), found.keys())}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise CheckpointError(f"{source}: {name} has shape {list(found[name])}, the config asks {list(shape)}")
 
 
 def missing(path: Path) -> CheckpointError:
@@ -136,11 +173,16 @@ def write_directory(
     directory: Path,
     files: Mapping[str, bytes],
     tensors: Mapping[str, Mapping[str, Tensor]],
+    layout: Mapping[str, str] | None = None,
+    export: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
-    """Write `files` and safetensors files (`tensors`: file name to tensors) as `directory`, whole or not at all.
+    """Write `files` and files of `tensors` (file name to tensors) as `directory`, whole or not at all.
 
-    A directory that is there is replaced if it holds a checkpoint (a config.json) or nothing. Weights above 5 GB are
-    sharded. Raises OutputError where it holds something else, and on any failure to write.
+    A name that ends with `.pt` is written by `torch.save`, any other as safetensors, in shards of 5 GB. `layout` (name
+    to file) gives the main weights the shards they were read from, where it names the same tensors. `export` makes the
+    tensor that is written of a name and a tensor, one shard at a time. A directory that is there is replaced if it
+    holds a checkpoint (a config.json) or nothing. Raises OutputError where it holds something else, and on any failure
+    to write.
     """
     if directory.exists() and not (directory.is_dir() and _replaceable(directory)):
         raise OutputError(f"{directory}: taken by something that is not a checkpoint; choose another folder")
@@ -149,12 +191,17 @@ def write_directory(
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         for name, content in files.items():
-            (temporary / name).write_bytes(content)
+            _below(temporary, name).write_bytes(content)
         for name, state in tensors.items():
-            _write_tensors(temporary, name, state)
+            file = _below(temporary, name)
+            if name.endswith(".pt"):
+                _save_torch(_exported(state, export), file)
+            else:
+                kept = layout if layout and name == WEIGHTS and layout.keys() == state.keys() else None
+                _write_tensors(file, state, kept, export)
         # safetensors and mkdtemp make what only the owner may read.
-        for path in temporary.iterdir():
-            path.chmod(0o644)
+        for path in temporary.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         temporary.chmod(0o755)
         _replace(temporary, directory)
     except (OSError, SafetensorError) as error:
@@ -187,32 +234,55 @@ def _replace(temporary: Path, directory: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_tensors(folder: Path, name: str, state: Mapping[str, Tensor]) -> None:
-    shards = _shards(state)
+def _below(folder: Path, name: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    return path
+
+
+def _save_torch(state: dict[str, Tensor], file: Path) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        # How torch's zip writer reports a full disk.
+        raise OSError(str(error)) from error
+
+
+def _write_tensors(
+    file: Path,
+    state: Mapping[str, Tensor],
+    layout: Mapping[str, str] | None,
+    export: Callable[[str, Tensor], Tensor] | None,
+) -> None:
+    placed = _placed(state, file.name) if layout is None else layout
     metadata = {"format": "pt"}
-    if len(shards) == 1:
-        save_file(shards[0], folder / name, metadata)
-        return
-    stem = name.removesuffix(".safetensors")
-    placed: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata)
-        placed.update(dict.fromkeys(shard, file))
-    total = sum(tensor.nbytes for tensor in state.values())
-    (folder / f"{name}.index.json").write_bytes(dump_json({"metadata": {"total_size": total}, "weight_map": placed}))
+    for name in sorted(set(placed.values())):
+        shard = {key: tensor for key, tensor in state.items() if placed[key] == name}
+        save_file(_exported(shard, export), file.with_name(name), metadata)
+    if set(placed.values()) != {file.name}:
+        total = sum(tensor.nbytes for tensor in state.values())
+        content = {"metadata": {"total_size": total}, "weight_map": dict(placed)}
+        file.with_name(f"{file.name}.index.json").write_bytes(dump_json(content))
 
 
-def _shards(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in state.items():
+def _exported(state: Mapping[str, Tensor], export: Callable[[str, Tensor], Tensor] | None) -> dict[str, Tensor]:
+    exported = {name: export(name, tensor) if export else tensor for name, tensor in state.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in exported.items()}
+
+
+def _placed(state: Mapping[str, Tensor], name: str) -> dict[str, str]:
+    """The file of each tensor: `name`, or its shards where the whole is too large for one."""
+    number, size = 1, 0
+    numbers: dict[str, int] = {}
+    for key, tensor in state.items():
         if size and size + tensor.nbytes > SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor.detach().cpu().contiguous()
+            number, size = number + 1, 0
         size += tensor.nbytes
-    return shards
+        numbers[key] = number
+    if number == 1:
+        return dict.fromkeys(state, name)
+    stem = name.removesuffix(".safetensors")
+    return {key: f"{stem}-{place:05d}-of-{number:05d}.safetensors" for key, place in numbers.items()}
 
 
 def _difference(expected: Iterable[str], found: Iterable[str]) -> str:

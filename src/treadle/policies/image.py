@@ -1,6 +1,6 @@
-"""Frames to pixel values: resize, then one normalisation per vision tower.
+"""Frames to pixel values, as the official code prepares them: resize, crop, then one normalisation per vision tower.
 
-Shapes: B samples, H x W pixels.
+All of it runs in batches, where the frames are. Shapes: B samples, H x W pixels.
 """
 
 import json
@@ -12,22 +12,58 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from treadle.errors import CheckpointError
+from treadle.errors import CheckpointError, ConfigError
 
 PREPROCESSOR = "preprocessor_config.json"
 
 
-def resize(frames: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
+def check_frames(frames: NDArray[np.uint8]) -> None:
+    """Raises ConfigError for what is not uint8 [B, H, W, 3]."""
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ConfigError(
+            f"frames of a camera: {frames.dtype} {list(frames.shape)}; they must be uint8 [B, H, W, 3], red first"
+        )
+
+
+def resize(frames: Tensor | NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
     """Frames [B, H, W, 3] uint8 to [B, *size, 3] uint8 as Pillow's bicubic does, no crop, no letterbox."""
-    pixels = torch.tensor(frames)
+    pixels = frames if isinstance(frames, Tensor) else torch.tensor(frames)
     if pixels.shape[1:3] == size:
         return pixels
     values = pixels.double()
     if pixels.shape[2] != size[1]:
-        values = _levels(torch.einsum("ow,bhwc->bhoc", _weights(pixels.shape[2], size[1]), values))
+        weights = _weights(pixels.shape[2], size[1]).to(pixels.device)
+        values = _levels(torch.einsum("ow,bhwc->bhoc", weights, values))
     if pixels.shape[1] != size[0]:
-        values = _levels(torch.einsum("oh,bhwc->bowc", _weights(pixels.shape[1], size[0]), values))
+        weights = _weights(pixels.shape[1], size[0]).to(pixels.device)
+        values = _levels(torch.einsum("oh,bhwc->bowc", weights, values))
     return values.to(torch.uint8)
+
+
+def crop_centre(pixels: Tensor, share: float) -> Tensor:
+    """Frames [B, H, W, 3] uint8: the middle `share` of their area, stretched to the whole by bilinear interpolation.
+
+    Each side keeps the square root of the share, as in the evaluation of OpenVLA-OFT, whose roundings are followed.
+    """
+    if share == 1:
+        return pixels
+    (top, bottom, down), (left, right, across) = (_between(n, share, pixels.device) for n in pixels.shape[1:3])
+    unit = pixels.float() * (1 / 255)
+    down, across = down[:, None, None], across[:, None]
+    upper, lower = unit[:, top], unit[:, bottom]
+    upper = upper[:, :, left] + (upper[:, :, right] - upper[:, :, left]) * across
+    lower = lower[:, :, left] + (lower[:, :, right] - lower[:, :, left]) * across
+    return ((upper + (lower - upper) * down).clamp(0, 1) * 255.5).to(torch.uint8)
+
+
+def _between(size: int, share: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each of `size` samples along a cropped side: the pixel before, the pixel after, and the way between them."""
+    kept = torch.tensor(share).sqrt()
+    first = (1 - kept) / 2
+    step = (first + kept - first) * (size - 1) / (size - 1)
+    place = first * (size - 1) + torch.arange(size) * step
+    before = place.floor()
+    return before.long().to(device), place.ceil().long().to(device), (place - before).to(device)
 
 
 def _levels(values: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""A lean bidirectional pass through transformers' Llama layers.
+"""A lean pass through transformers' Llama layers, bidirectional or causal with a key-value cache.
 
 The weights stay in `LlamaForCausalLM`; only the walk through a layer is ours. Against the stock forward it saves the
 mask and rotary work per layer, and runs queries and the MLP of the last layer only where its output is read.
 
-Shapes: B samples, N tokens, K tokens read, W width, D head width.
+Shapes: B samples, N tokens, K tokens read, S tokens at the end that see the mask, W width, H heads, D head width.
 """
 
 from dataclasses import dataclass
@@ -12,14 +12,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaRMSNorm
 
 FUSED_SIZE = 2**18
 """Parameters of a layer up to which it is joined with its neighbours."""
 
 
+class Cache:
+    """Keys and values of the columns so far, in memory of its final size."""
+
+    def __init__(self, model: LlamaForCausalLM, batch: int, columns: int, like: Tensor) -> None:
+        """Room for `columns`; `like` gives device and dtype."""
+        config: Any = model.config
+        attention: Any = model.model.layers[0].self_attn
+        heads = (config.num_key_value_heads, columns, attention.head_dim)
+        self._entries = like.new_empty((config.num_hidden_layers, 2, batch, *heads))
+        self.used = 0
+        """Columns that every layer has; the caller moves it on after a pass."""
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values [B, H, n, D] behind those there are; returns all [B, H, used + n, D] of the layer."""
+        end = self.used + keys.shape[2]
+        entry = self._entries[layer, :, :, :, :end]
+        entry[0, :, :, self.used :] = keys
+        entry[1, :, :, self.used :] = values
+        return entry[0], entry[1]
+
+
 @dataclass(frozen=True, slots=True)
-class Bidirectional:
+class Context:
     """What every layer of one pass needs."""
 
     cos: Tensor
@@ -27,23 +49,37 @@ class Bidirectional:
     sin: Tensor
     """[1 or B, N, 1, D], its first half negated."""
     mask: Tensor | None
-    """[B, 1, 1, N] bool, False on padding; None where there is none."""
+    """[1 or B, 1, S, keys] bool, what the last S columns attend to (all columns, if S is 1 and there is no causality);
+    None for everything.
+    """
+    causal: bool = False
+    """Columns before the last S attend to themselves and what is before them, and need no mask."""
+    cache: Cache | None = None
+    """Where keys and values are kept."""
 
 
-class BidirectionalLayer(LlamaDecoderLayer):
-    """A Llama layer that also runs without causality. Called without `context` it is the stock layer."""
+class LeanLayer(LlamaDecoderLayer):
+    """A Llama layer with a lean walk. Called without `context` it is the stock layer."""
+
+    recompute = False
+    """Compute the layer again in the backward pass instead of keeping what is in it (gradient checkpointing)."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         hidden_states: Tensor,
         *args: Any,
-        context: Bidirectional | None = None,
+        context: Context | None = None,
         read: slice | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Hidden states [B, N, W] to [B, N, W], or to [B, K, W] at the columns `read`."""
         if context is None:
             return super().forward(hidden_states, *args, **kwargs)
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._lean, hidden_states, context, read, use_reentrant=False, preserve_rng_state=False)
+        return self._lean(hidden_states, context, read)
+
+    def _lean(self, hidden_states: Tensor, context: Context, read: slice | None) -> Tensor:
         normed = rms_norm(self.input_layernorm, hidden_states)
         residual = hidden_states if read is None else hidden_states[:, read]
         hidden_states = residual + self._attend(normed, context, read)
@@ -51,7 +87,7 @@ class BidirectionalLayer(LlamaDecoderLayer):
         gate, up = project(normed, self.mlp.gate_proj, self.mlp.up_proj)
         return hidden_states + self.mlp.down_proj(F.silu(gate) * up)
 
-    def _attend(self, x: Tensor, context: Bidirectional, read: slice | None) -> Tensor:
+    def _attend(self, x: Tensor, context: Context, read: slice | None) -> Tensor:
         attention = self.self_attn
         cos, sin = context.cos, context.sin
         if read is None:
@@ -62,37 +98,97 @@ class BidirectionalLayer(LlamaDecoderLayer):
             k, v = project(x, attention.k_proj, attention.v_proj)
             query_cos, query_sin = cos[:, read], sin[:, read]
         heads = (-1, attention.head_dim)
-        out = F.scaled_dot_product_attention(
-            rotate(q.unflatten(-1, heads), query_cos, query_sin).transpose(1, 2),
-            rotate(k.unflatten(-1, heads), cos, sin).transpose(1, 2),
-            v.unflatten(-1, heads).transpose(1, 2),
-            attn_mask=context.mask,
-            scale=attention.scaling,
-            enable_gqa=attention.num_key_value_groups > 1,
-        )
+        queries = rotate(q.unflatten(-1, heads), query_cos, query_sin).transpose(1, 2)
+        keys = rotate(k.unflatten(-1, heads), cos, sin).transpose(1, 2)
+        values = v.unflatten(-1, heads).transpose(1, 2)
+        if context.cache is not None:
+            keys, values = context.cache.extend(attention.layer_idx, keys, values)
+        shared = {"scale": attention.scaling, "enable_gqa": attention.num_key_value_groups > 1}
+        out = attend(queries, keys, values, context, shared)
         return attention.o_proj(out.transpose(1, 2).flatten(2))
 
 
-def make_bidirectional(model: LlamaForCausalLM) -> None:
-    """Give the layers of `model` their bidirectional mode, in place; parameters and their names stay."""
+def attend(queries: Tensor, keys: Tensor, values: Tensor, context: Context, settings: dict[str, Any]) -> Tensor:
+    """Attention [B, H, Q, D] of queries [B, H, Q, D], the last Q columns, to keys and values [B, H, N, D]."""
+    mask = context.mask
+    if not context.causal:
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, **settings)
+    tail = 1 if mask is None else mask.shape[2]
+    out = F.scaled_dot_product_attention(queries[:, :, -tail:], keys, values, attn_mask=mask, **settings)
+    if queries.shape[2] > tail:
+        # Without a mask tensor the kernel skips what is masked, and real columns here have no padding before them.
+        head = (queries[:, :, :-tail], keys[:, :, :-tail], values[:, :, :-tail])
+        out = torch.cat([F.scaled_dot_product_attention(*head, is_causal=True, **settings), out], dim=2)
+    return out
+
+
+def make_lean(model: LlamaForCausalLM) -> None:
+    """Give the layers of `model` their lean mode, in place; parameters and their names stay."""
     for layer in model.model.layers:
-        layer.__class__ = BidirectionalLayer
+        layer.__class__ = LeanLayer
 
 
-def bidirectional(
-    model: LlamaForCausalLM, embeddings: Tensor, positions: Tensor, mask: Tensor | None, read: slice
-) -> Tensor:
-    """Last hidden states [B, K, W], after the final norm, at the columns `read`.
-
-    `embeddings` [B, N, W]; `positions` [1 or B, N] rotary positions; `mask` [B, N] bool, False on padding, or None.
-    """
-    cos, sin = rotary(model, positions, embeddings.dtype)
-    context = Bidirectional(cos, sin, None if mask is None else mask[:, None, None, :])
+def walk(model: LlamaForCausalLM, embeddings: Tensor, context: Context, read: slice) -> Tensor:
+    """Last hidden states [B, K, W], after the final norm, at the columns `read` of `embeddings` [B, N, W]."""
     *before, last = model.model.layers
     hidden = embeddings
     for layer in before:
         hidden = layer(hidden, context=context)
     return rms_norm(model.model.norm, last(hidden, context=context, read=read))
+
+
+def bidirectional(
+    model: LlamaForCausalLM, embeddings: Tensor, positions: Tensor, valid: Tensor | None, read: slice
+) -> Tensor:
+    """Last hidden states [B, K, W] at the columns `read`, where every token attends to every token.
+
+    `embeddings` [B, N, W]; `positions` [1 or B, N] rotary positions; `valid` [B, N] bool, False on padding, or None.
+    """
+    cos, sin = rotary(model, positions, embeddings.dtype)
+    mask = None if valid is None else valid[:, None, None, :]
+    return walk(model, embeddings, Context(cos, sin, mask), read)
+
+
+def causal(model: LlamaForCausalLM, embeddings: Tensor, positions: Tensor, valid: Tensor | None, count: int) -> Tensor:
+    """Last hidden states [B, count, W] of the last `count` columns, where a token attends to those before it.
+
+    As `bidirectional`; padding may only stand directly before the last `count` columns.
+    """
+    columns = embeddings.shape[1]
+    index = torch.arange(columns, device=embeddings.device)
+    mask = (index <= index[-count:, None])[None, None]
+    if valid is not None:
+        mask = mask & valid[:, None, None, :]
+    cos, sin = rotary(model, positions, embeddings.dtype)
+    read = slice(columns - count, columns)
+    return walk(model, embeddings, Context(cos, sin, mask, causal=True), read)
+
+
+class Decoder:
+    """Causal decoding with a static cache: the prefix at once, then `step` token by token, no gradient."""
+
+    def __init__(self, model: LlamaForCausalLM, embeddings: Tensor, positions: Tensor, valid: Tensor | None) -> None:
+        """`embeddings` [B, N, W] of the prefix; `positions` [1 or B, N + steps], `valid` [B, N + steps] or None."""
+        self._model = model
+        self._valid = None if valid is None else valid[:, None, None, :]
+        self._cos, self._sin = rotary(model, positions, embeddings.dtype)
+        self._cache = Cache(model, len(embeddings), positions.shape[1], embeddings)
+        self.hidden = self._advance(embeddings)
+        """Last hidden states [B, 1, W] of the column that was read last."""
+
+    def step(self, embeddings: Tensor) -> Tensor:
+        """Read one more token [B, 1, W]; returns `hidden`."""
+        self.hidden = self._advance(embeddings)
+        return self.hidden
+
+    def _advance(self, embeddings: Tensor) -> Tensor:
+        start, count = self._cache.used, embeddings.shape[1]
+        columns = slice(start, start + count)
+        mask = None if self._valid is None else self._valid[..., : start + count]
+        context = Context(self._cos[:, columns], self._sin[:, columns], mask, causal=True, cache=self._cache)
+        hidden = walk(self._model, embeddings, context, slice(count - 1, count))
+        self._cache.used += count
+        return hidden
 
 
 def project(x: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:

@@ -36,6 +36,8 @@ class PromptTokenizer:
         self.end_id = end_id
         self.pad_id = pad_id
         self.length = length
+        self.size = tokenizer.get_vocab_size(with_added_tokens=True)
+        """Tokens, those that were added to the vocabulary included."""
         self._tokenizer = tokenizer
         self._rows: dict[str, Tensor] = {}
 

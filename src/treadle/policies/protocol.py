@@ -3,7 +3,7 @@
 Shapes: B samples, C actions of a chunk, A action dimensions, K = C * A action tokens, V values per forward (1 or C).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -83,7 +83,7 @@ class Decision:
     actions: Tensor
     """[B, C, A] float32, un-normalised, in the policy's convention."""
     tokens: Tensor
-    """[B, K] absolute vocabulary ids."""
+    """[B, K] absolute vocabulary ids, int64; of a policy that regresses actions the normalised actions, float32."""
     log_probs: Tensor
     """[B, K] float32, under the distribution that was sampled."""
     values: Tensor | None
@@ -158,8 +158,9 @@ class Policy(Protocol):
         ...
 
     def supervised_loss(self, inputs: Inputs, tokens: Tensor, label_width: float = 0.0) -> Tensor:
-        """Cross-entropy of the action tokens [B, K], a scalar. `label_width` spreads each label over neighbouring bins,
-        by a Gaussian of that standard deviation.
+        """Cross-entropy of the action tokens [B, K], a scalar (of regressed actions their error).
+
+        `label_width` spreads each label over neighbouring bins, by a Gaussian of that standard deviation.
         """
         ...
 
@@ -167,8 +168,23 @@ class Policy(Protocol):
         """Un-normalised actions [B, C, A] to the nearest tokens [B, K]."""
         ...
 
-    def save(self, directory: Path) -> None:
-        """Write a Hugging Face directory in the published layout."""
+    def add_lora(
+        self, rank: int, alpha: float | None = None, targets: Sequence[str] = (), vision: bool = False
+    ) -> None:
+        """Put low-rank adapters on layers: from here on `freeze` gives those in place of the layers' own weights.
+
+        `alpha` None is the rank; no `targets` are the published ones; `vision` includes towers and vision projector.
+        """
+        ...
+
+    def recompute(self, enabled: bool = True) -> None:
+        """Gradient checkpointing: less memory in training, more time, the same gradients."""
+        ...
+
+    def save(self, directory: Path, *, merge: bool = True) -> None:
+        """Write a Hugging Face directory in the published layout, adapters merged; or, without `merge`, adapters alone
+        beside the path of their base.
+        """
         ...
 
     def train(self, mode: bool = True) -> Self:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from treadle.errors import CheckpointError
 
@@ -20,6 +21,8 @@ class Tower(nn.Module):
     """D."""
     patches: int
     """S."""
+    recompute = False
+    """Compute blocks again in the backward pass instead of keeping what is in them (gradient checkpointing)."""
 
     def unused(self) -> list[nn.Parameter]:
         """Parameters that are stored but take no part in the output, hence get no gradient."""
@@ -92,7 +95,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, S, D] to [B, S, D]."""
-        x = x + self.ls1(self.attn(self.norm1(x)))
+        return self.feed(self.attend(x))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """The first half: attention."""
+        return x + self.ls1(self.attn(self.norm1(x)))
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The second half: the MLP."""
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
@@ -141,13 +151,16 @@ class ViT(Tower):
         if attention_pool:
             self.attn_pool = AttentionPool(embed_dim, mlp_dim)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixel values [B, 3, H, W] to features [B, S, D]."""
+    def forward(self, pixels: Tensor, *language: Tensor) -> Tensor:
+        """Pixel values [B, 3, H, W] to features [B, S, D]; `language` is what FiLM blocks take besides."""
         x = self.patch_embed(pixels) + self.pos_embed
         prefix = [p.expand(len(x), -1, -1) for n, p in self.named_parameters(recurse=False) if n in _PREFIX]
         x = torch.cat([*prefix, x], dim=1)
         for block in self.blocks[:-1]:
-            x = block(x)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, *language, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, *language)
         return x[:, self.prefix :]
 
     def unused(self) -> list[nn.Parameter]:

@@ -32,7 +32,7 @@ def save_checkpoint(directory: Path, iteration: int, policy: Policy, state: dict
         for left in directory.glob(f"{UNFINISHED}*"):
             shutil.rmtree(left)
         temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=directory))
-        policy.save(temporary / "policy")
+        policy.save(temporary / "policy", merge=False)
         torch.save({"iteration": iteration, **state}, temporary / TRAINER)
         temporary.chmod(0o755)
         if target.exists():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from treadle.policies.openvla_oft.model import OpenVLAOFT
+from treadle.policies.prismatic import PrismaticPolicy
 from treadle.policies.protocol import Inputs
 from treadle.simulators.protocol import Scenes
 
@@ -57,7 +57,7 @@ def cosine(step: int, steps: int, warmup: int = 50) -> float:
 
 
 def pretrain_towers(
-    policy: OpenVLAOFT,
+    policy: PrismaticPolicy,
     scenes: Scenes,
     steps: int,
     batch: int,
@@ -94,10 +94,11 @@ class Grounding:
     The towers stand still from here on, so the scenes' features are computed once.
     """
 
-    def __init__(self, policy: OpenVLAOFT, scenes: Scenes, rng: np.random.Generator, batch: int = 512) -> None:
+    def __init__(self, policy: PrismaticPolicy, scenes: Scenes, rng: np.random.Generator, batch: int = 512) -> None:
         self._policy = policy
         self._scenes = scenes
         self._rng = rng
+        self._generator = torch.Generator().manual_seed(0)
         self.head = GroundingHead(nn.Linear(policy.config.width, 6).to(policy.device))
         parts = []
         for start in range(0, len(scenes.frames), batch):
@@ -114,11 +115,14 @@ class Grounding:
         ids, mask = self._policy.prompts.encode(instructions)
         inputs = replace(inputs, input_ids=ids.to(self._policy.device), attention_mask=mask.to(self._policy.device))
         wanted = torch.from_numpy(self._scenes.positions[rows[:, None], named]).to(self._policy.device)
-        return self.head.loss(self._policy.hidden_states(inputs), wanted)
+        # Random actions, for a policy that reads its own: whatever it did, it shall know where things are.
+        codec, count = self._policy.codec, self._policy.config.tokens
+        tokens = torch.randint(codec.first_id, codec.vocabulary, (batch, count), generator=self._generator)
+        return self.head.loss(self._policy.hidden_states(inputs, tokens.to(self._policy.device)), wanted)
 
 
 def pretrain_jointly(
-    policy: OpenVLAOFT,
+    policy: PrismaticPolicy,
     grounding: Grounding,
     steps: int,
     batch: int,

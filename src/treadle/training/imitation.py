@@ -14,6 +14,7 @@ from treadle.data.demonstrations import Demonstrations, action_statistics
 from treadle.policies.protocol import Inputs, Policy
 from treadle.training.demonstrations import cut_chunks
 from treadle.training.grounding import Grounding, cosine
+from treadle.training.optimizer import MasterAdamW
 
 
 def imitate(
@@ -33,7 +34,7 @@ def imitate(
     tokens = policy.tokenize_actions(torch.from_numpy(chunks))
     inputs = _prepare(policy, demonstrations, config.freeze_vision)
     parameters += list(grounding.head.layer.parameters()) if grounding else []
-    optimizer = torch.optim.AdamW(
+    optimizer = MasterAdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
     )
     generator = torch.Generator().manual_seed(seed)

@@ -16,6 +16,7 @@ from treadle.policies.protocol import Policy
 from treadle.rollout.collector import Stopwatch
 from treadle.training.critic_fit import CriticFit
 from treadle.training.health import check_finite, check_gradients, check_rollouts
+from treadle.training.optimizer import MasterAdamW
 from treadle.training.passes import Anchors, Passed, PolicyPasses
 from treadle.training.samples import Samples, estimate_advantages, find_estimator, measure_shares
 from treadle.training.schedule import draw_minibatches, learning_rate_share
@@ -58,7 +59,7 @@ class Learner:
         self._dimension_mask = _trained_dimensions(config.policy.frozen_dimensions, policy.action_dim)
         self._critic_fit = CriticFit(critic, config, device)
         self._passes = PolicyPasses(policy, self._critic_fit, config, self._dimension_mask, device)
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = MasterAdamW(
             [
                 {"params": self._policy_parameters, "lr": config.optimizer.learning_rate},
                 {"params": self._critic_parameters, "lr": config.critic.learning_rate},

@@ -33,6 +33,7 @@ from treadle.rollout.lanes import Lanes, check_dimensions
 from treadle.simulators.build import build_simulator
 from treadle.training.averaging import WeightAverage
 from treadle.training.checkpoints import list_checkpoints, load_trainer, save_checkpoint
+from treadle.training.finetuning import load_trainable
 from treadle.training.health import alarms
 from treadle.training.learner import Learner
 
@@ -88,7 +89,7 @@ class Run:
         state = load_trainer(checkpoints[-1]) if checkpoints else None
         torch.manual_seed(config.seed)
         start = checkpoints[-1] / "policy" if checkpoints else base
-        policy = load_policy(start, device=str(device), statistics=config.policy.statistics)
+        policy = load_trainable(start, config.policy, device, freeze_vision=config.policy.freeze_vision)
         with ExitStack() as opened:
             lanes = opened.enter_context(open_lanes(config, policy))
             # Only now, so that a checkpoint or simulator that cannot be used leaves nothing behind.
@@ -270,7 +271,15 @@ def load_reference(config: TrainConfig, base: Path, device: torch.device) -> Pol
     """The frozen policy that the run began with, where the loss keeps near it."""
     if not config.algorithm.reference.coefficient:
         return None
-    return load_policy(base, device=str(device), statistics=config.policy.statistics).eval()
+    settings = config.policy
+    return load_policy(
+        base,
+        device=str(device),
+        dtype=settings.dtype,
+        statistics=settings.statistics,
+        kind=settings.kind,
+        **settings.options,
+    ).eval()
 
 
 def open_lanes(config: TrainConfig, policy: Policy) -> Lanes:

@@ -17,8 +17,8 @@ from treadle.devices import choose_device, use_threads
 from treadle.errors import ConfigError
 from treadle.evaluation.evaluate import evaluate_policy, manifest
 from treadle.files import to_json, write_atomically
-from treadle.policies import load_policy
-from treadle.policies.openvla_oft import OpenVLAOFT, create, tiny_config
+from treadle.policies.load import policy_module
+from treadle.policies.prismatic import PrismaticPolicy
 from treadle.policies.prompt import build_tokenizer
 from treadle.reporting.console import RunConsole
 from treadle.reporting.machine import write_machine
@@ -26,6 +26,7 @@ from treadle.reporting.metrics import METRICS_FILE, MetricsWriter
 from treadle.simulators.build import build_simulator
 from treadle.simulators.protocol import Simulator, TeachingSimulator
 from treadle.training.demonstrations import record_demonstrations
+from treadle.training.finetuning import load_trainable
 from treadle.training.grounding import Grounding, pretrain_jointly, pretrain_towers
 from treadle.training.imitation import dataset_statistics, imitate
 
@@ -60,7 +61,7 @@ def train_supervised(config: SupervisedConfig) -> Path:
                 policy = make_tiny_policy(config, teacher, demonstrations).to(device)
                 grounding = _ground(policy, teacher, config, stages)
             else:
-                policy = load_policy(start, device=str(device))
+                policy = load_trainable(start, config.policy, device, freeze_vision=config.imitation.freeze_vision)
             console.stage("imitating")
             imitate(
                 policy,
@@ -85,11 +86,12 @@ def train_supervised(config: SupervisedConfig) -> Path:
 
 def make_tiny_policy(
     config: SupervisedConfig, simulator: TeachingSimulator, demonstrations: Demonstrations
-) -> OpenVLAOFT:
+) -> PrismaticPolicy:
     """A policy from nothing, with a tokenizer of the simulator's words and the statistics of the demonstrations."""
     spec, model = simulator.spec, config.model
+    module = policy_module(model.kind)
     with tempfile.TemporaryDirectory() as folder:
-        sizes = tiny_config(
+        sizes = module.tiny_config(
             vocabulary=build_tokenizer(simulator.vocabulary(), Path(folder)),
             width=model.width,
             layers=model.layers,
@@ -101,7 +103,7 @@ def make_tiny_policy(
             proprioception_dim=spec.proprioception_dim,
             tower_widths=model.tower_widths,
         )
-        return create(sizes, {spec.name: dataset_statistics(demonstrations)}, Path(folder), seed=config.seed)
+        return module.create(sizes, {spec.name: dataset_statistics(demonstrations)}, Path(folder), seed=config.seed)
 
 
 class _Stages:
@@ -162,7 +164,9 @@ def _record(simulator: TeachingSimulator, config: SupervisedConfig, run: Path, c
     return directory
 
 
-def _ground(policy: OpenVLAOFT, simulator: TeachingSimulator, config: SupervisedConfig, stages: _Stages) -> Grounding:
+def _ground(
+    policy: PrismaticPolicy, simulator: TeachingSimulator, config: SupervisedConfig, stages: _Stages
+) -> Grounding:
     settings = config.grounding
     stages.console.stage("rendering scenes")
     scenes = simulator.scenes(settings.scenes, settings.seed)

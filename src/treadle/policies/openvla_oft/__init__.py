@@ -1,7 +1,19 @@
 """OpenVLA-OFT: a policy that decodes a chunk of action tokens in parallel."""
 
-from treadle.policies.openvla_oft.config import OpenVLAOFTConfig, tiny_config
-from treadle.policies.openvla_oft.load import create, load
+from treadle.policies.openvla_oft.config import OpenVLAOFTConfig, sized_config, tiny_config
+from treadle.policies.openvla_oft.load import create, load, recognizes, skeleton
 from treadle.policies.openvla_oft.model import OpenVLAOFT
 
-__all__ = ["OpenVLAOFT", "OpenVLAOFTConfig", "create", "load", "tiny_config"]
+POLICY = OpenVLAOFT
+
+__all__ = [
+    "POLICY",
+    "OpenVLAOFT",
+    "OpenVLAOFTConfig",
+    "create",
+    "load",
+    "recognizes",
+    "sized_config",
+    "skeleton",
+    "tiny_config",
+]

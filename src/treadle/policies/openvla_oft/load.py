@@ -5,18 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from treadle.errors import CheckpointError
-from treadle.policies import checkpoint
-from treadle.policies.image import PREPROCESSOR, make_preprocessor
+from treadle.policies import prismatic_load
+from treadle.policies.film import film_rank
 from treadle.policies.openvla_oft.config import OpenVLAOFTConfig, from_json
-from treadle.policies.openvla_oft.model import OWN_FILES, OpenVLAOFT
-from treadle.policies.prompt import TOKENIZER
-from treadle.policies.statistics import select_key
+from treadle.policies.openvla_oft.model import OpenVLAOFT
+from treadle.policies.parts import PUBLISHED, find_part, read_part
+from treadle.policies.prismatic_config import override
+from treadle.policies.prismatic_load import Directory
 
-PUBLISHED_PROPRIO = "proprio_projector--*.pt"
+
+def recognizes(directory: Path, config: dict[str, Any]) -> bool:
+    """Published parts of OpenVLA-OFT lie there, or it is an own directory that names no other policy.
+
+    A policy with discrete actions alone has no such parts.
+    """
+    return "treadle" in config or any(any(directory.glob(pattern)) for pattern in PUBLISHED.values())
 
 
 def create(
@@ -27,15 +32,26 @@ def create(
     statistics: str | None = None,
     seed: int = 0,
 ) -> OpenVLAOFT:
-    """A policy with random weights. `tokenizer`: a directory that `build_tokenizer` wrote."""
-    files = checkpoint.read_carried(tokenizer)
-    if TOKENIZER not in files:
-        raise checkpoint.missing(tokenizer / TOKENIZER)
-    files.setdefault(PREPROCESSOR, make_preprocessor(config.image_size, len(config.towers)))
-    key = select_key(norm_stats, statistics, "norm_stats")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return OpenVLAOFT(config, norm_stats, key, files)
+    """See `prismatic_load.create`."""
+    return prismatic_load.create(OpenVLAOFT, config, norm_stats, tokenizer, statistics=statistics, seed=seed)
+
+
+def skeleton(directory: Path, statistics: str | None = None, **overrides: Any) -> tuple[OpenVLAOFT, Directory]:
+    """The policy of a directory without its weights, and what was read. `overrides` are fields of the config."""
+    found = prismatic_load.read_directory(directory, statistics)
+    config = from_json(found.config, found.action_dim)
+    parts: dict[str, Any] = {}
+    if not config.proprioception_dim:
+        parts["proprioception_dim"] = prismatic_load.published_proprioception(found.path)
+    head = find_part(found.path, "action_head")
+    if head is not None and "head" not in found.config.get("treadle", {}):
+        parts["head"] = "laplace"
+    if find_part(found.path, "vision_backbone") is not None:
+        parts |= {"film": True, "film_rank": film_rank(read_part(found.path, "vision_backbone")[0])}
+    config = override(replace(config, **parts), overrides)
+    if config.head != "tokens" and head is None:
+        raise CheckpointError(f"{found.path}: head {config.head!r} needs an action_head file, and there is none")
+    return prismatic_load.skeleton(OpenVLAOFT, config, found), found
 
 
 def load(
@@ -44,63 +60,13 @@ def load(
     device: torch.device,
     dtype: torch.dtype | None,
     statistics: str | None = None,
+    merge: bool = True,
     **overrides: Any,
 ) -> OpenVLAOFT:
     """Read a published or own directory. `dtype` None keeps the stored one; `overrides` are fields of the config.
 
-    A proprioception projector is used where there is one: `proprio_projector.safetensors` (own) or
-    `proprio_projector--*.pt` (published); `proprioception_dim=0` leaves it out. L1 action heads are left aside.
+    What lies in files of its own is used where there is such a file: a proprioception projector
+    (`proprioception_dim=0` leaves it out), an L1 action head (`head="tokens"` leaves it out), towers with FiLM.
     Raises CheckpointError.
     """
-    raw = checkpoint.read_json(directory / checkpoint.CONFIG)
-    norm_stats, source = checkpoint.read_norm_stats(directory, raw)
-    key = select_key(norm_stats, statistics, source)
-    action = norm_stats[key].get("action", {})
-    if not action.get("q99") and not action.get("max"):
-        raise CheckpointError(f"{source}: {key} has no action statistics")
-    config = from_json(raw, len(action.get("q99") or action["max"]))
-    adapted = sorted(path.name for path in directory.glob("vision_backbone--*"))
-    if adapted:
-        raise CheckpointError(f"{directory / adapted[0]}: a vision backbone with FiLM is not supported")
-    if not config.proprioception_dim:
-        config = replace(config, proprioception_dim=_published_proprioception(directory))
-    config = replace(config, **overrides)
-    files = checkpoint.read_carried(directory)
-    if TOKENIZER not in files:
-        raise checkpoint.missing(directory / TOKENIZER)
-    policy = OpenVLAOFT(config, norm_stats, key, files, allocate=False)
-    main = nn.Module()
-    for name, module in policy.named_children():
-        if name in OWN_FILES:
-            checkpoint.assign(module, *_read_part(directory, name))
-        else:
-            main.add_module(name, module)
-    checkpoint.assign(main, checkpoint.read_weights(directory), directory)
-    # Its buffer is computed, not stored.
-    policy.language_model.model.rotary_emb = LlamaRotaryEmbedding(policy.language_model.config)
-    for name, module in policy.named_children():
-        module.to(device=device, dtype=torch.float32 if name == "value_head" else dtype)
-    return policy
-
-
-def _published_proprioception(directory: Path) -> int:
-    """P of a published projector, 0 where there is none."""
-    return 0 if not any(directory.glob(PUBLISHED_PROPRIO)) else _read_published(directory)[0]["fc1.weight"].shape[1]
-
-
-def _read_part(directory: Path, name: str) -> tuple[dict[str, Tensor], Path]:
-    """Tensors of a part that is kept out of the main weights, and the file they are from."""
-    own = directory / OWN_FILES[name]
-    if name == "proprio_projector" and not own.is_file() and any(directory.glob(PUBLISHED_PROPRIO)):
-        return _read_published(directory)
-    return checkpoint.read_tensors(own), own
-
-
-def _read_published(directory: Path) -> tuple[dict[str, Tensor], Path]:
-    paths = sorted(directory.glob(PUBLISHED_PROPRIO))
-    if len(paths) > 1:
-        raise CheckpointError(f"{directory}: {len(paths)} proprio projectors ({paths[0].name}, ...); leave one")
-    state = checkpoint.read_torch(paths[0])
-    if "fc1.weight" not in state or state["fc1.weight"].ndim != 2:
-        raise CheckpointError(f"{paths[0]}: no matrix fc1.weight; it has: {', '.join(sorted(state))}")
-    return state, paths[0]
+    return prismatic_load.fill(*skeleton(directory, statistics, **overrides), device, dtype, merge)

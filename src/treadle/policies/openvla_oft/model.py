@@ -1,274 +1,167 @@
-"""OpenVLA-OFT: parallel decoding of a chunk of discrete actions, arXiv:2502.19645.
+"""OpenVLA-OFT: parallel decoding of a chunk of actions, arXiv:2502.19645.
 
-Shapes: B samples, C actions of a chunk, A action dimensions, K = C * A tokens, L prompt tokens, S patches of all
-cameras, W width, R = 256 action rows, V values.
+Shapes: B samples, K entries of a chunk (tokens, or regressed values), N columns of the prefix, W width.
 """
 
-from contextlib import nullcontext
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from treadle.errors import ConfigError
-from treadle.policies import checkpoint
 from treadle.policies import sampling as distribution
-from treadle.policies.action_codec import ActionCodec, soft_labels
-from treadle.policies.image import pixel_values, read_normalization, resize
-from treadle.policies.llama import bidirectional, make_bidirectional
-from treadle.policies.openvla_oft.config import TOWER_NAMES, OpenVLAOFTConfig, to_json
-from treadle.policies.projector import ProprioProjector, VisionProjector
-from treadle.policies.prompt import PromptTokenizer, read_tokenizer
+from treadle.policies.film import add_film, mean_language, read_film, without_film, write_film
+from treadle.policies.llama import bidirectional
+from treadle.policies.openvla_oft import regression
+from treadle.policies.openvla_oft.config import OpenVLAOFTConfig
+from treadle.policies.openvla_oft.regression import ActionScale, RegressionHead
+from treadle.policies.parts import PartFile, read_part
+from treadle.policies.prismatic import PrismaticPolicy
+from treadle.policies.prismatic_config import PrismaticConfig
 from treadle.policies.protocol import Decision, Evaluation, Inputs, Sampling
-from treadle.policies.statistics import read_range
-from treadle.policies.value_head import ValueHead
-from treadle.policies.vision import build_tower
+from treadle.policies.vision import ViT
 
-OWN_FILES = {"proprio_projector": "proprio_projector.safetensors", "value_head": "value_head.safetensors"}
-"""Parts that published checkpoints keep out of their main weights."""
+TOWERS = "vision_backbone."
+FILM_FILE = PartFile("vision_backbone--latest_checkpoint.pt")
+"""Where towers with FiLM go that were in no file, under a name that the official code finds."""
 
 
-class OpenVLAOFT(nn.Module):
-    """An OpenVLA-OFT policy; implements `treadle.policies.protocol.Policy`. Tiny and 7B are configs of this class."""
+class OpenVLAOFT(PrismaticPolicy):
+    """An OpenVLA-OFT policy; implements `treadle.policies.protocol.Policy`. Tiny and 7B are configs of this class.
 
-    def __init__(
-        self,
-        config: OpenVLAOFTConfig,
-        norm_stats: dict[str, Any],
-        statistics: str,
-        files: dict[str, bytes],
-        allocate: bool = True,
-    ) -> None:
-        """`norm_stats` of all data sets; `statistics`: the key that scales actions; `files`: tokenizer, preprocessor.
+    With an L1 regression head the "tokens" of a decision are its normalised actions, float32, and log-probs are
+    log-densities.
+    """
 
-        Without `allocate` the parameters are on the meta device, for tensors of a checkpoint to take their place.
-        """
-        super().__init__()
-        self.config = config
-        self.norm_stats = norm_stats
-        self.statistics = statistics
-        self.files = files
-        self.chunk = config.chunk
-        self.action_dim = config.action_dim
-        entry = norm_stats[statistics]
-        self.codec = ActionCodec(
-            config.vocabulary,
-            config.chunk,
-            read_range(entry, "action", config.normalization, checkpoint.STATISTICS),
-        )
-        self.proprioception_range = (
-            read_range(entry, "proprio", config.normalization, checkpoint.STATISTICS)
-            if config.proprioception_dim
-            else None
-        )
-        self.prompts = PromptTokenizer(read_tokenizer(files), config.pad_token_id, config.prompt_length)
-        self._means, self._stds = read_normalization(files, len(config.towers))
+    config: OpenVLAOFTConfig
 
-        with nullcontext() if allocate else torch.device("meta"):
-            self._build(config)
-
-    def _build(self, config: OpenVLAOFTConfig) -> None:
-        self.vision_backbone = nn.Module()
-        for name, model_id in zip(TOWER_NAMES, config.towers, strict=False):
-            tower = build_tower(model_id, config.image_size, config.tower_overrides.get(name, {}))
-            self.vision_backbone.add_module(name, tower)
-        self.projector = VisionProjector(
-            sum(tower.width for tower in self._towers()), config.width, fused=len(config.towers) == 2
-        )
-        self.language_model = LlamaForCausalLM(LlamaConfig(**config.text))
-        make_bidirectional(self.language_model)
-        self.proprio_projector = (
-            ProprioProjector(config.proprioception_dim, config.width) if config.proprioception_dim else None
-        )
-        self.value_head = (
-            ValueHead(config.width, config.value_hidden, config.value_outputs) if config.value_outputs else None
-        )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.language_model.lm_head.weight.device
-
-    @property
-    def value_outputs(self) -> int:
-        """V of the value head, 0 without one."""
-        return self.config.value_outputs
-
-    def prepare(
-        self,
-        frames: NDArray[np.uint8] | list[NDArray[np.uint8]],
-        instructions: list[str],
-        proprioception: NDArray[np.float32] | None = None,
-    ) -> Inputs:
-        """Frames [B, cameras, H, W, 3], or one array [B, H, W, 3] per camera, to inputs of the model; see `Policy`.
-
-        Proprioception is ignored by a policy without projector, and an error to leave out for one that has it.
-        """
-        cameras = frames if isinstance(frames, list) else [frames[:, camera] for camera in range(frames.shape[1])]
-        pixels = torch.stack([resize(camera, self.config.image_size) for camera in cameras], dim=1)
-        ids, mask = self.prompts.encode(instructions)
-        if len(ids) != len(pixels):
-            raise ConfigError(f"frames of {len(pixels)} samples, instructions of {len(ids)}")
-        return Inputs(ids, mask, frames=pixels, proprioception=self._scaled(proprioception)).to(self.device)
-
-    def encode(self, inputs: Inputs) -> Inputs:
-        """Replace frames by projected features [B, S, W], without gradient."""
-        with torch.no_grad():
-            features = self.features(inputs)
-        return Inputs(inputs.input_ids, inputs.attention_mask, features=features, proprioception=inputs.proprioception)
+    def _build(self, config: PrismaticConfig) -> None:
+        super()._build(config)
+        assert isinstance(config, OpenVLAOFTConfig)
+        if config.film:
+            for tower in self.towers():
+                if not isinstance(tower, ViT):
+                    raise ConfigError(f"film: only transformer towers can have it, not {type(tower).__name__}")
+                add_film(tower, config.width)
+        if config.head == "tokens":
+            self.action_head = self.action_scale = None
+        else:
+            self.action_head = RegressionHead(config.width, config.action_dim)
+            self.action_scale = ActionScale(config.action_dim, config.initial_scale)
 
     def act(self, inputs: Inputs, sampling: Sampling, noise: Tensor | None = None) -> Decision:
         """See `Policy.act`."""
         with torch.no_grad():
-            logits, hidden = self._logits(inputs)
-            log_probs = distribution.log_distribution(logits, sampling)
+            hidden = self.hidden_states(inputs)
+            if self.action_head is not None:
+                return self._act_around(hidden, sampling, noise)
+            log_probs = distribution.log_distribution(self._action_logits(hidden), sampling)
             rows = distribution.draw(log_probs, sampling, noise)
             tokens = rows + self.codec.first_id
             return Decision(
                 self.codec.decode(tokens).float(), tokens, distribution.take(log_probs, rows), self._values(hidden)
             )
 
+    def _act_around(self, hidden: Tensor, sampling: Sampling, noise: Tensor | None) -> Decision:
+        density, centre, scale = self._density(hidden)
+        values = regression.draw(density, centre, scale, sampling, noise)
+        actions = self.codec.scale.unnormalize(values.unflatten(1, (self.chunk, self.action_dim)))
+        log_probs = regression.log_prob(density, values, centre, scale, sampling)
+        return Decision(actions.float(), values, log_probs, self._values(hidden))
+
     def evaluate(self, inputs: Inputs, tokens: Tensor, sampling: Sampling) -> Evaluation:
         """See `Policy.evaluate`."""
-        logits, hidden = self._logits(inputs)
-        rows = tokens - self.codec.first_id
-        log_probs = distribution.log_distribution(logits, sampling, rows)
-        return Evaluation(
-            distribution.take(log_probs, rows), distribution.entropy(log_probs, sampling), self._values(hidden)
-        )
-
-    def values(self, inputs: Inputs) -> Tensor:
-        """Values [B, V] alone."""
-        values = self._values(self.hidden_states(inputs, reads=1))
-        if values is None:
-            raise ConfigError("the policy has no value head; give it one with add_value_head")
-        return values
+        if self.action_head is None:
+            return super().evaluate(inputs, tokens, sampling)
+        hidden = self.hidden_states(inputs)
+        density, centre, scale = self._density(hidden)
+        entropy = regression.entropy(density, scale, sampling).expand_as(centre)
+        log_probs = regression.log_prob(density, tokens, centre, scale, sampling)
+        return Evaluation(log_probs, entropy, self._values(hidden))
 
     def supervised_loss(self, inputs: Inputs, tokens: Tensor, label_width: float = 0.0) -> Tensor:
-        """Mean cross-entropy of the action tokens [B, K] over the 256 action rows; see `Policy.supervised_loss`."""
-        logits, _ = self._logits(inputs)
-        rows = (tokens - self.codec.first_id).flatten()
-        labels = soft_labels(rows, logits.shape[-1], label_width) if label_width else rows
-        return F.cross_entropy(logits.flatten(0, 1), labels)
+        """See `Policy.supervised_loss`. A regressed chunk has the mean absolute error of a Laplace density's centre, or
+        the mean squared one of a Gaussian's, in normalised units; `label_width` is of tokens alone.
+        """
+        if self.action_head is None:
+            return super().supervised_loss(inputs, tokens, label_width)
+        if label_width:
+            raise ConfigError(f"label_width {label_width}: this policy regresses actions, which have no bins; use 0")
+        centre = self.action_head(self.hidden_states(inputs))
+        return F.l1_loss(centre, tokens) if self.config.head == "laplace" else F.mse_loss(centre, tokens)
 
     def tokenize_actions(self, actions: Tensor) -> Tensor:
-        """Un-normalised actions [B, C, A] to the nearest tokens [B, K]."""
-        return self.codec.encode(actions)
+        """Un-normalised actions [B, C, A] to the nearest tokens [B, K], or to normalised values [B, K]."""
+        if self.action_head is None:
+            return super().tokenize_actions(actions)
+        return self.codec.scale.normalize(actions).clamp(-1, 1).float().flatten(-2)
 
-    def features(self, inputs: Inputs) -> Tensor:
-        """Projected patches [B, S, W] of all cameras in order, with gradient where enabled."""
-        if inputs.features is not None:
-            return inputs.features
-        if inputs.frames is None:
-            raise ConfigError("inputs: neither frames nor features")
-        batch, cameras = inputs.frames.shape[:2]
-        dtype = self.projector.fc1.weight.dtype
-        pixels = pixel_values(
-            inputs.frames.flatten(0, 1), self._means.to(self.device), self._stds.to(self.device), dtype
-        )
-        towers = self._towers()
-        patches = [tower(part) for tower, part in zip(towers, pixels.split(3, dim=1), strict=True)]
-        projected = self.projector(torch.cat(patches, dim=-1) if len(patches) > 1 else patches[0])
-        return projected.reshape(batch, cameras * projected.shape[1], -1)
+    def hidden_states(self, inputs: Inputs, tokens: Tensor | None = None, reads: int | None = None) -> Tensor:
+        """See `PrismaticPolicy.hidden_states`: placeholders of zero stand for the tokens, whatever those are."""
+        prefix = self.prefix(inputs)
+        start, count = prefix.last, self.config.tokens
+        batch, _, width = prefix.embeddings.shape
+        placeholders = prefix.embeddings.new_zeros(batch, count, width)
+        stop = self._stop().expand(batch, 1, -1)
+        sequence = torch.cat([prefix.embeddings, placeholders, stop], dim=1)
+        columns = sequence.shape[1]
+        read = slice(start, start + (reads or count))
+        return bidirectional(self.language_model, sequence, prefix.positions(columns), prefix.valid(columns), read)
 
-    def hidden_states(self, inputs: Inputs, reads: int | None = None) -> Tensor:
-        """Last hidden states [B, K, W] at the positions that predict the action tokens.
+    def add_lora(
+        self, rank: int, alpha: float | None = None, targets: Sequence[str] = (), vision: bool = False
+    ) -> None:
+        """See `Policy.add_lora`. Towers with FiLM get none: their published file has places of its own for them."""
+        if vision and self.config.film:
+            raise ConfigError("policy.lora with FiLM: adapters go on the language model alone; use freeze_vision=true")
+        super().add_lora(rank, alpha, targets, vision)
 
-        The first position is the last prompt token. `reads` is how many there are, K by default.
-        """
-        lengths = inputs.attention_mask.sum(dim=1, keepdim=True)
-        longest = int(lengths.max())
-        # The last prompt token goes behind the padding, beside its placeholders: the columns that are read are then the
-        # same in every row. Positions count as if the padding were not there.
-        ids = torch.cat([inputs.input_ids[:, : longest - 1], inputs.input_ids.gather(1, lengths - 1)], dim=1)
-        embed = self.language_model.model.embed_tokens
-        prompt = embed(ids)
-        prefix = [prompt[:, :1], self.features(inputs).to(prompt.dtype)]
-        if self.proprio_projector is not None and inputs.proprioception is not None:
-            prefix.append(self.proprio_projector(inputs.proprioception.to(prompt.dtype))[:, None])
-        count = self.config.tokens
-        placeholders = prompt.new_zeros(len(prompt), count, prompt.shape[-1])
-        stop = embed.weight[self.language_model.config.eos_token_id].expand(len(prompt), 1, -1)
-        sequence = torch.cat([*prefix, prompt[:, 1:], placeholders, stop], dim=1)
+    def make_part(self, name: str, device: torch.device) -> bool:
+        """A published regression head has no scale; its first one is `initial_scale`."""
+        if name != "action_scale":
+            return False
+        self.action_scale = ActionScale(self.action_dim, self.config.initial_scale).to(device)
+        return True
 
-        first = sequence.shape[1] - count - 2
-        columns = torch.arange(sequence.shape[1], device=sequence.device)[None]
-        positions, mask = columns, None
-        gap = longest - lengths
-        if bool(gap.any()):
-            positions = columns - gap * (columns >= first)
-            mask = (columns < first - gap) | (columns >= first)
-        return bidirectional(self.language_model, sequence, positions, mask, slice(first, first + (reads or count)))
+    def take_main(
+        self, weights: dict[str, Tensor], directory: Path, dtype: torch.dtype | None, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Towers with FiLM lie in a file of their own, and those in the main weights are not used."""
+        if not self.config.film:
+            return weights
+        tensors, self.sources["vision_backbone"] = read_part(directory, "vision_backbone")
+        found = read_film(tensors, self.sources["vision_backbone"].file)
+        kept = {name: tensor for name, tensor in weights.items() if not name.startswith(TOWERS)}
+        # Training may have left the file in another type than the rest, with which the towers compute.
+        dtype = dtype or next((tensor.dtype for tensor in kept.values()), None)
+        return kept | {TOWERS + name: tensor.to(device, dtype) for name, tensor in found.items()}
 
-    def add_value_head(self, outputs: int, hidden: tuple[int, ...] | None = None) -> None:
-        """Give the policy a fresh value head, zero-initialised at its end, in place of any it has.
+    def _main_files(self, main: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        if not self.config.film:
+            return super()._main_files(main)
+        towers = {name.removeprefix(TOWERS): x for name, x in main.items() if name.startswith(TOWERS)}
+        source = self.sources.get("vision_backbone", FILM_FILE)
+        content = source.names(write_film(towers, self.config.film_rank))
+        rest = {name: x for name, x in main.items() if not name.startswith(TOWERS)}
+        plain = {TOWERS + name: x for name, x in without_film(towers).items()}
+        return {source.file: content, **super()._main_files(plain | rest)}
 
-        `outputs` V: 1 or C. `hidden`: widths of its layers, by default the config's `value_hidden`.
-        """
-        hidden = self.config.value_hidden if hidden is None else hidden
-        self.config = replace(self.config, value_outputs=outputs, value_hidden=hidden)
-        self.value_head = ValueHead(self.config.width, hidden, outputs).to(self.device)
+    def _language(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        if not self.config.film:
+            return ()
+        assert inputs.frames is not None
+        embeddings = self.language_model.model.embed_tokens(inputs.input_ids)
+        mean = mean_language(embeddings, inputs.attention_mask, self._stop())
+        return (mean.repeat_interleave(inputs.frames.shape[1], dim=0),)
 
-    def freeze(self, vision: bool = True, language: bool = False) -> dict[str, list[nn.Parameter]]:
-        """Choose what is trained; returns the trainable parameters of the `policy` and of its `value` head.
+    def _stop(self) -> Tensor:
+        return self.language_model.model.embed_tokens.weight[self.language_model.config.eos_token_id]
 
-        `vision` freezes towers and vision projector, so that `encode` may be called once; `language` freezes the Llama
-        and the proprioception projector. Parameters that take no part in the output are always frozen.
-        """
-        unused = {id(p) for tower in self._towers() for p in tower.unused()}
-        for name, parameter in self.named_parameters():
-            part = name.partition(".")[0]
-            frozen = {"vision_backbone": vision, "projector": vision, "value_head": False}.get(part, language)
-            parameter.requires_grad_(not frozen and id(parameter) not in unused)
-        groups: dict[str, list[nn.Parameter]] = {"policy": [], "value": []}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                groups["value" if name.startswith("value_head.") else "policy"].append(parameter)
-        return groups
-
-    def save(self, directory: Path) -> None:
-        """Write a directory in the published layout, whole or not at all; raises OutputError."""
-        parts: dict[str, dict[str, Tensor]] = {checkpoint.WEIGHTS: {}}
-        for name, tensor in self.state_dict().items():
-            part, _, rest = name.partition(".")
-            file = OWN_FILES.get(part)
-            if file is None:
-                parts[checkpoint.WEIGHTS][name] = tensor
-            else:
-                parts.setdefault(file, {})[rest] = tensor
-        files = {
-            **self.files,
-            checkpoint.CONFIG: checkpoint.dump_json(to_json(self.config, self.norm_stats)),
-            checkpoint.STATISTICS: checkpoint.dump_json(self.norm_stats),
-        }
-        checkpoint.write_directory(Path(directory), files, parts)
-
-    def _towers(self) -> list[Any]:
-        return list(self.vision_backbone.children())
-
-    def _logits(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """Float32 logits [B, K, R] of the action rows, and the hidden states [B, K, W] they are from."""
-        hidden = self.hidden_states(inputs)
-        rows = self.language_model.lm_head.weight[self.codec.first_id : self.codec.vocabulary]
-        return F.linear(hidden, rows).float(), hidden
-
-    def _values(self, hidden: Tensor) -> Tensor | None:
-        return None if self.value_head is None else self.value_head(hidden[:, 0])
-
-    def _scaled(self, proprioception: NDArray[np.float32] | None) -> Tensor | None:
-        if self.proprioception_range is None:
-            return None
-        if proprioception is None:
-            raise ConfigError(f"the policy takes proprioception [B, {self.config.proprioception_dim}]; none was given")
-        raw = torch.as_tensor(np.asarray(proprioception, dtype=np.float64))
-        if raw.shape[-1] != self.config.proprioception_dim:
-            raise ConfigError(
-                f"proprioception has {raw.shape[-1]} numbers, the policy takes {self.config.proprioception_dim}"
-            )
-        return self.proprioception_range.normalize(raw).clamp(-1, 1).float()
+    def _density(self, hidden: Tensor) -> tuple[regression.Density, Tensor, Tensor]:
+        """The density, its centre [B, K] and scale [K]."""
+        assert self.action_head is not None
+        assert self.action_scale is not None
+        assert self.config.head != "tokens"
+        return self.config.head, self.action_head(hidden), self.action_scale(self.chunk)

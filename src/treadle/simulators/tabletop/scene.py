@@ -41,8 +41,8 @@ FINGER_QPOS = 4
 OBJECT_QPOS = 6
 """qpos: x, y, z, yaw of the tool, two fingers, then 7 numbers an object."""
 
-TIMESTEP = 1 / 120
-SUBSTEPS = 6
+TIMESTEP = 0.005
+SUBSTEPS = 10
 
 
 def _prism(sides: int, radius: float, half: float) -> str:

@@ -1,0 +1,19 @@
+"""OpenVLA: a policy that decodes action tokens one after another."""
+
+from treadle.policies.openvla.config import OpenVLAConfig, sized_config, tiny_config
+from treadle.policies.openvla.load import create, load, recognizes, skeleton
+from treadle.policies.openvla.model import OpenVLA
+
+POLICY = OpenVLA
+
+__all__ = [
+    "POLICY",
+    "OpenVLA",
+    "OpenVLAConfig",
+    "create",
+    "load",
+    "recognizes",
+    "sized_config",
+    "skeleton",
+    "tiny_config",
+]

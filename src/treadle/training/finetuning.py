@@ -1,0 +1,39 @@
+"""A policy made ready for training: its type, its adapters, and what it keeps for the backward pass."""
+
+from pathlib import Path
+
+import torch
+
+from treadle.config.schema import FineTuningConfig
+from treadle.policies import load_policy
+from treadle.policies.protocol import Policy
+
+
+def load_trainable(
+    directory: Path,
+    config: FineTuningConfig,
+    device: torch.device,
+    *,
+    freeze_vision: bool,
+) -> Policy:
+    """Load a checkpoint to fine-tune it as configured. Adapters go on vision unless it is frozen; a checkpoint that has
+    adapters of the configured rank goes on with them.
+
+    Raises:
+        CheckpointError: The directory cannot be used.
+        ConfigError: Settings that the policy does not have, or adapters that do not fit.
+    """
+    lora = config.lora
+    policy = load_policy(
+        directory,
+        device=str(device),
+        dtype=config.dtype,
+        statistics=config.statistics,
+        kind=config.kind,
+        merge=not lora.rank,
+        **config.options,
+    )
+    if lora.rank:
+        policy.add_lora(lora.rank, lora.alpha, lora.targets, vision=not freeze_vision)
+    policy.recompute(config.gradient_checkpointing)
+    return policy
