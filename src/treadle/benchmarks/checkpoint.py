@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,18 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from treadle.benchmarks.timing import peak_memory
 from treadle.errors import ConfigError
 from treadle.files import to_json, write_atomically
 from treadle.policies import checkpoint, load_policy
 from treadle.policies.image import PREPROCESSOR, make_preprocessor
-from treadle.policies.load import policy_module
+from treadle.policies.load import KINDS, policy_module
 from treadle.policies.prismatic_config import to_json as config_json
 from treadle.policies.prompt import build_tokenizer
 from treadle.policies.protocol import Sampling
 from treadle.policies.sizes import TEXT_TOKENS
 from treadle.policies.statistics import make_statistics
-from treadle.reporting.machine import describe_machine, peak_rss_mb
+from treadle.reporting.machine import describe_machine
 
 INSTRUCTION = "put the red cube on the white plate"
 STATISTICS = "random"
@@ -37,8 +39,8 @@ STATISTICS = "random"
 def run(json: Path | None, *, size: str, kind: str, dtype: str, scratch: Path | None = None) -> dict[str, Any]:
     """Make a checkpoint below `scratch` (the system's folder by default), measure, remove it; writes JSON where asked.
 
-    Sizes and peaks are in MiB. `ratio` is the growth of the peak by loading and touching every weight, over the size on
-    disk. Raises ConfigError for an unknown size, OutputError where the disk is full.
+    Sizes are in MB, peaks those of each stage. `ratio` is the growth of the peak by loading and touching every weight,
+    over the size on disk. Raises ConfigError for an unknown size, OutputError where the disk is full.
     """
     if size not in TEXT_TOKENS:
         raise ConfigError(f"size: {size!r}; allowed: {', '.join(TEXT_TOKENS)}")
@@ -62,9 +64,9 @@ def run(json: Path | None, *, size: str, kind: str, dtype: str, scratch: Path | 
         "saved_bit_for_bit": same,
     }
     Console().print(
-        f"{kind} {size} {dtype}: {result['stored_mb']:.0f} MiB; peak {result['peak_mb_loaded']:.0f} MiB after loading, "
-        f"of which {result['peak_mb_before']:.0f} MiB before it (ratio {result['ratio']:.3f}), "
-        f"{result['peak_mb_acted']:.0f} MiB after acting, {result['peak_mb_saved']:.0f} MiB after saving; "
+        f"{kind} {size} {dtype}: {result['stored_mb']:.0f} MB; peak {result['peak_mb_loaded']:.0f} MB after loading, "
+        f"of which {result['peak_mb_before']:.0f} MB were there before (ratio {result['ratio']:.3f}), "
+        f"{result['peak_mb_acted']:.0f} MB after acting, {result['peak_mb_saved']:.0f} MB after saving; "
         f"load {result['seconds_load']:.1f} s, act {result['seconds_act']:.1f} s, save {result['seconds_save']:.1f} s"
     )
     if json is not None:
@@ -99,34 +101,47 @@ def make_checkpoint(directory: Path, kind: str, size: str, dtype: torch.dtype) -
 
 
 def measure(source: Path, target: Path) -> dict[str, Any]:
-    """Load, touch every weight, act once, save; in a fresh process, whose peak memory it reads."""
+    """Load and touch every weight, act once, save; in a fresh process, whose memory holds nothing else by then."""
     stored = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    policy: Any = None
+    decision: Any = None
+
+    def load() -> None:
+        nonlocal policy
+        policy = load_policy(source, device="cpu")
+        for tensor in policy.state_dict().values():
+            tensor.view(-1)[:: 4096 // tensor.element_size()].sum()
+
+    def act() -> None:
+        nonlocal decision
+        frames = np.zeros((1, 1, *policy.config.image_size, 3), np.uint8)
+        decision = policy.act(policy.prepare(frames, [INSTRUCTION]), Sampling(temperature=0.0))
+
+    for kind in KINDS:
+        # What code takes is no part of a checkpoint.
+        policy_module(kind)
     gc.collect()
-    before = peak_rss_mb()
-    start = time.perf_counter()
-    policy: Any = load_policy(source, device="cpu")
-    for tensor in policy.state_dict().values():
-        tensor.view(-1)[:: 4096 // tensor.element_size()].sum()
-    seconds = {"seconds_load": time.perf_counter() - start}
-    loaded = peak_rss_mb()
-    start = time.perf_counter()
-    frames = np.zeros((1, 1, *policy.config.image_size, 3), np.uint8)
-    decision = policy.act(policy.prepare(frames, [INSTRUCTION]), Sampling(temperature=0.0))
-    seconds["seconds_act"] = time.perf_counter() - start
-    acted = peak_rss_mb()
-    start = time.perf_counter()
-    policy.save(target)
-    seconds["seconds_save"] = time.perf_counter() - start
+    peaks = {"peak_mb_before": _peak(lambda: None)}
+    seconds: dict[str, float] = {}
+    for name, done, work in (
+        ("load", "loaded", load),
+        ("act", "acted", act),
+        ("save", "saved", lambda: policy.save(target)),
+    ):
+        start = time.perf_counter()
+        peaks[f"peak_mb_{done}"] = _peak(work)
+        seconds[f"seconds_{name}"] = time.perf_counter() - start
     return {
-        "stored_mb": stored / 2**20,
-        "peak_mb_before": before,
-        "peak_mb_loaded": loaded,
-        "peak_mb_acted": acted,
-        "peak_mb_saved": peak_rss_mb(),
-        "ratio": (loaded - before) * 2**20 / stored,
+        "stored_mb": stored / 1e6,
+        **peaks,
+        "ratio": (peaks["peak_mb_loaded"] - peaks["peak_mb_before"]) / (stored / 1e6),
         **seconds,
         "actions_finite": bool(decision.actions.isfinite().all()),
     }
+
+
+def _peak(work: Callable[[], object]) -> float:
+    return peak_memory(work, torch.device("cpu"))
 
 
 def _same(source: Path, target: Path) -> bool:
