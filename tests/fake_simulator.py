@@ -65,7 +65,7 @@ class FakeSimulator:
     def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
         assert len(slots) == len(actions) == len(limits) > 0
         self.limits.append(limits.tolist())
-        out = Outcome.empty(*actions.shape[:2], self.spec.state_dim)
+        out = Outcome.empty(len(actions), actions.shape[1], self.spec.state_dim)
         for row, slot in enumerate(slots.tolist()):
             what = self.now[slot]
             assert what is not None

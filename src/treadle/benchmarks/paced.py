@@ -98,7 +98,7 @@ class PacedSimulator:
             chance = np.random.Generator(np.random.Philox(key=[int(self._index[slots[0]]), self._calls])).random()
             self._pause(self._seconds * len(slots) * (SLOWER if chance < self._stragglers else 1.0))
         self._steps[slots] += limits
-        outcome = Outcome.empty(*actions.shape[:2])
+        outcome = Outcome.empty(len(actions), actions.shape[1])
         outcome.reward[:] = actions[:, :, 0]
         return outcome
 

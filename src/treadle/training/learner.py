@@ -176,6 +176,11 @@ class Learner:
             config.schedule,
         )
 
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters of the policy that updates change, a value head's aside."""
+        return self._policy_parameters
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the policy's weights."""
         critic = self.critic.state_dict() if isinstance(self.critic, nn.Module) else {}

@@ -71,8 +71,7 @@ class Run:
             cores=config.collection.generate_cores,
         )
         self.learner = Learner(policy, critic, config, device, load_reference(config, base, device))
-        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        self.average = WeightAverage(trained, config.optimizer.average)
+        self.average = WeightAverage(self.learner.trained, config.optimizer.average)
         self._trace = TraceWriter(directory, config.collection.trace_iterations)
         self._control_steps = 0
         self._elapsed = 0.0

@@ -142,7 +142,7 @@ class Tabletop:
         if not np.isfinite(actions).all():
             row = int(np.flatnonzero(~np.isfinite(actions).all((1, 2)))[0])
             raise SimulatorError(f"tabletop got a non-finite action in slot {int(slots[row])}: {actions[row].tolist()}")
-        outcome = Outcome.empty(*actions.shape[:2], task.STATE_DIM)
+        outcome = Outcome.empty(len(actions), actions.shape[1], task.STATE_DIM)
         played = actions.astype(np.float64)
         self._share(lambda _, part: self._play(slots[part], played[part], limits[part], outcome, part), len(slots))
         return outcome
