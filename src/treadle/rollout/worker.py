@@ -177,7 +177,10 @@ def serve(connection: Connection, plan: WorkerPlan, attach: Callable[[BoardShape
             return
         board = attach(shape)
         hosts += [PartHost(plan, part, made, board) for part, made in zip(plan.parts, simulators, strict=True)]
-        while (asked := connection.recv()) is not None:
+        while True:
+            asked: tuple[int, int, Any] | None = connection.recv()
+            if asked is None:
+                return
             command, index, state = asked
             doing = f"lane {plan.parts[index].lane}, playing {_named(hosts[index])}"
             report = Report(index, time.perf_counter(), 0.0, playing=True)
