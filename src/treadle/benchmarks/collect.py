@@ -48,7 +48,7 @@ class Pair:
     """Alternations of lockstep and lanes."""
 
 
-SYNTHETIC_PAIR = Pair(slots=16, decisions=24, lanes=4, repeats=9)
+SYNTHETIC_PAIR = Pair(slots=16, decisions=24, lanes=4, repeats=7)
 SIMULATOR_PAIR = Pair(slots=128, decisions=10, lanes=4, repeats=7)
 _SECONDS = 0.0025
 """Of the synthetic pair, for each slot, to simulate and to generate alike: 40 ms for all slots."""
