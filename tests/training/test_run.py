@@ -15,6 +15,7 @@ from treadle.config.schema import (
     CollectionConfig,
     CriticConfig,
     EvaluationConfig,
+    OptimizerConfig,
     SimulatorConfig,
     TrainConfig,
 )
@@ -60,6 +61,18 @@ def assert_same_run(one: Path, other: Path) -> None:
     left, right = final_weights(one), final_weights(other)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def assert_resumes(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> Path:
+    """A run that Ctrl-C stopped and that was resumed equals one that was left alone, whose folder is returned."""
+    one = train(run_config(tmp_path / "one", checkpoint, **fields))
+    config = run_config(tmp_path / "other", checkpoint, **fields)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1, press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert_same_run(one, train(config))
+    return one
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, iteration: int, act: Any) -> None:
@@ -130,13 +143,7 @@ def test_lanes_in_processes_resume_bit_for_bit(tmp_path: Path, checkpoint: Path,
         "collection": CollectionConfig(lanes=3, workers=2, kind="processes", trace_iterations=0),
         "iterations": 3,
     }
-    one = train(run_config(tmp_path / "one", checkpoint, **fields))
-    config = run_config(tmp_path / "other", checkpoint, **fields)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 1, press_ctrl_c)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    assert_same_run(one, train(config))
+    one = assert_resumes(tmp_path, checkpoint, monkeypatch, **fields)
     assert not (one / "trace.json").exists()
 
 
@@ -308,14 +315,12 @@ def test_the_value_head_fits_the_reward_level(tmp_path: Path, checkpoint: Path, 
 
 
 def test_a_value_head_run_resumes_exactly(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
-    fields: dict[str, Any] = {"critic": CriticConfig(warmup_iterations=1), "iterations": 3}
-    one = train(run_config(tmp_path / "one", checkpoint, **fields))
-    config = run_config(tmp_path / "other", checkpoint, **fields)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 1, press_ctrl_c)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    assert_same_run(one, train(config))
+    fields: dict[str, Any] = {
+        "critic": CriticConfig(warmup_iterations=1),
+        "optimizer": OptimizerConfig(average=0.5),
+        "iterations": 3,
+    }
+    assert_resumes(tmp_path, checkpoint, monkeypatch, **fields)
 
 
 GRPO = AlgorithmConfig(kind="grpo", group_size=2, minibatch=4, filter={"low": 0, "high": 1, "refills": 1})  # type: ignore[arg-type]
@@ -325,13 +330,7 @@ def test_a_grpo_run_resumes_exactly(tmp_path: Path, checkpoint: Path, monkeypatc
     reference = {"coefficient": 0.1, "target": 0.01}
     algorithm = GRPO.model_validate(GRPO.model_dump() | {"reference": reference})
     fields: dict[str, Any] = {"algorithm": algorithm, "iterations": 3, "decisions": 2}
-    one = train(run_config(tmp_path / "one", checkpoint, **fields))
-    config = run_config(tmp_path / "other", checkpoint, **fields)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 1, press_ctrl_c)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    assert_same_run(one, train(config))
+    one = assert_resumes(tmp_path, checkpoint, monkeypatch, **fields)
     rows = read_metrics(one)
     assert all(row["rollout/episodes"] == 4 * row.get("rollout/rounds", 1) for row in rows)
     assert all("update/filtered_group_share" in row and "critic/loss" not in row for row in rows)
