@@ -16,7 +16,7 @@ class SimulatorConfig(Section):
     """An installed simulator (`treadle doctor` lists them) or `package.module:Class`."""
     slots: Positive = 256
     """Episodes played at the same time."""
-    horizon: Positive = 60
+    horizon: Positive = 80
     """Control steps after which an episode is cut."""
     threads: Natural = 0
     """Threads that step the simulator; 0 takes every core."""

@@ -55,7 +55,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self,
         suite: str = "train",
         split: Split = "train",
-        horizon: int = 60,
+        horizon: int = 80,
         image_size: int = 64,
         render_mode: str | None = None,
     ) -> None:
@@ -113,7 +113,7 @@ class TabletopVectorEnv(VectorEnv[dict[str, Any], NDArray[np.float32], NDArray[A
         num_envs: int = 1,
         suite: str = "train",
         split: Split = "train",
-        horizon: int = 60,
+        horizon: int = 80,
         image_size: int = 64,
         threads: int = 0,
         render_mode: str | None = None,

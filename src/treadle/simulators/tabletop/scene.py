@@ -76,9 +76,9 @@ _TEMPLATE = """
   <size memory="600K"/>
   <asset>{meshes}</asset>
   <default>
-    <geom friction=".7 .01 .001" solref=".01 1"/>
+    <geom friction="1 .01 .001" solref=".01 1"/>
     <default class="gripper"><geom contype="1" conaffinity="0" friction="2 .02 .001" condim="4"/></default>
-    <default class="object"><geom contype="2" conaffinity="7" density="500"/></default>
+    <default class="object"><geom contype="2" conaffinity="7" density="1000"/></default>
     <default class="plate"><geom contype="4" conaffinity="0"/></default>
   </default>
   <worldbody>

@@ -58,7 +58,7 @@ class Tabletop:
         self,
         slots: int,
         *,
-        horizon: int = 60,
+        horizon: int = 80,
         image_size: int = 64,
         threads: int = 0,
         reward: Literal["shaped", "sparse"] = "shaped",
