@@ -352,7 +352,7 @@ def test_summarize_averages_over_episodes():
     x = torch.zeros(1, 1)
     rollout = Rollout(
         *([], x, x, x, x, x, x, x, torch.tensor([[[True, True, False]]]), x, x[0], x),  # type: ignore[arg-type]
-        scenario_index=np.zeros((1, 1), np.int64),
+        scenarios=np.full((1, 1), what),
         episodes=episodes,
         seconds={"simulate": 0.5},
     )
