@@ -159,17 +159,12 @@ def measure_shares(
     return metrics
 
 
-def _per_action(algorithm: AlgorithmConfig) -> bool:
-    # Groups compare whole episodes, whose actions share one advantage: given per chunk, it suits every ratio.
-    return algorithm.reward_level == "action" and algorithm.estimator not in GROUP_ESTIMATORS
-
-
 def _timeline(rollout: Rollout, algorithm: AlgorithmConfig) -> Timeline:
     chunk = rollout.reward.shape[2]
     ended = rollout.terminated | rollout.truncated
     follows = torch.where(ended, rollout.final_values[..., None], 0.0)
     scenarios = number_scenarios(rollout.scenarios)
-    if _per_action(algorithm):
+    if algorithm.advantages_per_action:
         values = rollout.values.expand_as(rollout.reward)
         rewards, values, ended, follows = (flatten_actions(x) for x in (rollout.reward, values, ended, follows))
         valid, scenarios = flatten_actions(rollout.valid), scenarios.repeat_interleave(chunk, 0)
@@ -195,7 +190,7 @@ def _samples(rollout: Rollout, algorithm: AlgorithmConfig, estimate: Estimate, s
     steps, slots, chunk = rollout.reward.shape
     advantages = estimate.advantages
     returns = torch.zeros_like(advantages) if estimate.returns is None else estimate.returns
-    if _per_action(algorithm):
+    if algorithm.advantages_per_action:
         advantages, returns = unflatten_actions(advantages, chunk), unflatten_actions(returns, chunk)
         if not algorithm.values_per_action:
             played = rollout.valid.sum(-1, keepdim=True).clamp(min=1)
