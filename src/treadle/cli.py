@@ -247,7 +247,9 @@ def bench_curves(
     overrides: Overrides = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option("--variant", help="ppo, grpo, grpo-scores, grpo-20-percent, grpo-refill; may be given again."),
+        typer.Option(
+            "--variant", help="ppo, grpo, grpo-scores, grpo-20-percent, grpo-filter, grpo-refill; again for more."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each.")] = 2,
     output: Annotated[Path, typer.Option("--output", help="Folder of the plots and their numbers.")] = Path("curves"),

@@ -28,7 +28,8 @@ def test_grpo_is_a_set_of_defaults_each_of_which_may_differ():
 
 def test_a_recipe_and_the_configuration_that_it_leaves_are_the_same(tmp_path):
     config = load_recipe("quickstart-grpo", ["algorithm.filter.refills=1", "algorithm.reference.coefficient=0.1"])
-    assert config.algorithm.filter == GroupFilterConfig(low=0.1, high=0.9, refills=1)
+    assert config.algorithm.filter == GroupFilterConfig(refills=1)
+    assert config.algorithm.normalize_advantages, "as vetted for its estimator"
     assert config.critic_warmup == 0
     assert not config.has_critic
     path = tmp_path / "config.json"

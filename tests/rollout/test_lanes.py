@@ -24,7 +24,7 @@ from treadle.data.rollout import Rollout
 from treadle.errors import ConfigError, SimulatorError
 from treadle.policies.critic import ValueHeadCritic
 from treadle.policies.protocol import Sampling
-from treadle.rollout.collector import Collector
+from treadle.rollout.collector import Collector, _join
 from treadle.rollout.lanes import Lanes, LanesPlan, WorkerError, check_dimensions, divide
 from treadle.rollout.worker_handle import ProcessWorker
 from treadle.simulators.build import simulator_factory
@@ -246,10 +246,10 @@ def test_frames_stay_where_the_simulator_wrote_them():
             lanes._receive(wait=True)
         lanes.ready(2)
         collector = Collector(lanes, policy, Sampling(), ValueHeadCritic(policy), encode=False)
-        seen = collector._seen([lanes.rows[0], lanes.rows[1]])
+        seen = collector._seen(_join([lanes.rows[0], lanes.rows[1]]))
         assert np.shares_memory(seen.frames, lanes.board.observation.frames)
         assert seen.frames[:, 0, 0, 0, 0].tolist() == indices(lanes.scenarios).tolist()
-        assert not np.shares_memory(collector._seen([lanes.rows[1], lanes.rows[0]]).frames, seen.frames)
+        assert not np.shares_memory(collector._seen(_join([lanes.rows[1], lanes.rows[0]])).frames, seen.frames)
 
 
 def test_actions_that_do_not_fit_the_simulator():

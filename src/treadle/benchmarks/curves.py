@@ -22,12 +22,14 @@ from treadle.reporting.plots import Axes, Series, line_chart, moving_mean
 from treadle.reporting.summary import SUMMARY_FILE
 from treadle.training.loop import train
 
+_FILTER = ("algorithm.filter.low=0.1", "algorithm.filter.high=0.9")
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ppo": ("quickstart", ()),
     "grpo": ("quickstart-grpo", ()),
     "grpo-scores": ("quickstart-grpo", ("algorithm.estimator=grpo",)),
     "grpo-20-percent": ("quickstart-grpo", ("algorithm.chunk_share=0.2",)),
-    "grpo-refill": ("quickstart-grpo", ("algorithm.filter.refills=2",)),
+    "grpo-filter": ("quickstart-grpo", _FILTER),
+    "grpo-refill": ("quickstart-grpo", (*_FILTER, "algorithm.filter.refills=2")),
 }
 """Names of curves, each a recipe and what differs from it."""
 POINTS = 200

@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +27,6 @@ from treadle.policies.critic import Critic
 from treadle.policies.protocol import Inputs, Policy, Sampling
 from treadle.rollout.lanes import Arrival, Lanes, Rows
 from treadle.rollout.storage import RolloutStorage
-
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Stopwatch:
@@ -167,19 +165,19 @@ class Collector:
     def _decide(self, work: "_Rollout", lanes: Sequence[int]) -> None:
         """Serve lanes by one forward pass, and let each play what was decided."""
         board, parts = self._lanes.board, [self._lanes.playing(lane) for lane in lanes]
+        together = _join(parts)
         with work.generating(*lanes):
-            seen = self._seen(parts)
+            seen = self._seen(together)
             inputs = self._prepare(seen)
-            decision = self._policy.act(
-                inputs, self._sampling, torch.from_numpy(_gather(board.noise, parts)).to(self._device)
-            )
+            noise = torch.from_numpy(board.noise[together]).to(self._device)
+            decision = self._policy.act(inputs, self._sampling, noise)
             actions = decision.actions.cpu().numpy()
             pieces = [(work.decided[lane], *piece) for lane, piece in zip(lanes, _pieces(parts), strict=True)]
             for lane, (t, rows, piece) in zip(lanes, pieces, strict=True):
                 # Now, for the simulator writes on the board again from here on.
                 work.scenarios[t, rows] = self._lanes.scenarios[rows]
                 work.state[t, rows, 0] = seen.state[piece]
-                work.storage.put_inputs(t, rows, inputs.take(piece))
+                work.storage.put_inputs(t, rows, inputs if len(pieces) == 1 else inputs.take(piece))
                 work.decided[lane] += 1
                 board.actions[rows] = actions[piece]
                 self._lanes.play(lane)
@@ -197,7 +195,7 @@ class Collector:
         if not _count(rows):
             return
         with work.generating(lane):
-            work.next_values[rows] = self._first_value(self._seen([rows]))
+            work.next_values[rows] = self._first_value(self._seen(rows))
 
     def _state_values(self, work: "_Rollout") -> Tensor:
         """[T, B, V]: the values of a critic of privileged states, of all decisions at once."""
@@ -206,14 +204,14 @@ class Collector:
             values = self._critic(None, states.flatten(0, 1).to(self._device)).cpu()
             return values.reshape(*states.shape[:2], -1)
 
-    def _seen(self, parts: Sequence[Rows]) -> Observation:
-        """The observations of some slots: where the simulator wrote them, unless slots that are no neighbours meet."""
+    def _seen(self, rows: Rows) -> Observation:
+        """The observations of some slots: where the simulator wrote them, if they are neighbours."""
         seen = self._lanes.board.observation
         return Observation(
-            _gather(seen.frames, parts),
-            _gather(seen.proprioception, parts),
-            _gather(seen.state, parts),
-            [scenario.instruction for scenario in _gather(self._lanes.scenarios, parts)],
+            seen.frames[rows],
+            seen.proprioception[rows],
+            seen.state[rows],
+            [scenario.instruction for scenario in self._lanes.scenarios[rows]],
         )
 
     def _prepare(self, observation: Observation) -> Inputs:
@@ -298,12 +296,12 @@ class _Rollout:
         )
 
 
-def _gather(array: NDArray[Scalar], parts: Sequence[Rows]) -> NDArray[Scalar]:
-    """The rows of all parts; a view where they are neighbours in order."""
+def _join(parts: Sequence[Rows]) -> Rows:
+    """All parts as one; a slice where they are neighbours in order."""
     slices = [part for part in parts if isinstance(part, slice)]
     if len(slices) == len(parts) and all(one.stop == other.start for one, other in pairwise(slices)):
-        return array[slices[0].start : slices[-1].stop]
-    return np.concatenate([array[part] for part in parts])
+        return slice(slices[0].start, slices[-1].stop)
+    return np.concatenate([np.arange(p.start, p.stop) if isinstance(p, slice) else p for p in parts])
 
 
 def _count(rows: Rows) -> int:

@@ -104,6 +104,7 @@ class Lanes:
         self.plan = plan
         self.scenarios: NDArray[np.object_] = np.full(plan.slots, None, np.object_)
         """[B] the `Scenario` that each slot plays, None where it idles."""
+        self._playing_slots = np.zeros(plan.slots, np.bool_)
         self.started = False
         """Slots have episodes, begun or restored."""
         divided = [parts for parts in divide(plan.slots, plan.lanes, plan.workers) if parts]
@@ -144,7 +145,7 @@ class Lanes:
     def playing(self, lane: int) -> Rows:
         """The slots of a lane that have an episode; a slice where all do, which reads the board without a copy."""
         rows = self.rows[lane]
-        playing = self.scenarios[rows] != None  # noqa: E711 - of each element
+        playing = self._playing_slots[rows]
         return rows if playing.all() else np.flatnonzero(playing) + rows.start
 
     def start(self) -> None:
@@ -166,7 +167,8 @@ class Lanes:
             TreadleError: What a worker raised; SimulatorError where it died or took too long.
             WorkerError: It raised something else.
         """
-        self._receive(wait=False)
+        if self._arrived:
+            self._receive(wait=False)
         while not self._arrived:
             self._receive(wait=True)
         lanes, self._arrived = self._arrived[:most], self._arrived[most:]
@@ -280,8 +282,9 @@ class Lanes:
             arrival.final_instructions += [self.scenarios[slot].instruction for slot in report.final_slots]
             arrival.episodes += report.episodes
             arrival.spans.append(Span("simulate", worker, (lane,), report.began, report.ended))
-            if report.begun:
-                self.scenarios[list(report.begun)] = list(report.begun.values())
+            for slot, scenario in report.begun.items():
+                self.scenarios[slot] = scenario
+                self._playing_slots[slot] = scenario is not None
         self._reports[lane] = {}
         return arrival
 
