@@ -248,7 +248,7 @@ def bench_curves(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            "--variant", help="ppo, grpo, grpo-scores, grpo-20-percent, grpo-filter, grpo-refill; again for more."
+            "--variant", help="ppo, grpo, grpo-scores, grpo-20-percent, grpo-filter, grpo-refill; repeatable."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each.")] = 2,
