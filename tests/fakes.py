@@ -13,7 +13,7 @@ from torch import Tensor
 from fake_simulator import FakeSimulator, Script, scenario
 from treadle.policies.protocol import Decision, Inputs, Sampling
 
-__all__ = ["FakePolicy", "FakeSimulator", "Script", "StateCritic", "scenario", "state_values"]
+__all__ = ["FakePolicy", "FakeSimulator", "Script", "StateCritic", "indices", "scenario", "state_values"]
 
 
 @dataclass
@@ -59,6 +59,12 @@ class FakePolicy:
 
     def eval(self) -> "FakePolicy":
         return self
+
+
+def indices(scenarios: NDArray[np.object_]) -> NDArray[np.int64]:
+    """Each scenario's index, -1 where there is none; of any shape."""
+    found = [-1 if scenario is None else scenario.index for scenario in scenarios.flat]
+    return np.array(found, np.int64).reshape(scenarios.shape)
 
 
 def state_values(states: Tensor) -> Tensor:

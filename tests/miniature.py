@@ -109,7 +109,7 @@ def make_rollout(
         final_values=torch.from_numpy(truncated.any(-1) * rng.normal(size=shape[:2])).float(),
         next_values=torch.from_numpy(rng.normal(size=slots)).float(),
         versions=torch.full((decisions, slots), version),
-        scenario_index=np.zeros(shape[:2], np.int64),
+        scenarios=np.full(shape[:2], scenario(0)),
         episodes=[],
         seconds={},
     )
@@ -132,8 +132,8 @@ def grouped(policy: OpenVLAOFT, successes: list[bool], scenarios: list[int], see
     rollout.truncated[2, ~won, 1] = True
     rollout.reward = rollout.terminated.float()
     rollout.final_values = torch.zeros(3, slots)
-    rollout.scenario_index = np.tile(np.array(scenarios), (3, 1))
-    rollout.scenario_index[2, won.numpy()] = -1
+    rollout.scenarios = np.tile(np.array([scenario(index) for index in scenarios]), (3, 1))
+    rollout.scenarios[2, won.numpy()] = None
     results = [
         EpisodeResult(scenario(index), success, success, float(success), 3 if success else 6)
         for index, success in zip(scenarios, successes, strict=True)

@@ -246,7 +246,10 @@ def bench_simulator(
 def bench_curves(
     overrides: Overrides = None,
     variant: Annotated[
-        list[str] | None, typer.Option("--variant", help="ppo, grpo, grpo-20-percent, grpo-refill; may be given again.")
+        list[str] | None,
+        typer.Option(
+            "--variant", help="ppo, grpo, grpo-scores, grpo-20-percent, grpo-filter, grpo-refill; repeatable."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each.")] = 2,
     output: Annotated[Path, typer.Option("--output", help="Folder of the plots and their numbers.")] = Path("curves"),
@@ -265,6 +268,27 @@ def bench_update(overrides: Overrides = None, json: JsonFile = None) -> None:
     from treadle.benchmarks import update
 
     update.run(json, overrides or [])
+
+
+@bench_app.command("gradient")
+def bench_gradient(
+    recipe: Annotated[str, typer.Argument(help="A recipe, by name or file.")],
+    overrides: Overrides = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            help="A variant on the same rollouts, as 'algorithm.estimator=rloo algorithm.gamma=1'; may be given again.",
+        ),
+    ] = None,
+    batches: Annotated[int, typer.Option("--batches", min=3, help="Independent batches of an update's size.")] = 8,
+    json: JsonFile = None,
+) -> None:
+    """Measure how much of the policy gradient is signal: what gradients of independent rollouts have in common."""
+    check_destination(json)
+    from treadle.benchmarks import gradient
+
+    gradient.run(recipe, json, overrides or [], against or [], batches)
 
 
 @bench_app.command("collect")

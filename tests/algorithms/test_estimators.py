@@ -1,7 +1,11 @@
 """Estimators as a recipe names them, on a timeline whose numbers can be followed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -63,6 +67,39 @@ def test_reinforce_pp_is_the_return_from_each_entry_on() -> None:
     assert abs(normalize(found.advantages, VALID)[VALID].mean()) < 1e-6
 
 
+def test_returns_to_go_are_compared_entry_by_entry_among_those_that_still_play() -> None:
+    # Returns to go of slots 0 and 1 are 1.75 and 2, then 1.5 and 4; slot 0 has no company in the last entry.
+    wanted = torch.tensor([[-0.25, 0.25, 0, 0], [-2.5, 2.5, 0, 0], [0, 0, 0, 0]])
+    found = ESTIMATORS["rloo_to_go"](timeline())
+    assert_close(found.advantages, wanted)
+    assert found.returns is None
+    # What was earned before an entry is no part of its advantage.
+    earlier = replace(timeline(), rewards=REWARDS + torch.tensor([[8.0, 0, 0, 0], [0] * 4, [0] * 4]))
+    assert_close(
+        ESTIMATORS["rloo_to_go"](earlier).advantages, wanted + torch.tensor([[8.0, -8, 0, 0], [0] * 4, [0] * 4])
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 6), st.lists(st.integers(0, 2), min_size=1, max_size=8), st.integers(0, 2**31))
+def test_advantages_to_go_of_a_group_sum_to_zero_in_every_entry(entries: int, groups: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shape = entries, len(groups)
+    lengths = torch.randint(1, entries + 1, shape[1:], generator=generator)
+    place = torch.arange(entries)[:, None]
+    valid, zero = place < lengths, torch.zeros(shape, dtype=torch.float64)
+    rewards = torch.randn(shape, generator=generator, dtype=torch.float64)
+    scenarios = torch.where(valid, torch.tensor(groups), -1)
+    x = Timeline(rewards, zero, place == lengths - 1, zero, zero[0], valid, scenarios, 0.9, 0.8)
+    advantages = ESTIMATORS["rloo_to_go"](x).advantages
+    for group in set(groups):
+        slots = torch.tensor(groups) == group
+        assert_close(advantages[:, slots].sum(1), zero[:, 0])
+        alone = valid[:, slots].sum(1) == 1
+        assert not advantages[:, slots][alone].any()
+    assert not advantages[~valid].any()
+
+
 def test_gae_is_gae() -> None:
     x = timeline()
     advantages, returns = estimate_gae(
@@ -74,7 +111,7 @@ def test_gae_is_gae() -> None:
     assert torch.equal(found.returns, returns)
 
 
-@pytest.mark.parametrize("name", ["gae", "grpo", "dr_grpo", "rloo", "reinforce_pp"])
+@pytest.mark.parametrize("name", ["gae", "grpo", "dr_grpo", "rloo", "rloo_to_go", "reinforce_pp"])
 def test_permuting_slots_permutes_advantages(name: str) -> None:
     generator = torch.Generator().manual_seed(1)
     x = timeline()

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from treadle.benchmarks import curves
-from treadle.errors import ConfigError
+from treadle.errors import ConfigError, OutputError
 
 METRICS = [
     {"rollout/success": 0.2, "rollout/control_steps": 100, "iteration": 1, "seconds": 60, "time/update": 5},
@@ -43,9 +43,9 @@ def test_runs_of_each_variant_and_seed_are_written_down(tmp_path: Path, monkeypa
 
     def train(config):
         directory = config.output / config.name
-        directory.mkdir(parents=True)
         (directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, METRICS)))
-        (directory / "summary.json").write_text("{}")
+        success = {"in_distribution": {"success": 0.5}}
+        (directory / "summary.json").write_text(json.dumps({"base": success, "final": success}))
         trained.append((config.name, config.seed, config.algorithm.kind, config.algorithm.chunk_share))
         return directory
 
@@ -62,5 +62,10 @@ def test_runs_of_each_variant_and_seed_are_written_down(tmp_path: Path, monkeypa
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("curves.json", "success-over-samples.svg", "success-over-time.svg")
     }
+    curves.run(tmp_path / "out", ["ppo"], range(3), tmp_path / "runs", ["iterations=7"])
+    assert [name for name, *_ in trained[4:]] == ["ppo-seed2"], "finished runs are not repeated"
+    assert len(json.loads((tmp_path / "out" / "curves.json").read_text())["runs"]) == 3
+    with pytest.raises(OutputError, match="already holds another run"):
+        curves.run(tmp_path / "out", ["ppo"], range(1), tmp_path / "runs", ["iterations=8"])
     with pytest.raises(ConfigError, match="unknown 'pppo'; known: ppo, grpo"):
         curves.run(tmp_path, ["pppo"], [0], tmp_path, [])

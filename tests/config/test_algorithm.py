@@ -21,11 +21,15 @@ def test_grpo_is_a_set_of_defaults_each_of_which_may_differ():
     assert partly.filter == GroupFilterConfig(low=0.1, high=0.9, refills=2)
     assert not AlgorithmConfig(kind="grpo", estimator="dr_grpo").trajectory_weights
     assert AlgorithmConfig(kind="grpo", estimator="reinforce_pp_baseline").normalize_advantages
+    to_go = AlgorithmConfig(kind="grpo", estimator="rloo_to_go")
+    assert (to_go.normalize_advantages, to_go.trajectory_weights, to_go.advantages_per_action) == (True, False, True)
+    assert not grpo.advantages_per_action
 
 
 def test_a_recipe_and_the_configuration_that_it_leaves_are_the_same(tmp_path):
     config = load_recipe("quickstart-grpo", ["algorithm.filter.refills=1", "algorithm.reference.coefficient=0.1"])
-    assert config.algorithm.filter == GroupFilterConfig(low=0.1, high=0.9, refills=1)
+    assert config.algorithm.filter == GroupFilterConfig(refills=1)
+    assert config.algorithm.normalize_advantages, "as vetted for its estimator"
     assert config.critic_warmup == 0
     assert not config.has_critic
     path = tmp_path / "config.json"
@@ -48,6 +52,10 @@ def test_a_recipe_and_the_configuration_that_it_leaves_are_the_same(tmp_path):
         ({"filter": {"low": 0.1}}, "there are no groups to filter"),
         ({"kind": "grpo", "filter": {"low": 0.9, "high": 0.1}}, "every group would be skipped"),
         ({"estimator": "reinforce_pp", "partial_reset": False, "normalize_advantages": False}, "use normalize_advant"),
+        (
+            {"kind": "grpo", "estimator": "rloo_to_go", "ratio_level": "chunk"},
+            "one ratio cannot carry an advantage per",
+        ),
         ({"reference": {"target": 0.1}}, "nothing to adapt"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fakes import FakePolicy, Script, StateCritic
+from fakes import FakePolicy, Script, StateCritic, indices
 from treadle.policies.critic import Critic, ValueHeadCritic
 from treadle.policies.protocol import Sampling
 from treadle.rollout.collector import Collector, Stopwatch
@@ -58,7 +58,7 @@ def test_shapes_and_versions(make: Make):
     assert rollout.state.shape == (3, 2, 2, 2)
     for name in ("reward", "terminated", "truncated", "valid"):
         assert getattr(rollout, name).shape == (3, 2, 2)
-    assert rollout.final_values.shape == rollout.scenario_index.shape == (3, 2)
+    assert rollout.final_values.shape == rollout.scenarios.shape == (3, 2)
     assert rollout.next_values.shape == (2,)
     assert rollout.versions.tolist() == [[7, 7]] * 3
     assert rollout.seconds.keys() == {"simulate", "generate", "collect"}
@@ -69,9 +69,9 @@ def test_values_before_at_the_end_of_and_after_episodes(make: Make, critic):
     """Chunks of 2 and horizon 3: every second decision is cut after one action, and the third begins an episode."""
     policy = FakePolicy()
     rollout = make(policy, critic=critic).collect(3, version=0)
-    index = torch.from_numpy(rollout.scenario_index).float()
-    assert (rollout.scenario_index[0] == rollout.scenario_index[1]).all()
-    assert (rollout.scenario_index[1] != rollout.scenario_index[2]).all()
+    index = torch.from_numpy(indices(rollout.scenarios)).float()
+    assert (rollout.scenarios[0] == rollout.scenarios[1]).all()
+    assert (rollout.scenarios[1] != rollout.scenarios[2]).all()
     assert rollout.valid.tolist() == [[[True, True]] * 2, [[True, False]] * 2, [[True, True]] * 2]
     assert rollout.truncated.tolist() == [[[False, False]] * 2, [[True, False]] * 2, [[False, False]] * 2]
     assert torch.equal(rollout.values[..., 0], 100 * index + torch.tensor([[0.0], [2.0], [0.0]]))
@@ -87,7 +87,7 @@ def test_a_termination_is_bootstrapped_only_if_asked(make: Make, keep, steps):
     collector = make(policy, scripts={i: Script(ends=1) for i in range(20)}, keep_final=keep)
     rollout = collector.collect(2, version=0)
     assert rollout.terminated.tolist() == [[[True, False]] * 2] * 2
-    index = torch.from_numpy(rollout.scenario_index).float()
+    index = torch.from_numpy(indices(rollout.scenarios)).float()
     wanted = torch.zeros(2, 2) if steps is None else 100 * index + steps
     assert torch.equal(rollout.final_values, wanted)
 
@@ -99,12 +99,12 @@ def test_a_round_of_fixed_length_plays_one_episode_per_slot(make: Make):
     for _ in range(2):
         rollout = collector.collect(2, version=0)
         assert len(rollout.episodes) == 4
-        for slot, index in enumerate(rollout.scenario_index[0].tolist()):
+        for slot, index in enumerate(indices(rollout.scenarios[0]).tolist()):
             short = index in scripts
             seen.append(index)
             assert rollout.valid[:, slot].flatten().tolist() == [True, not short, not short, False]
             assert rollout.terminated[0, slot, 0] == short
-            assert rollout.scenario_index[1, slot] == (-1 if short else index)
+            assert indices(rollout.scenarios)[1, slot] == (-1 if short else index)
         assert not rollout.final_values.any(), "no last observation is kept"
     assert len(set(seen)) == 8
 
@@ -115,10 +115,27 @@ def test_a_round_ends_with_its_last_episode(make: Make):
     assert rollout.versions.tolist() == [[4] * 3]
 
 
+def test_slots_whose_episode_is_over_take_no_forward_pass(make: Make):
+    """Of 4 slots with 3 steps to play in chunks of 2, those whose script ends them at once are done after a chunk."""
+    scripts = {i: Script(ends=1) for i in range(0, 20, 2)}
+    policy = FakePolicy()
+    whole = make(policy, slots=4, scripts=scripts, keep_final="none", partial_reset=False).collect(2, version=0)
+    playing = indices(whole.scenarios) >= 0
+    assert 0 < playing[1].sum() < 4, "some slots idle"
+    assert [len(frames) for frames in policy.frames] == playing.sum(1).tolist(), "nothing is decided or valued for them"
+    assert policy.valued == []
+    assert (whole.tokens.flatten(2).any(-1).numpy() == playing).all()
+    # The others are as if nobody idled.
+    alone = make(slots=4, keep_final="none", partial_reset=False).collect(2, version=0)
+    for name in ("tokens", "log_probs", "values"):
+        assert torch.equal(getattr(whole, name)[playing], getattr(alone, name)[playing]), name
+    assert torch.equal(whole.inputs[1].frames[playing[1]], alone.inputs[1].frames[playing[1]])
+
+
 def test_the_slots_of_a_group_meet_one_scenario(make: Make):
     rollout = fixed_length(make, 5, {}, group_size=2).collect(2, version=0)
-    one, two, three = rollout.scenario_index[0, ::2].tolist()
-    assert rollout.scenario_index.tolist() == [[one, one, two, two, three]] * 2
+    one, two, three = indices(rollout.scenarios)[0, ::2].tolist()
+    assert indices(rollout.scenarios).tolist() == [[one, one, two, two, three]] * 2
     assert len({one, two, three}) == 3
     assert len({tuple(tokens) for tokens in rollout.tokens[0].tolist()}) == 5
 
@@ -136,7 +153,7 @@ def test_a_restored_collector_begins_the_next_round(make: Make):
 def test_values_are_computed_for_rows_that_ended_only(make: Make):
     policy = FakePolicy()
     scripts = {index: Script(ends=1) for index in range(20)}
-    first = make(slots=2).collect(1, version=0).scenario_index[0, 0]
+    first = make(slots=2).collect(1, version=0).scenarios[0, 0].index
     del scripts[int(first)]
     collector = make(policy, slots=2, scripts=scripts)
     collector.collect(2, version=0)
@@ -145,7 +162,7 @@ def test_values_are_computed_for_rows_that_ended_only(make: Make):
 
 def test_a_value_per_action(make: Make):
     rollout = make(FakePolicy(value_outputs=2)).collect(2, version=0)
-    index = torch.from_numpy(rollout.scenario_index).float()
+    index = torch.from_numpy(indices(rollout.scenarios)).float()
     assert torch.equal(rollout.values[0], 100 * index[0, :, None] + torch.tensor([[0.0, 1.0]]))
     assert torch.equal(rollout.final_values[1], 100 * index[1] + 3)
 
@@ -174,7 +191,7 @@ def test_inputs_are_kept_as_they_were_seen(make: Make):
     rollout = make(FakePolicy()).collect(3, version=0)
     for t, inputs in enumerate(rollout.inputs):
         assert inputs.frames is not None
-        assert inputs.frames[:, 0, 0, 0, 0].tolist() == rollout.scenario_index[t].tolist()
+        assert inputs.frames[:, 0, 0, 0, 0].tolist() == indices(rollout.scenarios[t]).tolist()
     encoded = make(FakePolicy(), encode=True).collect(1, version=0)
     assert encoded.inputs[0].frames is None
     assert encoded.inputs[0].features is not None
@@ -193,7 +210,7 @@ def test_stopwatch_adds_up():
 def test_states_before_each_action(make: Make):
     """Horizon 3: the first action of a decision has the observed state, the second what the first led to."""
     rollout = make(FakePolicy(), critic=StateCritic()).collect(2, version=0)
-    index = torch.from_numpy(rollout.scenario_index).float()
+    index = torch.from_numpy(indices(rollout.scenarios)).float()
     assert torch.equal(rollout.state[0, :, 0, 0], index[0])
     assert rollout.state[0, :, :, 1].tolist() == [[0, 1]] * 2
     assert rollout.state[1, :, :, 1].tolist() == [[2, 3]] * 2

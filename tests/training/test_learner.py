@@ -4,9 +4,11 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from fakes import scenario
 from miniature import learning_config, make_policy, make_rollout
 from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout
@@ -84,7 +86,7 @@ def hand_rollout(values: list[list[float]]) -> Rollout:
         final_values=torch.tensor([[10.0], [0.0]]),
         next_values=torch.tensor([6.0]),
         versions=torch.zeros(2, 1, dtype=torch.long),
-        scenario_index=torch.zeros(2, 1).long().numpy(),
+        scenarios=np.full((2, 1), scenario(0)),
         episodes=[],
         seconds={},
     )

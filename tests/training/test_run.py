@@ -21,7 +21,7 @@ from treadle.config.schema import (
 )
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult
-from treadle.errors import CheckpointError, ConfigError, OutputError
+from treadle.errors import CheckpointError, ConfigError, DivergenceError, OutputError
 from treadle.policies import load_policy
 from treadle.reporting.metrics import read_metrics
 from treadle.training.checkpoints import list_checkpoints
@@ -228,6 +228,27 @@ def test_a_crash_costs_what_was_not_saved_and_no_more(
     assert_same_run(directory, whole[1])
 
 
+def test_what_is_not_finite_stops_the_run_and_leaves_its_last_checkpoint(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    update = Learner.update
+
+    def poisoned(self: Learner, rollouts: Any, iteration: int) -> dict[str, float]:
+        if iteration == 2:
+            rollouts[0].reward[0, 0, 0] = torch.nan
+        return update(self, rollouts, iteration)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "update", poisoned)
+        with pytest.raises(DivergenceError, match=r"rollout.reward is nan: .* resume with the same command"):
+            train(run_config(tmp_path, checkpoint, save_every=1, iterations=3))
+    saved = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert len(saved) > 0
+    assert [row["iteration"] for row in read_metrics(tmp_path / "run")] == [1, 2]
+    weights = load_policy(saved[-1] / "policy").state_dict()  # type: ignore[attr-defined]
+    assert all(bool(x.isfinite().all()) for x in weights.values())
+
+
 def test_the_second_ctrl_c_stops_at_once(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     def twice() -> None:
         press_ctrl_c()
@@ -352,7 +373,7 @@ def test_summarize_averages_over_episodes():
     x = torch.zeros(1, 1)
     rollout = Rollout(
         *([], x, x, x, x, x, x, x, torch.tensor([[[True, True, False]]]), x, x[0], x),  # type: ignore[arg-type]
-        scenario_index=np.zeros((1, 1), np.int64),
+        scenarios=np.full((1, 1), what),
         episodes=episodes,
         seconds={"simulate": 0.5},
     )

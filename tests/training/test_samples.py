@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from fakes import scenario
 from miniature import SCENARIOS, SUCCESSES, grouped, make_policy, make_rollout
 from treadle.algorithms.estimators import Estimate, Timeline
 from treadle.config.algorithm import AlgorithmConfig
@@ -16,6 +17,7 @@ from treadle.training.samples import (
     estimate_advantages,
     find_estimator,
     measure_shares,
+    number_scenarios,
     select_slots,
 )
 
@@ -38,6 +40,22 @@ def test_groups_without_a_gradient_are_skipped(policy: OpenVLAOFT):
     # Without the comparison within groups, the success rate alone decides.
     gae = AlgorithmConfig(partial_reset=False, group_size=3, filter={"high": 0.5})  # type: ignore[arg-type]
     assert select_slots(rollout, gae).tolist() == [True] * 5 + [False] * 2
+
+
+def test_a_group_is_a_whole_scenario_not_its_index(policy: OpenVLAOFT):
+    """Scenario 4 of two suites: one success in each of two groups of two, not two in one group of four."""
+    rollout = grouped(policy, [True, False, False, False], [4, 4, 4, 4])
+    other = scenario(4, suite="odd/a")
+    rollout.scenarios[:, 2:] = other
+    rollout.episodes[-1] = replace(rollout.episodes[-1], scenario=other)
+    rollout.episodes[-2] = replace(rollout.episodes[-2], scenario=other)
+    config = AlgorithmConfig(kind="grpo", group_size=2)
+    assert number_scenarios(rollout.scenarios).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [-1, 0, 1, 1]]
+    assert select_slots(rollout, config).tolist() == [True, True, False, False]
+    assert count_groups(rollout, config) == (1, 2)
+    samples = estimate_advantages([rollout], config)
+    assert samples.take(samples.trained).advantages[:2].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)], abs=1e-5)
+    assert not samples.take(~samples.trained).advantages.any()
 
 
 def test_what_was_not_played_is_no_sample_and_every_played_action_has_its_episodes_advantage(policy: OpenVLAOFT):
@@ -128,7 +146,7 @@ def test_order_of_slots_does_not_matter(policy: OpenVLAOFT):
     moved = replace(
         rollout,
         inputs=[inputs.take(order) for inputs in rollout.inputs],
-        scenario_index=rollout.scenario_index[:, order.numpy()],
+        scenarios=rollout.scenarios[:, order.numpy()],
         next_values=rollout.next_values[order],
         **{
             name: getattr(rollout, name)[:, order]

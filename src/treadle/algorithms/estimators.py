@@ -39,6 +39,10 @@ class Timeline:
         """[B]: undiscounted return of each slot's episode, in rollouts of fixed length."""
         return torch.where(self.valid, self.rewards, 0).sum(0)
 
+    def returns(self) -> Tensor:
+        """[N, B]: discounted return from each entry on to its episode's end, 0 where invalid."""
+        return discounted_returns(torch.where(self.valid, self.rewards, 0), self.ended, self.valid, gamma=self.gamma)
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -85,13 +89,26 @@ def rloo(timeline: Timeline) -> Estimate:
     return _of_episodes(timeline, rloo_advantages)
 
 
+def rloo_to_go(timeline: Timeline) -> Estimate:
+    """What an episode earns from each entry on, less the mean of what the others of its group that still play earn
+    from theirs on: `groups.rloo_advantages` of discounted returns, entry by entry.
+
+    What was earned before an action is no noise in its advantage, and `gamma` bounds what comes after. The group is a
+    baseline that depends on time (Peters and Schaal 2008, "Reinforcement learning of motor skills with policy
+    gradients"); TGRPO compares rewards step by step (Chen et al. 2025, arXiv 2506.08440). An entry that no other episode
+    of the group has reached gets 0. For rollouts of fixed length, where the episodes of a group begin together.
+    """
+    returns, valid = timeline.returns(), timeline.valid
+    entries = torch.arange(len(returns), device=returns.device)[:, None]
+    moments = timeline.scenarios * len(returns) + entries
+    advantages = torch.zeros_like(returns)
+    advantages[valid] = rloo_advantages(returns[valid], moments[valid])
+    return Estimate(advantages)
+
+
 def reinforce_pp(timeline: Timeline) -> Estimate:
     """Discounted returns; with normalisation over the batch, REINFORCE++ (Hu et al. 2025)."""
-    return Estimate(
-        discounted_returns(
-            torch.where(timeline.valid, timeline.rewards, 0), timeline.ended, timeline.valid, gamma=timeline.gamma
-        )
-    )
+    return Estimate(timeline.returns())
 
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -99,6 +116,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "grpo": grpo,
     "dr_grpo": dr_grpo,
     "rloo": rloo,
+    "rloo_to_go": rloo_to_go,
     "reinforce_pp": reinforce_pp,
     # Its baseline is the group's mean, and the division by the batch's spread follows in normalisation.
     "reinforce_pp_baseline": dr_grpo,

@@ -48,12 +48,13 @@ class Pair:
     """Alternations of lockstep and lanes."""
 
 
-SYNTHETIC_PAIR = Pair(slots=16, decisions=24, lanes=4, repeats=7)
+SYNTHETIC_PAIR = Pair(slots=16, decisions=24, lanes=4, repeats=5)
 SIMULATOR_PAIR = Pair(slots=128, decisions=10, lanes=4, repeats=7)
-_SECONDS = 0.0025
-"""Of the synthetic pair, for each slot, to simulate and to generate alike: 40 ms for all slots."""
-_STRAGGLING = Pair(slots=4, decisions=240, lanes=4, repeats=5)
-_STRAGGLING_SECONDS = (0.004, 0.0002)
+_SECONDS = 0.003
+"""Of the synthetic pair, for each slot, to simulate and to generate alike: 48 ms for all slots."""
+# A rollout lasts as long as its slowest lane: many decisions, so that chance is fair to all lanes.
+_STRAGGLING = Pair(slots=4, decisions=400, lanes=4, repeats=3)
+_STRAGGLING_SECONDS = (0.005, 0.0002)
 """To simulate and to generate a slot."""
 _STRAGGLERS = 0.1
 _LONG = 10_000

@@ -8,20 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from treadle.config.loading import load_recipe
+from treadle.config.run_directory import create_run_directory
 from treadle.errors import ConfigError
 from treadle.files import read_json, to_json, write_atomically
 from treadle.reporting.machine import describe_machine
 from treadle.reporting.metrics import read_metrics
 from treadle.reporting.plots import Axes, Series, line_chart, moving_mean
+from treadle.reporting.summary import SUMMARY_FILE
 from treadle.training.loop import train
 
+_FILTER = ("algorithm.filter.low=0.1", "algorithm.filter.high=0.9")
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ppo": ("quickstart", ()),
     "grpo": ("quickstart-grpo", ()),
+    "grpo-scores": ("quickstart-grpo", ("algorithm.estimator=grpo",)),
     "grpo-20-percent": ("quickstart-grpo", ("algorithm.chunk_share=0.2",)),
-    "grpo-refill": ("quickstart-grpo", ("algorithm.filter.refills=2",)),
+    "grpo-filter": ("quickstart-grpo", _FILTER),
+    "grpo-refill": ("quickstart-grpo", (*_FILTER, "algorithm.filter.refills=2")),
 }
 """Names of curves, each a recipe and what differs from it."""
 POINTS = 200
@@ -34,12 +42,14 @@ STYLE = (
 
 
 def run(folder: Path, variants: Sequence[str], seeds: Sequence[int], runs: Path, overrides: Sequence[str]) -> None:
-    """Train each variant with each seed into `runs`, and write `curves.json` and two plots into `folder`.
+    """Train each variant with each seed into `runs`, print what came of it, and write `curves.json` and two plots into
+    `folder`.
 
-    Runs that are there already are not trained again; those that were cut short go on.
+    Runs that are finished are read and not repeated; those that were cut short go on.
 
     Raises:
         ConfigError: a variant that is unknown.
+        OutputError: a folder in `runs` that holds a run of another configuration.
     """
     for name in variants:
         if name not in VARIANTS:
@@ -50,14 +60,16 @@ def run(folder: Path, variants: Sequence[str], seeds: Sequence[int], runs: Path,
         for seed in seeds:
             label = f"{name}-seed{seed}"
             config = load_recipe(recipe, [*changes, *overrides, f"name={label}", f"output={runs}", f"seed={seed}"])
-            directory = train(config)
+            directory = create_run_directory(config)
+            if not (directory / SUMMARY_FILE).exists():
+                train(config)
             rows[label] = {
                 "variant": name,
                 "recipe": recipe,
                 "changes": [*changes, *overrides],
                 "seed": seed,
                 "curve": curve(read_metrics(directory)),
-                "summary": read_json(directory / "summary.json"),
+                "summary": read_json(directory / SUMMARY_FILE),
             }
     result = {
         "benchmark": "curves",
@@ -70,6 +82,7 @@ def run(folder: Path, variants: Sequence[str], seeds: Sequence[int], runs: Path,
     plots = {"samples": ("control_steps", "control steps"), "time": ("minutes", "minutes of training")}
     for name, (key, label) in plots.items():
         write_atomically(folder / f"success-over-{name}.svg", plot(rows, key, label))
+    Console().print(_table(rows))
 
 
 def curve(metrics: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
@@ -84,6 +97,23 @@ def curve(metrics: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
         "success": [row["rollout/success"] for row in played],
         "update_seconds": [row.get("time/update", 0.0) for row in played],
     }
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="runs, success in distribution", title_justify="left")
+    table.add_column("run")
+    for column in ("before", "after", "control steps", "minutes", "minutes of updates"):
+        table.add_column(column, justify="right")
+    for label, row in rows.items():
+        curve, summary = row["curve"], row["summary"]
+        table.add_row(
+            label,
+            *(f"{summary[when]['in_distribution']['success']:.1%}" for when in ("base", "final")),
+            f"{curve['control_steps'][-1]:,.0f}",
+            f"{curve['minutes'][-1]:.1f}",
+            f"{sum(curve['update_seconds']) / 60:.1f}",
+        )
+    return table
 
 
 def plot(rows: Mapping[str, Mapping[str, Any]], key: str, label: str) -> str:

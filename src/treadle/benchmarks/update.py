@@ -28,13 +28,17 @@ from treadle.training.passes import Anchors, PolicyPasses
 from treadle.training.run import open_lanes
 from treadle.training.samples import Samples, estimate_advantages
 
+FILTER = ("algorithm.filter.low=0.1", "algorithm.filter.high=0.9")
+"""Groups that are skipped."""
 SHARES = (1.0, 0.5, 0.2)
 """Shares of chunks that are propagated back."""
 
 
-def run(json: Path | None, overrides: Sequence[str], rounds: int = 5) -> list[dict[str, Any]]:
-    """Measure on one rollout of the recipe `quickstart-grpo`, print a table and write JSON where asked."""
-    config = load_recipe("quickstart-grpo", [*overrides])
+def run(json: Path | None, overrides: Sequence[str], rounds: int = 3) -> list[dict[str, Any]]:
+    """Measure on one rollout of the recipe `quickstart-grpo`, with groups filtered to `FILTER`; print a table and write
+    JSON where asked.
+    """
+    config = load_recipe("quickstart-grpo", [*FILTER, *overrides])
     policy = load_policy(resolve_checkpoint(config.policy.checkpoint), device="cpu")
     rollout = _collect(config, policy)
     algorithm = config.algorithm

@@ -6,7 +6,9 @@ from pydantic import Field, model_validator
 
 from treadle.config.section import Natural, NonNegative, Positive, Rate, Section, Share
 
-GROUP_ESTIMATORS = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
+SCORE_ESTIMATORS = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
+"""Compare the scores of the episodes of one scenario, and give every action of an episode the same advantage."""
+GROUP_ESTIMATORS = (*SCORE_ESTIMATORS, "rloo_to_go")
 """Compare the episodes of one scenario."""
 EPISODE_ESTIMATORS = (*GROUP_ESTIMATORS, "reinforce_pp")
 """Need whole episodes, and no critic."""
@@ -56,7 +58,8 @@ class AlgorithmConfig(Section):
     """ppo: the defaults below. grpo: estimator grpo, group_size 8, partial_reset false, normalize_advantages false,
     trajectory_weights true, epochs 1, and groups filtered to success rates in [0.1, 0.9]."""
     estimator: str = "gae"
-    """Of advantages: gae, grpo, dr_grpo, rloo, reinforce_pp, reinforce_pp_baseline, or `package.module:function`."""
+    """Of advantages: gae, grpo, dr_grpo, rloo, rloo_to_go, reinforce_pp, reinforce_pp_baseline, or
+    `package.module:function`."""
     loss: str = "clip"
     """Of the policy: clip, or `package.module:function`."""
     partial_reset: bool = True
@@ -125,9 +128,10 @@ class AlgorithmConfig(Section):
             "estimator": "grpo",
             "group_size": 8,
             "partial_reset": False,
-            "normalize_advantages": estimator in ("reinforce_pp", "reinforce_pp_baseline"),
-            # Dr.GRPO is without this weight as it is without the division by the spread.
-            "trajectory_weights": estimator != "dr_grpo",
+            "normalize_advantages": estimator in ("reinforce_pp", "reinforce_pp_baseline", "rloo_to_go"),
+            # Dr.GRPO is without this weight as it is without the division by the spread; returns to go are of actions,
+            # not of episodes.
+            "trajectory_weights": estimator not in ("dr_grpo", "rloo_to_go"),
             "epochs": 1,
         }
         groups = {"low": 0.1, "high": 0.9} if settings.get("group_size") != 1 else {}
@@ -137,14 +141,18 @@ class AlgorithmConfig(Section):
         return defaults | settings | {"filter": chosen}
 
     @property
+    def advantages_per_action(self) -> bool:
+        """An advantage for each action; scores of episodes are given per chunk, which suits every ratio."""
+        return self.reward_level == "action" and self.estimator not in SCORE_ESTIMATORS
+
+    @property
     def values_per_action(self) -> bool:
         """The critic values each action of a chunk, not the chunk."""
         return (self.value_level or self.reward_level) == "action"
 
     @model_validator(mode="after")
     def _levels_fit(self) -> Self:
-        per_action = self.reward_level == "action" and self.estimator not in GROUP_ESTIMATORS
-        if per_action and self.ratio_level in ("chunk", "sequence"):
+        if self.advantages_per_action and self.ratio_level in ("chunk", "sequence"):
             raise ValueError(
                 f"ratio_level {self.ratio_level!r} with reward_level 'action': one ratio cannot carry an advantage per "
                 "action; use reward_level 'chunk', or ratio_level 'action' or 'token'"

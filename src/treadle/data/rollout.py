@@ -42,8 +42,8 @@ class Rollout:
     """[B] float32, the value of the observation after the last decision."""
     versions: Tensor
     """[T, B] int64, how many updates the acting policy had had."""
-    scenario_index: NDArray[np.int64]
-    """[T, B] `Scenario.index` of what each slot was playing, -1 where it idled."""
+    scenarios: NDArray[np.object_]
+    """[T, B] the `Scenario` that each slot was playing, None where it idled: nothing was decided then."""
     episodes: list[EpisodeResult]
     """The episodes that ended, in order of time and slot."""
     seconds: dict[str, float]

@@ -50,8 +50,6 @@ class Board:
     """[B, C]"""
     state: NDArray[np.float32]
     """[B, C, S], the privileged state after each action; zero where it was not played."""
-    scenario_index: NDArray[np.int64]
-    """[B] `Scenario.index` of what the slot plays, -1 where it idles."""
 
     def __init__(self, shape: BoardShape, file: int | None = None) -> None:
         """Map the board from an open file that is large enough, or make it in private memory."""
@@ -104,5 +102,4 @@ def _layout(shape: BoardShape) -> dict[str, tuple[tuple[int, ...], type[np.gener
         "reward": ((slots, chunk), np.float32),
         **dict.fromkeys(("terminated", "truncated", "valid"), ((slots, chunk), np.bool_)),
         "state": ((slots, chunk, spec.state_dim), np.float32),
-        "scenario_index": ((slots,), np.int64),
     }

@@ -10,8 +10,8 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, TypeVar
+from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +25,8 @@ from treadle.data.span import Span, busy_seconds
 from treadle.data.step import EpisodeResult
 from treadle.policies.critic import Critic
 from treadle.policies.protocol import Inputs, Policy, Sampling
-from treadle.rollout.lanes import Arrival, Lanes
+from treadle.rollout.lanes import Arrival, Lanes, Rows
 from treadle.rollout.storage import RolloutStorage
-
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Stopwatch:
@@ -49,7 +47,7 @@ class Stopwatch:
 
 class Collector:
     """Collects rollouts; episodes go on from one rollout to the next, or (where the lanes' streams have no partial
-    reset) every rollout is a round of one episode per slot.
+    reset) every rollout is a round of one episode per slot. Slots without an episode take no part in a forward pass.
 
     Whichever lane's observations are ready is served next; no lane waits for another. With one lane this is lockstep.
 
@@ -124,7 +122,7 @@ class Collector:
             "generate": busy_seconds(work.spans, "generate"),
             "collect": time.perf_counter() - began,
         }
-        return work.rollout(self._lanes.rows, values, version, seconds)
+        return work.rollout(values, version, seconds)
 
     def take_spans(self) -> list[Span]:
         """When simulator and policy were busy in the rollouts since the last call."""
@@ -166,20 +164,20 @@ class Collector:
 
     def _decide(self, work: "_Rollout", lanes: Sequence[int]) -> None:
         """Serve lanes by one forward pass, and let each play what was decided."""
-        board, parts = self._lanes.board, [self._lanes.rows[lane] for lane in lanes]
+        board, parts = self._lanes.board, [self._lanes.playing(lane) for lane in lanes]
+        together = _join(parts)
         with work.generating(*lanes):
-            seen = self._seen(parts)
+            seen = self._seen(together)
             inputs = self._prepare(seen)
-            decision = self._policy.act(
-                inputs, self._sampling, torch.from_numpy(_gather(board.noise, parts)).to(self._device)
-            )
+            noise = torch.from_numpy(board.noise[together]).to(self._device)
+            decision = self._policy.act(inputs, self._sampling, noise)
             actions = decision.actions.cpu().numpy()
             pieces = [(work.decided[lane], *piece) for lane, piece in zip(lanes, _pieces(parts), strict=True)]
             for lane, (t, rows, piece) in zip(lanes, pieces, strict=True):
                 # Now, for the simulator writes on the board again from here on.
-                work.scenario_index[t, rows] = board.scenario_index[rows]
+                work.scenarios[t, rows] = self._lanes.scenarios[rows]
                 work.state[t, rows, 0] = seen.state[piece]
-                work.storage.put_inputs(t, rows, inputs.take(piece))
+                work.storage.put_inputs(t, rows, inputs if len(pieces) == 1 else inputs.take(piece))
                 work.decided[lane] += 1
                 board.actions[rows] = actions[piece]
                 self._lanes.play(lane)
@@ -192,10 +190,12 @@ class Collector:
                     work.storage.put(name, t, rows, tensor[piece])
 
     def _finish(self, work: "_Rollout", lane: int) -> None:
-        """Value where a lane's rollout ends."""
-        rows = self._lanes.rows[lane]
+        """Value where a lane's rollout ends, in slots whose episode goes on."""
+        rows = self._lanes.playing(lane)
+        if not _count(rows):
+            return
         with work.generating(lane):
-            work.next_values[rows] = self._first_value(self._seen([rows]))
+            work.next_values[rows] = self._first_value(self._seen(rows))
 
     def _state_values(self, work: "_Rollout") -> Tensor:
         """[T, B, V]: the values of a critic of privileged states, of all decisions at once."""
@@ -204,14 +204,14 @@ class Collector:
             values = self._critic(None, states.flatten(0, 1).to(self._device)).cpu()
             return values.reshape(*states.shape[:2], -1)
 
-    def _seen(self, parts: Sequence[slice]) -> Observation:
-        """The observations of some lanes: where the simulator wrote them, unless lanes that are no neighbours meet."""
+    def _seen(self, rows: Rows) -> Observation:
+        """The observations of some slots: where the simulator wrote them, if they are neighbours."""
         seen = self._lanes.board.observation
         return Observation(
-            _gather(seen.frames, parts),
-            _gather(seen.proprioception, parts),
-            _gather(seen.state, parts),
-            self._lanes.instructions(slot for rows in parts for slot in range(rows.start, rows.stop)),
+            seen.frames[rows],
+            seen.proprioception[rows],
+            seen.state[rows],
+            [scenario.instruction for scenario in self._lanes.scenarios[rows]],
         )
 
     def _prepare(self, observation: Observation) -> Inputs:
@@ -248,7 +248,7 @@ class _Rollout:
     """[T, B, C] by name."""
     state: NDArray[np.float32]
     """[T, B, C, S], before each action."""
-    scenario_index: NDArray[np.int64]
+    scenarios: NDArray[np.object_]
     final_values: Tensor
     next_values: Tensor
     episodes: list[tuple[int, int, list[EpisodeResult]]]
@@ -265,7 +265,7 @@ class _Rollout:
             storage=RolloutStorage(decisions, slots),
             outcome={name: np.zeros((decisions, slots, chunk), getattr(board, name).dtype) for name in names},
             state=np.zeros((decisions, *board.state.shape), np.float32),
-            scenario_index=np.full((decisions, slots), -1, np.int64),
+            scenarios=np.full((decisions, slots), None, np.object_),
             final_values=torch.zeros(decisions, slots),
             next_values=torch.zeros(slots),
             episodes=[],
@@ -278,11 +278,8 @@ class _Rollout:
         yield
         self.spans.append(Span("generate", 0, lanes, began, time.perf_counter()))
 
-    def rollout(self, rows: Sequence[slice], values: Tensor | None, version: int, seconds: dict[str, float]) -> Rollout:
+    def rollout(self, values: Tensor | None, version: int, seconds: dict[str, float]) -> Rollout:
         decisions = max(self.decided)
-        for decided, slots in zip(self.decided, rows, strict=True):
-            if 0 < decided < decisions:
-                self.storage.hold(decided, slots)
         self.episodes.sort(key=lambda ended: ended[:2])
         return Rollout(
             inputs=self.storage.inputs(decisions),
@@ -292,21 +289,26 @@ class _Rollout:
             **{name: torch.from_numpy(array[:decisions]) for name, array in self.outcome.items()},
             final_values=self.final_values[:decisions],
             next_values=self.next_values,
-            versions=torch.full(self.scenario_index[:decisions].shape, version),
-            scenario_index=self.scenario_index[:decisions],
+            versions=torch.full(self.scenarios[:decisions].shape, version),
+            scenarios=self.scenarios[:decisions],
             episodes=[result for _, _, ended in self.episodes for result in ended],
             seconds=seconds,
         )
 
 
-def _gather(array: NDArray[Scalar], parts: Sequence[slice]) -> NDArray[Scalar]:
-    """The rows of all parts; a view where they are neighbours in order."""
-    if all(one.stop == other.start for one, other in pairwise(parts)):
-        return array[parts[0].start : parts[-1].stop]
-    return np.concatenate([array[part] for part in parts])
+def _join(parts: Sequence[Rows]) -> Rows:
+    """All parts as one; a slice where they are neighbours in order."""
+    slices = [part for part in parts if isinstance(part, slice)]
+    if len(slices) == len(parts) and all(one.stop == other.start for one, other in pairwise(slices)):
+        return slice(slices[0].start, slices[-1].stop)
+    return np.concatenate([np.arange(p.start, p.stop) if isinstance(p, slice) else p for p in parts])
 
 
-def _pieces(parts: Sequence[slice]) -> list[tuple[slice, slice]]:
+def _count(rows: Rows) -> int:
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+
+
+def _pieces(parts: Sequence[Rows]) -> list[tuple[Rows, slice]]:
     """Each part with its place among the gathered rows."""
-    ends = np.cumsum([part.stop - part.start for part in parts]).tolist()
-    return [(part, slice(end - (part.stop - part.start), end)) for part, end in zip(parts, ends, strict=True)]
+    ends = accumulate(map(_count, parts))
+    return [(part, slice(end - _count(part), end)) for part, end in zip(parts, ends, strict=True)]

@@ -5,12 +5,15 @@ Shapes: B slots of all lanes.
 
 import selectors
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from treadle import errors
 from treadle.data.scenario import Scenario
@@ -23,6 +26,9 @@ from treadle.rollout.worker_handle import ProcessWorker, SharedBoard, ThreadWork
 from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.host import KeepFinal
 from treadle.simulators.protocol import SimulatorSpec
+
+Rows = slice | NDArray[np.intp]
+"""Slots of a board: neighbours, or any."""
 
 _GRACE, _GRACE_ON_ERROR = 5.0, 1.0
 """Seconds that workers have to close their simulators."""
@@ -96,8 +102,9 @@ class Lanes:
 
     def __init__(self, plan: LanesPlan, chunk: int) -> None:
         self.plan = plan
-        self.scenarios: list[Scenario | None] = [None] * plan.slots
-        """What each slot played last, or plays now."""
+        self.scenarios: NDArray[np.object_] = np.full(plan.slots, None, np.object_)
+        """[B] the `Scenario` that each slot plays, None where it idles."""
+        self._playing_slots = np.zeros(plan.slots, np.bool_)
         self.started = False
         """Slots have episodes, begun or restored."""
         divided = [parts for parts in divide(plan.slots, plan.lanes, plan.workers) if parts]
@@ -135,10 +142,11 @@ class Lanes:
     def __len__(self) -> int:
         return self.plan.lanes
 
-    def instructions(self, slots: Iterable[int]) -> list[str]:
-        """What the episodes of some slots are asked to do."""
-        scenarios = [self.scenarios[slot] for slot in slots]
-        return ["" if scenario is None else scenario.instruction for scenario in scenarios]
+    def playing(self, lane: int) -> Rows:
+        """The slots of a lane that have an episode; a slice where all do, which reads the board without a copy."""
+        rows = self.rows[lane]
+        playing = self._playing_slots[rows]
+        return rows if playing.all() else np.flatnonzero(playing) + rows.start
 
     def start(self) -> None:
         """Begin an episode in every slot of every lane; none may be playing."""
@@ -159,7 +167,8 @@ class Lanes:
             TreadleError: What a worker raised; SimulatorError where it died or took too long.
             WorkerError: It raised something else.
         """
-        self._receive(wait=False)
+        if self._arrived:
+            self._receive(wait=False)
         while not self._arrived:
             self._receive(wait=True)
         lanes, self._arrived = self._arrived[:most], self._arrived[most:]
@@ -270,11 +279,12 @@ class Lanes:
         for _, (worker, report) in sorted(self._reports[lane].items()):
             arrival.playing |= report.playing
             arrival.final_slots += report.final_slots
-            arrival.final_instructions += self.instructions(report.final_slots)
+            arrival.final_instructions += [self.scenarios[slot].instruction for slot in report.final_slots]
             arrival.episodes += report.episodes
             arrival.spans.append(Span("simulate", worker, (lane,), report.began, report.ended))
             for slot, scenario in report.begun.items():
                 self.scenarios[slot] = scenario
+                self._playing_slots[slot] = scenario is not None
         self._reports[lane] = {}
         return arrival
 
@@ -319,7 +329,9 @@ class Lanes:
         )
 
     def _playing(self, parts: Sequence[Part], shown: int = 3) -> str:
-        known = [(slot, self.scenarios[slot]) for part in parts for slot in range(part.first, part.stop)]
+        known: list[tuple[int, Scenario | None]] = [
+            (slot, self.scenarios[slot]) for part in parts for slot in range(part.first, part.stop)
+        ]
         named = [f"slot {slot}: {scenario.id}" for slot, scenario in known if scenario is not None]
         more = f" and {len(named) - shown} more" if len(named) > shown else ""
         return f"playing {', '.join(named[:shown]) or 'nothing yet'}{more}"

@@ -3,9 +3,10 @@
 Shapes: T decisions, B slots.
 """
 
-from collections.abc import Sequence
 from dataclasses import fields
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from treadle.policies.protocol import Inputs
@@ -20,24 +21,19 @@ class RolloutStorage:
         self._shape = decisions, slots
         self._tensors: dict[str, Tensor] = {}
 
-    def put(self, name: str, t: int, rows: slice | Sequence[int], values: Tensor) -> None:
-        """Keep `values` [n, ...] as rows of decision `t`."""
+    def put(self, name: str, t: int, rows: slice | NDArray[np.intp], values: Tensor) -> None:
+        """Keep `values` [n, ...] as rows of decision `t`; rows that are never put are zero."""
         tensor = self._tensors.get(name)
         if tensor is None:
             tensor = self._tensors[name] = values.new_zeros(*self._shape, *values.shape[1:])
         tensor[t, rows] = values
 
-    def put_inputs(self, t: int, rows: slice, inputs: Inputs) -> None:
+    def put_inputs(self, t: int, rows: slice | NDArray[np.intp], inputs: Inputs) -> None:
         """Keep inputs [n] as rows of decision `t`."""
         for name in _INPUTS:
             values: Tensor | None = getattr(inputs, name)
             if values is not None:
                 self.put(name, t, rows, values)
-
-    def hold(self, since: int, rows: slice) -> None:
-        """Give decisions from `since` on the inputs and the decision before it, in slots that no longer play."""
-        for tensor in self._tensors.values():
-            tensor[since:, rows] = tensor[since - 1, rows]
 
     def get(self, name: str, decisions: int) -> Tensor:
         """[decisions, B, ...] on the CPU."""

@@ -65,8 +65,8 @@ class Report:
     """Rows of the board's `final` that were written."""
     episodes: list[EpisodeResult] = field(default_factory=list[EpisodeResult])
     """Those that ended, in order of slot."""
-    begun: dict[int, Scenario] = field(default_factory=dict[int, Scenario])
-    """What slots play from now on."""
+    begun: dict[int, Scenario | None] = field(default_factory=dict[int, Scenario | None])
+    """What slots play from now on, None where they idle."""
 
 
 @dataclass(slots=True)
@@ -98,8 +98,7 @@ class PartHost:
         self._slots = np.arange(part.stop - part.first)
         self._chunk = chunk
         self._noise = np.zeros((len(self._slots), -(-plan.horizon // chunk), tokens), np.float32)
-        self._begun: dict[int, Scenario] = {}
-        board.scenario_index[self._rows] = -1
+        self._begun: dict[int, Scenario | None] = {}
 
     def start(self, report: Report) -> None:
         """Begin an episode in every slot."""
@@ -132,8 +131,7 @@ class PartHost:
         self._stream.episodes[self._rows] = state["episodes"]
         self._host.load_state_dict(state["host"])
         for slot, scenario in enumerate(self._host.scenarios):
-            if scenario is not None:
-                self._begin(slot, scenario)
+            self._begin(slot, scenario)
         self._present(report)
 
     def playing(self) -> list[str]:
@@ -142,17 +140,14 @@ class PartHost:
 
     def _next(self, slot: int) -> Scenario | None:
         scenario = self._stream(slot + self._part.first)
-        if scenario is None:
-            self._board.scenario_index[slot + self._part.first] = -1
-        else:
-            self._begin(slot, scenario)
+        self._begin(slot, scenario)
         return scenario
 
-    def _begin(self, slot: int, scenario: Scenario) -> None:
+    def _begin(self, slot: int, scenario: Scenario | None) -> None:
         row = slot + self._part.first
         self._begun[row] = scenario
-        self._board.scenario_index[row] = scenario.index
-        self._noise[slot] = self._stream.noise(row, *self._noise.shape[1:])
+        if scenario is not None:
+            self._noise[slot] = self._stream.noise(row, *self._noise.shape[1:])
 
     def _present(self, report: Report) -> None:
         self._board.noise[self._rows] = self._noise[self._slots, self._host.elapsed // self._chunk]

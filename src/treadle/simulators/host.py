@@ -83,7 +83,7 @@ class Host:
     @property
     def playing(self) -> Slots:
         """The slots that have an episode."""
-        return np.flatnonzero(self._playing)
+        return self._playing.nonzero()[0]
 
     def step(self, actions: NDArray[np.float32]) -> Step:
         """Play a chunk `actions` [B, C, A] in every slot that has an episode. Rows of idle slots are ignored."""
@@ -115,18 +115,13 @@ class Host:
         self._begin(ended)
         self._observe(self.playing)
 
-        def scatter(values: NDArray[Any]) -> NDArray[Any]:
-            full = np.zeros((self.simulator.slots, *values.shape[1:]), values.dtype)
-            full[slots] = values
-            return full
-
         return Step(
-            reward=scatter(reward),
-            terminated=scatter(terminated),
-            truncated=scatter(truncated),
-            success=scatter(success),
-            valid=scatter(valid),
-            state=scatter(outcome.state * valid[..., None]),
+            reward=self._scatter(slots, reward),
+            terminated=self._scatter(slots, terminated),
+            truncated=self._scatter(slots, truncated),
+            success=self._scatter(slots, success),
+            valid=self._scatter(slots, valid),
+            state=self._scatter(slots, outcome.state * valid[..., None]),
             final=final_observation,
             final_slots=keep,
             episodes=results,
@@ -166,6 +161,14 @@ class Host:
         self.simulator.step(slots, self._actions[slots, : elapsed.max()], elapsed)
         self._observe(slots)
         return self.observation
+
+    def _scatter(self, slots: Slots, values: NDArray[Any]) -> NDArray[Any]:
+        """Values of some slots to rows of all, the others zero."""
+        if len(slots) == self.simulator.slots:
+            return values
+        full = np.zeros((self.simulator.slots, *values.shape[1:]), values.dtype)
+        full[slots] = values
+        return full
 
     def _play(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
         if self._on_action is None:

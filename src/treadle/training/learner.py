@@ -81,6 +81,22 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
             raise
 
+    def gradient(self, rollouts: Sequence[Rollout], iteration: int) -> Tensor:
+        """[P] on the CPU: the gradient of the policy's loss over all that was collected, as one minibatch; 0 where
+        nothing of it is trained. Changes nothing.
+        """
+        samples = estimate_advantages(rollouts, self._config.algorithm, self._estimator)
+        samples = samples.take(samples.trained)
+        if len(samples):
+            self.policy.train()
+            weights = samples.weights() if self._config.algorithm.trajectory_weights else None
+            (rows,) = draw_minibatches(len(samples), len(samples), self._config.seed, iteration, 0)
+            self._passes.accumulate(samples, weights, self._anchors(samples, iteration), rows, iteration)
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._policy_parameters]
+        gradient = torch.cat([part.flatten().float().cpu() for part in parts])
+        self.optimizer.zero_grad(set_to_none=True)
+        return gradient
+
     def _update(self, rollouts: Sequence[Rollout], iteration: int) -> dict[str, float]:
         watch, config = Stopwatch(), self._config
         check_rollouts(rollouts)

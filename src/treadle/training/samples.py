@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from treadle.algorithms.advantages import Moments, normalize
@@ -23,6 +25,7 @@ from treadle.algorithms.masks import (
 )
 from treadle.config.algorithm import GROUP_ESTIMATORS, AlgorithmConfig
 from treadle.data.rollout import Rollout
+from treadle.data.scenario import Scenario
 from treadle.plugins import import_callable
 from treadle.policies.protocol import Inputs
 
@@ -109,24 +112,30 @@ def select_slots(rollout: Rollout, algorithm: AlgorithmConfig) -> Tensor:
     slots = rollout.reward.shape[1]
     if algorithm.group_size == 1:
         return torch.ones(slots, dtype=torch.bool)
-    outcomes: dict[int, list[bool]] = {}
+    outcomes: dict[Scenario, list[bool]] = {}
     for episode in rollout.episodes:
-        outcomes.setdefault(episode.scenario.index, []).append(episode.success_once)
-    rates = {index: sum(found) / len(found) for index, found in outcomes.items()}
-    scenarios = rollout.scenario_index[0].tolist()
+        outcomes.setdefault(episode.scenario, []).append(episode.success_once)
+    rates = {scenario: sum(found) / len(found) for scenario, found in outcomes.items()}
     limits = algorithm.filter
-    selected = torch.tensor([limits.low <= rates[index] <= limits.high for index in scenarios])
+    selected = torch.tensor([limits.low <= rates[scenario] <= limits.high for scenario in rollout.scenarios[0]])
     if algorithm.estimator in GROUP_ESTIMATORS:
         scores = torch.where(rollout.valid, rollout.reward, 0).sum((0, 2))
-        selected &= varied_groups(scores, torch.tensor(scenarios))
+        selected &= varied_groups(scores, number_scenarios(rollout.scenarios[0]))
     return selected
+
+
+def number_scenarios(scenarios: NDArray[np.object_]) -> Tensor:
+    """int64 of the same shape, equal where scenarios are (in all that makes them up), -1 where there is none."""
+    numbers: dict[Scenario | None, int] = {None: -1}
+    flat = [numbers.setdefault(scenario, len(numbers) - 1) for scenario in scenarios.flat]
+    return torch.tensor(flat).reshape(scenarios.shape)
 
 
 def count_groups(rollout: Rollout, algorithm: AlgorithmConfig) -> tuple[int, int]:
     """How many groups a rollout has that give a gradient, and how many in all."""
     selected = select_slots(rollout, algorithm).numpy()
-    scenarios = rollout.scenario_index[0]
-    return len(set(scenarios[selected].tolist())), len(set(scenarios.tolist()))
+    scenarios = rollout.scenarios[0]
+    return len(set(scenarios[selected])), len(set(scenarios))
 
 
 def measure_shares(
@@ -150,17 +159,12 @@ def measure_shares(
     return metrics
 
 
-def _per_action(algorithm: AlgorithmConfig) -> bool:
-    # Groups compare whole episodes, whose actions share one advantage: given per chunk, it suits every ratio.
-    return algorithm.reward_level == "action" and algorithm.estimator not in GROUP_ESTIMATORS
-
-
 def _timeline(rollout: Rollout, algorithm: AlgorithmConfig) -> Timeline:
     chunk = rollout.reward.shape[2]
     ended = rollout.terminated | rollout.truncated
     follows = torch.where(ended, rollout.final_values[..., None], 0.0)
-    scenarios = torch.from_numpy(rollout.scenario_index)
-    if _per_action(algorithm):
+    scenarios = number_scenarios(rollout.scenarios)
+    if algorithm.advantages_per_action:
         values = rollout.values.expand_as(rollout.reward)
         rewards, values, ended, follows = (flatten_actions(x) for x in (rollout.reward, values, ended, follows))
         valid, scenarios = flatten_actions(rollout.valid), scenarios.repeat_interleave(chunk, 0)
@@ -186,7 +190,7 @@ def _samples(rollout: Rollout, algorithm: AlgorithmConfig, estimate: Estimate, s
     steps, slots, chunk = rollout.reward.shape
     advantages = estimate.advantages
     returns = torch.zeros_like(advantages) if estimate.returns is None else estimate.returns
-    if _per_action(algorithm):
+    if algorithm.advantages_per_action:
         advantages, returns = unflatten_actions(advantages, chunk), unflatten_actions(returns, chunk)
         if not algorithm.values_per_action:
             played = rollout.valid.sum(-1, keepdim=True).clamp(min=1)
