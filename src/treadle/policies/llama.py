@@ -6,7 +6,7 @@ mask and rotary work per layer, and runs queries and the MLP of the last layer o
 Shapes: B samples, N tokens, K tokens read, S tokens at the end that see the mask, W width, H heads, D head width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaRMSNorm
+
+from treadle.policies.blocks import in_blocks
 
 FUSED_SIZE = 2**18
 """Parameters of a layer up to which it is joined with its neighbours."""
@@ -31,10 +33,12 @@ class Cache:
         self.used = 0
         """Columns that every layer has; the caller moves it on after a pass."""
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values [B, H, n, D] behind those there are; returns all [B, H, used + n, D] of the layer."""
+    def extend(self, layer: int, rows: slice, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values [B, H, n, D] of some samples behind those there are; returns all [B, H, used + n, D] of
+        the layer.
+        """
         end = self.used + keys.shape[2]
-        entry = self._entries[layer, :, :, :, :end]
+        entry = self._entries[layer, :, rows, :, :end]
         entry[0, :, :, self.used :] = keys
         entry[1, :, :, self.used :] = values
         return entry[0], entry[1]
@@ -56,6 +60,17 @@ class Context:
     """Columns before the last S attend to themselves and what is before them, and need no mask."""
     cache: Cache | None = None
     """Where keys and values are kept."""
+    rows: slice = slice(None)
+    """The samples of the cache that these are."""
+
+    def take(self, rows: slice) -> "Context":
+        """That of some of the samples."""
+
+        def some(x: Tensor) -> Tensor:
+            return x if len(x) == 1 else x[rows]
+
+        mask = None if self.mask is None else some(self.mask)
+        return replace(self, cos=some(self.cos), sin=some(self.sin), mask=mask, rows=rows)
 
 
 class LeanLayer(LlamaDecoderLayer):
@@ -102,7 +117,7 @@ class LeanLayer(LlamaDecoderLayer):
         keys = rotate(k.unflatten(-1, heads), cos, sin).transpose(1, 2)
         values = v.unflatten(-1, heads).transpose(1, 2)
         if context.cache is not None:
-            keys, values = context.cache.extend(attention.layer_idx, keys, values)
+            keys, values = context.cache.extend(attention.layer_idx, context.rows, keys, values)
         shared = {"scale": attention.scaling, "enable_gqa": attention.num_key_value_groups > 1}
         out = attend(queries, keys, values, context, shared)
         return attention.o_proj(out.transpose(1, 2).flatten(2))
@@ -131,10 +146,16 @@ def make_lean(model: LlamaForCausalLM) -> None:
 def walk(model: LlamaForCausalLM, embeddings: Tensor, context: Context, read: slice) -> Tensor:
     """Last hidden states [B, K, W], after the final norm, at the columns `read` of `embeddings` [B, N, W]."""
     *before, last = model.model.layers
-    hidden = embeddings
-    for layer in before:
-        hidden = layer(hidden, context=context)
-    return rms_norm(model.model.norm, last(hidden, context=context, read=read))
+
+    def through(rows: slice) -> Tensor:
+        hidden, some = embeddings[rows], context.take(rows)
+        for layer in before:
+            hidden = layer(hidden, context=some)
+        return last(hidden, context=some, read=read)
+
+    samples, columns, _ = embeddings.shape
+    hidden = in_blocks(through, samples, columns * model.config.intermediate_size, embeddings)
+    return rms_norm(model.model.norm, hidden)
 
 
 def bidirectional(
