@@ -329,7 +329,6 @@ def bench_policy(
     dtype: Annotated[str, typer.Option(help="auto (bfloat16 on a GPU, else float32), float32, bfloat16.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch on a CPU; 0 takes every core.")] = 0,
     seconds: Annotated[float, typer.Option(min=0, help="Least time spent on each figure.")] = 1.0,
-    compiled: Annotated[bool, typer.Option("--compile", help="Act through compiled blocks.")] = False,
     json: JsonFile = None,
 ) -> None:
     """Measure decisions and training samples per second with random weights, beside the floor and a plain path."""
@@ -343,7 +342,6 @@ def bench_policy(
         dtype=dtype,
         threads=threads,
         seconds=seconds,
-        compiled=compiled,
         **{name: value for name, value in given.items() if value},
     )
 

@@ -82,8 +82,6 @@ class LoadingConfig(Section):
     """Type of the weights; `auto` keeps the checkpoint's. What is trained in bfloat16 has a float32 master."""
     options: dict[str, Any] = {}
     """Settings that the checkpoint lacks or has otherwise, such as chunk, prompt_length, center_crop or head."""
-    compile: bool = False
-    """Act through compiled transformer blocks (`torch.compile`): fewer kernels, after up to minutes of compiling."""
 
 
 class FineTuningConfig(LoadingConfig):

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaRMSNorm
 
 from treadle.policies.blocks import in_blocks
-from treadle.policies.compilation import compiled
 
 FUSED_SIZE = 2**18
 """Parameters of a layer up to which it is joined with its neighbours."""
@@ -69,8 +68,6 @@ class LeanLayer(LlamaDecoderLayer):
 
     recompute = False
     """Compute the layer again in the backward pass instead of keeping what is in it (gradient checkpointing)."""
-    fast = False
-    """Run compiled where no gradient is kept."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -89,8 +86,6 @@ class LeanLayer(LlamaDecoderLayer):
             return super().forward(hidden_states, *args, **kwargs)
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._lean, hidden_states, context, read, use_reentrant=False, preserve_rng_state=False)
-        if self.fast and not torch.is_grad_enabled():
-            return compiled(LeanLayer._lean)(self, hidden_states, context, read, past)
         return self._lean(hidden_states, context, read, past)
 
     def _lean(self, hidden_states: Tensor, context: Context, read: slice | None, past: Tensor | None = None) -> Tensor:
