@@ -35,7 +35,6 @@ def main(arguments: list[str]) -> int:
             training_batches=given.train,
             device=given.device,
             dtype=given.dtype,
-            seconds=1.0,
             limit=given.limit,
             command=shlex.join(["python", "benchmarks/gpu_policy.py", *arguments]),
         )

@@ -21,6 +21,8 @@ def here(tmp_path, monkeypatch):
     packaged = tmp_path / "packaged"
     (packaged / "recipes").mkdir(parents=True)
     (packaged / "recipes" / "quickstart.toml").write_text("# Short [and] sweet.\nseed = 3\n")
+    (packaged / "recipes" / "supervised.toml").write_text("[grounding]\nscenes = 5\n")
+    (packaged / "recipes" / "rewarded.toml").write_text("[algorithm]\ngamma = 0.9\n[policy]\nfreeze_vision = true\n")
     (packaged / "checkpoints" / "tabletop-base").mkdir(parents=True)
     monkeypatch.setattr(loading, "RECIPES", packaged / "recipes")
     monkeypatch.setattr(loading, "CHECKPOINTS", packaged / "checkpoints")
@@ -75,8 +77,20 @@ def treadle(*arguments: str) -> Result:
             ["eval", "tabletop-base", "evaluation.episods=3"],
             "error: unknown key 'evaluation.episods', did you mean 'evaluation.episodes'",
         ),
+        (
+            ["eval", "tabletop-base", "policy.knid=openvla"],
+            "error: unknown key 'policy.knid', did you mean 'policy.kind'",
+        ),
         (["eval", "tabletop-base", "--episodes", "0"], "error: evaluation.episodes: found 0, allowed is integer > 0"),
         (["eval", "tabletop-base", "--json", "."], "error: cannot write '.': it is a folder"),
+        (
+            ["train", "supervised"],
+            "error: recipe 'supervised' is for `treadle sft`, as its grounding says; run `treadle sft supervised`",
+        ),
+        (
+            ["sft", "rewarded"],
+            "error: recipe 'rewarded' is for `treadle train`, as its algorithm says; run `treadle train rewarded`",
+        ),
         (["report", "nowhere"], "error: nowhere: no such folder"),
         (["simulators", "view", "tabeltop"], "error: simulator.name: unknown simulator 'tabeltop'"),
         (["simulators", "view", "tabletop", "--suite", "trian"], "trian"),
@@ -145,13 +159,15 @@ def test_eval_prints_a_table_and_writes_json(here, monkeypatch):
     stand_in(monkeypatch, "treadle.evaluation.evaluate", evaluate_checkpoint=evaluate_checkpoint)
     result = treadle(
         "eval", "tabletop-base", "simulator.horizon=9", "--suite", "train", "--suite", "vision", "--episodes", "8",
+        "policy.kind=openvla_oft", "policy.options.center_crop=0.9", "evaluation.sampling.top_k=5",
         "--device", "cpu", "--shuffle-instructions", "--blank-images", "--json", "new/result.json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    ((folder, simulator, evaluation, device), ablation) = calls[0]
+    ((folder, policy, simulator, evaluation, device), ablation) = calls[0]
     assert folder.name == "tabletop-base"
     assert (simulator.horizon, evaluation.suites, evaluation.episodes, device) == (9, ("train", "vision"), 8, "cpu")
-    assert evaluation.sampling.temperature == 0
+    assert (policy.kind, policy.options) == ("openvla_oft", {"center_crop": 0.9})
+    assert (evaluation.sampling.temperature, evaluation.sampling.top_k) == (0, 5)
     assert ablation == {"instructions": "shuffled", "frames": "blank"}
     for word in ("50.0%", "25.0% to 75.0%", "vision/light"):
         assert word in result.stdout

@@ -13,7 +13,14 @@ from treadle import __version__
 from treadle.commands.application import Application, CommandWithKeys
 from treadle.commands.results import check_destination, success_table, write_result
 from treadle.config.loading import load_recipe, read_config, recipes, resolve_checkpoint
-from treadle.config.schema import EvaluationConfig, PolicyConfig, Section, SimulatorConfig, SupervisedConfig
+from treadle.config.schema import (
+    EvaluationConfig,
+    LoadingConfig,
+    PolicyConfig,
+    Section,
+    SimulatorConfig,
+    SupervisedConfig,
+)
 
 app = typer.Typer(
     cls=Application,
@@ -35,6 +42,7 @@ Kind = Literal["threads", "processes"]
 class EvalConfig(Section):
     """What `treadle eval` takes as key=value."""
 
+    policy: LoadingConfig = LoadingConfig()
     simulator: SimulatorConfig = SimulatorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -113,7 +121,10 @@ def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or the name of one that ships with Treadle.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the sections `simulator` and `evaluation`."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Settings of the sections `simulator` and `evaluation`, and of `policy` how it is loaded.",
+        ),
     ] = None,
     suite: Annotated[
         list[str] | None, typer.Option("--suite", help="A suite to evaluate; may be given again. Default: all four.")
@@ -138,6 +149,7 @@ def evaluate(
 
     report = evaluate_checkpoint(
         folder,
+        config.policy,
         config.simulator,
         evaluation,
         device,
@@ -335,12 +347,12 @@ def bench_policy(
     ] = None,
     train: Annotated[
         list[int] | None,
-        typer.Option("--train", min=1, help="Batches that are trained on too; may be given again. Default: 1, 4."),
+        typer.Option("--train", min=1, help="Batches that are trained on too; may be given again. Default: 1."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (bfloat16 on a GPU, else float32), float32, bfloat16.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch on a CPU; 0 takes every core.")] = 0,
-    seconds: Annotated[float, typer.Option(min=0, help="Least time spent on each figure.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0, help="Least time spent on each figure.")] = 1.0,
     json: JsonFile = None,
 ) -> None:
     """Measure decisions and training samples per second with random weights, beside the floor and a plain path."""

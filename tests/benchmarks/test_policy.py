@@ -4,19 +4,18 @@ import importlib.util
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from treadle.benchmarks.floor import Floor
-from treadle.benchmarks.policy import INSTRUCTIONS, make_policy, run
+from treadle.benchmarks.policy import make_inputs, make_policy, run
 from treadle.benchmarks.reference import REFERENCES
 from treadle.errors import ConfigError
 from treadle.policies import load_policy
 from treadle.policies.load import KINDS
 from treadle.policies.prismatic import PrismaticPolicy
-from treadle.policies.protocol import Inputs, Sampling
+from treadle.policies.protocol import Sampling
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -47,14 +46,8 @@ def policy(request: pytest.FixtureRequest) -> PrismaticPolicy:
     return made
 
 
-def inputs_of(policy: PrismaticPolicy, batch: int) -> Inputs:
-    rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (batch, 1, *policy.config.image_size, 3), dtype=np.uint8)
-    return policy.prepare(frames, [INSTRUCTIONS[index % 2] for index in range(batch)])
-
-
 def test_plain_path_is_the_policy(policy: PrismaticPolicy) -> None:
-    inputs = inputs_of(policy, 3)
+    inputs = make_inputs(policy, 3)
     reference = REFERENCES[type(policy)](policy)
     decision = policy.act(inputs, Sampling())
     with torch.no_grad():
@@ -82,7 +75,7 @@ def test_floor_has_the_products_of_a_decision() -> None:
         ("openvla_tiny", "bridge_orig", {}, 0.85),
     ):
         policy = load_policy(FIXTURES / name, device="cpu", statistics=statistics, **overrides)
-        inputs = inputs_of(policy, 2)
+        inputs = make_inputs(policy, 2)
         floor = Floor(policy, inputs)
         floor.forward()
         floor.forward_and_backward()

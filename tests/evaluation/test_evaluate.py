@@ -10,7 +10,7 @@ import pytest
 
 from fakes import FakePolicy, FakeSimulator, Script, scenario
 from miniature import SIMULATOR, make_policy
-from treadle.config.schema import EvaluationConfig, SamplingConfig
+from treadle.config.schema import EvaluationConfig, LoadingConfig, SamplingConfig
 from treadle.data.step import EpisodeResult
 from treadle.errors import CheckpointError, ConfigError
 from treadle.evaluation.evaluate import Ablation, evaluate_checkpoint, evaluate_policy, film, play
@@ -135,20 +135,26 @@ def test_a_checkpoint_is_evaluated_with_its_manifest(tmp_path: Path):
     checkpoint = tmp_path / "tiny"
     make_policy(tmp_path / "tokenizer").save(checkpoint)
     evaluation = EvaluationConfig(suites=("train", "vision"), episodes=5, slots=2, sampling=SamplingConfig())
-    report = evaluate_checkpoint(checkpoint, SIMULATOR, evaluation, "cpu", instructions="shuffled")
+    loading = LoadingConfig(options={"center_crop": 0.9})
+    report = evaluate_checkpoint(checkpoint, loading, SIMULATOR, evaluation, "cpu", instructions="shuffled")
     manifest = report["manifest"]
     digest = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     assert manifest["weights_sha256"]["model.safetensors"] == digest
     assert manifest["checkpoint"] == "tiny"
     assert manifest["split"] == "evaluation"
     assert manifest["ablation"] == {"instructions": "shuffled", "frames": "own"}
+    assert LoadingConfig.model_validate(manifest["policy"]) == loading
     assert SIMULATOR.model_validate(manifest["simulator"]) == SIMULATOR
     assert EvaluationConfig.model_validate_json(json.dumps(manifest["evaluation"])) == evaluation
     assert {"python", "torch", "mujoco"} <= manifest["versions"].keys()
     assert report["suites"]["vision"]["episodes"] == 5
     assert sum(rate["episodes"] for rate in report["suites"]["vision"]["settings"].values()) == 5
     assert all(np.isfinite(suite["mean_return"]) for suite in report["suites"].values())
+    with pytest.raises(ConfigError, match="no setting 'centre_crop' of openvla_oft; there are: chunk, "):
+        evaluate_checkpoint(checkpoint, LoadingConfig(options={"centre_crop": 0.9}), SIMULATOR, evaluation, "cpu")
     with pytest.raises(ConfigError, match="tabletop has no suite 'nowhere'"):
-        evaluate_checkpoint(checkpoint, SIMULATOR, evaluation.model_copy(update={"suites": ("nowhere",)}), "cpu")
+        evaluate_checkpoint(
+            checkpoint, loading, SIMULATOR, evaluation.model_copy(update={"suites": ("nowhere",)}), "cpu"
+        )
     with pytest.raises(CheckpointError, match="no such directory"):
-        evaluate_checkpoint(tmp_path / "absent", SIMULATOR, evaluation, "cpu")
+        evaluate_checkpoint(tmp_path / "absent", loading, SIMULATOR, evaluation, "cpu")

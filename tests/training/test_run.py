@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import torch
 
@@ -174,6 +175,10 @@ def test_films_are_of_the_same_scenarios_before_and_after(whole: tuple[TrainConf
     (entry,) = json.loads((directory / "videos" / "videos.json").read_text())
     assert entry["scenario"] == "tabletop/train/evaluation/000000"
     assert entry["base"].keys() == entry["final"].keys() == {"file", "success", "length"}
+    with av.open(str(directory / "videos" / entry["final"]["file"])) as container:
+        # A control step is ten of 5 ms; the first frame is before it.
+        assert container.streams.video[0].average_rate == 20
+        assert container.streams.video[0].frames == entry["final"]["length"] + 1
 
 
 def test_training_changes_the_policy_and_not_its_eyes(whole: tuple[TrainConfig, Path], checkpoint: Path):

@@ -73,11 +73,11 @@ def run(
     policies: Sequence[str] = tuple(KINDS),
     sizes: Sequence[str] = ("tiny", "200m"),
     batches: Sequence[int] = (1, 16),
-    training_batches: Sequence[int] = (1, 4),
+    training_batches: Sequence[int] = (1,),
     device: str = "auto",
     dtype: str = "auto",
     threads: int = 0,
-    seconds: float = 2.0,
+    seconds: float = 1.0,
     limit: float = math.inf,
     command: str | None = None,
 ) -> list[Measurement]:
@@ -105,7 +105,9 @@ def run(
                 if time.monotonic() - start > limit:
                     left_out.append({"policy": kind, "size": size, "batch": batch})
                     continue
-                policy = policy or make_policy(kind, size, chosen, getattr(torch, dtype))
+                if policy is None:
+                    policy = make_policy(kind, size, chosen, getattr(torch, dtype))
+                    _warm_up(policy)
                 rows.append(_measure(policy, kind, size, batch, batch in training_batches, seconds))
     finally:
         torch.set_num_threads(before)
@@ -147,19 +149,30 @@ def make_policy(kind: str, size: str, device: torch.device, dtype: torch.dtype) 
     return policy.eval()
 
 
-def _measure(policy: PrismaticPolicy, kind: str, size: str, batch: int, training: bool, seconds: float) -> Measurement:
+def make_inputs(policy: PrismaticPolicy, batch: int) -> Inputs:
+    """Random frames, and instructions of two lengths."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (batch, 1, *policy.config.image_size, 3), dtype=np.uint8)
-    instructions = [INSTRUCTIONS[index % len(INSTRUCTIONS)] for index in range(batch)]
-    inputs = policy.prepare(frames, instructions)
-    act, plain_act = _acting(policy, inputs)
-    learn, plain_learn = _training(policy, inputs)
-    # Before the floor takes memory of its own.
-    memory = _peak(act, policy.device)
-    training_memory = _peak(learn, policy.device) if training else None
+    return policy.prepare(frames, [INSTRUCTIONS[index % len(INSTRUCTIONS)] for index in range(batch)])
+
+
+def _warm_up(policy: PrismaticPolicy) -> None:
+    """Go through everything once, with one sample: at full size it would take as long as it is measured for."""
+    inputs = make_inputs(policy, 1)
     floor = Floor(policy, inputs)
-    own, plain, least = time_in_turn([act, plain_act, floor.forward], seconds)
-    learning = time_in_turn([learn, plain_learn, floor.forward_and_backward], seconds) if training else None
+    for work in (*_acting(policy, inputs), *_training(policy, inputs), floor.forward):
+        work()
+
+
+def _measure(policy: PrismaticPolicy, kind: str, size: str, batch: int, trained: bool, seconds: float) -> Measurement:
+    inputs = make_inputs(policy, batch)
+    acting, training = _acting(policy, inputs), _training(policy, inputs)
+    # Before the floor takes memory of its own.
+    memory = peak_memory(acting[0], policy.device)
+    training_memory = peak_memory(training[0], policy.device) if trained else None
+    floor = Floor(policy, inputs)
+    own, plain, least = time_in_turn([*acting, floor.forward], seconds)
+    learning = time_in_turn([*training, floor.forward_and_backward], seconds) if trained else None
     return Measurement(
         policy=kind,
         size=size,
@@ -186,7 +199,8 @@ def _acting(policy: PrismaticPolicy, inputs: Inputs) -> tuple[Work, Work]:
 
 def _training(policy: PrismaticPolicy, inputs: Inputs) -> tuple[Work, Work]:
     """A gradient of every parameter, ours and plain."""
-    tokens = policy.act(inputs, Sampling()).tokens
+    codec = policy.codec
+    tokens = torch.randint(codec.first_id, codec.vocabulary, (len(inputs), policy.config.tokens), device=policy.device)
     plain = REFERENCES[type(policy)](policy)
 
     def descend(log_probs: Tensor, values: Tensor | None) -> None:
@@ -199,12 +213,6 @@ def _training(policy: PrismaticPolicy, inputs: Inputs) -> tuple[Work, Work]:
         descend(evaluation.log_probs, evaluation.values)
 
     return own, lambda: descend(*plain.evaluate(inputs, tokens))
-
-
-def _peak(work: Work, device: torch.device) -> float:
-    """Peak memory in MB of a call that is not the first."""
-    work()
-    return peak_memory(work, device)
 
 
 def _table(rows: Iterable[Measurement], title: str) -> Table:

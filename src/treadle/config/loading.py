@@ -13,7 +13,7 @@ from typing import Any, TypeGuard, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from treadle.config.describe import Key, describe, sections, toml_text
-from treadle.config.schema import TrainConfig
+from treadle.config.schema import SupervisedConfig, TrainConfig
 from treadle.errors import CheckpointError, ConfigError
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -21,15 +21,20 @@ Table = dict[str, Any]
 
 _PACKAGE = Path(__file__).parent.parent
 RECIPES = _PACKAGE / "recipes"
+COMMANDS: dict[str, type[BaseModel]] = {"train": TrainConfig, "sft": SupervisedConfig}
+"""What the recipes of each command are read into."""
 CHECKPOINTS = _PACKAGE / "checkpoints"
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: type[Config] = TrainConfig) -> Config:
     """The configuration of a run, from a packaged recipe or a TOML file and `section.key=value` overrides.
 
-    Raises ConfigError for an unknown recipe, malformed TOML, and every unknown key or impossible value.
+    Raises ConfigError for an unknown recipe or one of another command, malformed TOML, and every unknown key or
+    impossible value.
     """
-    return read_config(model, find_recipe(name_or_path), overrides)
+    path = find_recipe(name_or_path)
+    _check_command(name_or_path, path, model)
+    return read_config(model, path, overrides)
 
 
 def read_config(model: type[Config], path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -116,6 +121,17 @@ def _parse(path: Path) -> Table:
     if not _is_table(data):
         raise ConfigError(f"{path}: holds no table of settings")
     return data
+
+
+def _check_command(name: str, path: Path, model: type[BaseModel]) -> None:
+    """Raises ConfigError where all sections of a recipe are those of another command, and some are not of this one."""
+    given = _parse(path).keys()
+    foreign = ", ".join(sorted(given - model.model_fields.keys()))
+    for command, other in COMMANDS.items():
+        if foreign and given <= other.model_fields.keys():
+            raise ConfigError(
+                f"recipe {name!r} is for `treadle {command}`, as its {foreign} says; run `treadle {command} {name}`"
+            )
 
 
 def _first_comment(path: Path) -> str:

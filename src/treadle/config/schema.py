@@ -71,8 +71,8 @@ class LoraConfig(Section):
     """Layers that get one, by the last part of their names; none takes the published ones. Frozen vision gets none."""
 
 
-class FineTuningConfig(Section):
-    """How a policy is fine-tuned, supervised or with rewards."""
+class LoadingConfig(Section):
+    """How a checkpoint is read."""
 
     statistics: str | None = None
     """Key of the action statistics; may be left out where the checkpoint has one only."""
@@ -80,13 +80,18 @@ class FineTuningConfig(Section):
     """openvla or openvla_oft, for a published directory of the latter without `.pt` parts; else it tells itself."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights; `auto` keeps the checkpoint's. What is trained in bfloat16 has a float32 master."""
+    options: dict[str, Any] = {}
+    """Settings that the checkpoint lacks or has otherwise, such as chunk, prompt_length, center_crop or head."""
+
+
+class FineTuningConfig(LoadingConfig):
+    """How a policy is fine-tuned, supervised or with rewards."""
+
     lora: LoraConfig = LoraConfig()
     """Adapters in place of full fine-tuning."""
     gradient_checkpointing: bool = False
     """Compute transformer blocks again in the backward pass instead of keeping what is in them: less memory, more
     time, the same gradients."""
-    options: dict[str, Any] = {}
-    """Settings that the checkpoint lacks or has otherwise, such as chunk, prompt_length, center_crop or head."""
 
 
 class PolicyConfig(FineTuningConfig):

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from treadle.config.schema import EvaluationConfig, SimulatorConfig
+from treadle.config.schema import EvaluationConfig, LoadingConfig, SimulatorConfig
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult
 from treadle.evaluation.statistics import SuccessRate
-from treadle.policies import load_policy
+from treadle.policies.load import load_configured
 from treadle.policies.protocol import Policy, Sampling
 from treadle.reporting.machine import versions
 from treadle.simulators.build import build_simulator
@@ -109,11 +109,11 @@ def evaluate_policy(
 
 def evaluate_checkpoint(
     checkpoint: Path,
+    policy: LoadingConfig,
     simulator: SimulatorConfig,
     evaluation: EvaluationConfig,
     device: str = "auto",
     *,
-    statistics: str | None = None,
     instructions: Literal["own", "shuffled"] = "own",
     frames: Literal["own", "blank"] = "own",
     progress: Progress | None = None,
@@ -124,20 +124,22 @@ def evaluate_checkpoint(
         CheckpointError: The directory cannot be loaded.
         ConfigError: An unknown simulator or suite.
     """
-    policy = load_policy(checkpoint, device=device, statistics=statistics)
+    loaded = load_configured(checkpoint, policy, device=device)
     built = build_simulator(simulator, slots=min(evaluation.slots, evaluation.episodes))
     ablation = Ablation(instructions, frames)
     try:
         report = evaluate_policy(
-            policy, built, evaluation.horizon or simulator.horizon, evaluation, ablation=ablation, progress=progress
+            loaded, built, evaluation.horizon or simulator.horizon, evaluation, ablation=ablation, progress=progress
         )
     finally:
         built.close()
-    report["manifest"] = manifest(checkpoint, simulator, evaluation) | {"ablation": asdict(ablation)}
+    report["manifest"] = manifest(checkpoint, policy, simulator, evaluation) | {"ablation": asdict(ablation)}
     return report
 
 
-def manifest(checkpoint: Path, simulator: SimulatorConfig, evaluation: EvaluationConfig) -> dict[str, Any]:
+def manifest(
+    checkpoint: Path, policy: LoadingConfig, simulator: SimulatorConfig, evaluation: EvaluationConfig
+) -> dict[str, Any]:
     """What an evaluation's figures depend on."""
     return {
         "checkpoint": checkpoint.name,
@@ -146,6 +148,7 @@ def manifest(checkpoint: Path, simulator: SimulatorConfig, evaluation: Evaluatio
             for path in sorted(checkpoint.rglob("*"))
             if path.suffix in (".safetensors", ".pt")
         },
+        "policy": policy.model_dump(mode="json", include=set(LoadingConfig.model_fields)),
         "simulator": simulator.model_dump(mode="json"),
         "evaluation": evaluation.model_dump(mode="json"),
         "split": "evaluation",

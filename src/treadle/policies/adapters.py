@@ -126,7 +126,7 @@ def find_base(adapter: Path) -> Path:
     named = checkpoint.read_json(source).get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         raise CheckpointError(f"{source}: no base_model_name_or_path, the directory of the base's weights")
-    for folder in (Path(named), adapter / named):
+    for folder in (adapter / named, Path(named)):
         if folder.is_dir():
             return folder
     raise CheckpointError(

@@ -6,7 +6,7 @@ mask and rotary work per layer, and runs queries and the MLP of the last layer o
 Shapes: B samples, N tokens, K tokens read, S tokens at the end that see the mask, W width, H heads, D head width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaRMSNorm
+
+from treadle.policies.blocks import in_blocks
 
 FUSED_SIZE = 2**18
 """Parameters of a layer up to which it is joined with its neighbours."""
@@ -31,13 +33,9 @@ class Cache:
         self.used = 0
         """Columns that every layer has; the caller moves it on after a pass."""
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values [B, H, n, D] behind those there are; returns all [B, H, used + n, D] of the layer."""
-        end = self.used + keys.shape[2]
-        entry = self._entries[layer, :, :, :, :end]
-        entry[0, :, :, self.used :] = keys
-        entry[1, :, :, self.used :] = values
-        return entry[0], entry[1]
+    def part(self, layer: int, rows: slice, columns: int) -> Tensor:
+        """Keys and values [2, n, H, used + columns, D] of some samples in a layer, the last columns to be written."""
+        return self._entries[layer, :, rows, :, : self.used + columns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +52,15 @@ class Context:
     """
     causal: bool = False
     """Columns before the last S attend to themselves and what is before them, and need no mask."""
-    cache: Cache | None = None
-    """Where keys and values are kept."""
+
+    def take(self, rows: slice) -> "Context":
+        """That of some of the samples."""
+
+        def some(x: Tensor) -> Tensor:
+            return x if len(x) == 1 else x[rows]
+
+        mask = None if self.mask is None else some(self.mask)
+        return replace(self, cos=some(self.cos), sin=some(self.sin), mask=mask)
 
 
 class LeanLayer(LlamaDecoderLayer):
@@ -70,24 +75,28 @@ class LeanLayer(LlamaDecoderLayer):
         *args: Any,
         context: Context | None = None,
         read: slice | None = None,
+        past: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Hidden states [B, N, W] to [B, N, W], or to [B, K, W] at the columns `read`."""
+        """Hidden states [B, N, W] to [B, N, W], or to [B, K, W] at the columns `read`.
+
+        `past`: a `Cache.part`, into which keys and values are written.
+        """
         if context is None:
             return super().forward(hidden_states, *args, **kwargs)
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._lean, hidden_states, context, read, use_reentrant=False, preserve_rng_state=False)
-        return self._lean(hidden_states, context, read)
+        return self._lean(hidden_states, context, read, past)
 
-    def _lean(self, hidden_states: Tensor, context: Context, read: slice | None) -> Tensor:
+    def _lean(self, hidden_states: Tensor, context: Context, read: slice | None, past: Tensor | None = None) -> Tensor:
         normed = rms_norm(self.input_layernorm, hidden_states)
         residual = hidden_states if read is None else hidden_states[:, read]
-        hidden_states = residual + self._attend(normed, context, read)
+        hidden_states = residual + self._attend(normed, context, read, past)
         normed = rms_norm(self.post_attention_layernorm, hidden_states)
         gate, up = project(normed, self.mlp.gate_proj, self.mlp.up_proj)
         return hidden_states + self.mlp.down_proj(F.silu(gate) * up)
 
-    def _attend(self, x: Tensor, context: Context, read: slice | None) -> Tensor:
+    def _attend(self, x: Tensor, context: Context, read: slice | None, past: Tensor | None) -> Tensor:
         attention = self.self_attn
         cos, sin = context.cos, context.sin
         if read is None:
@@ -101,25 +110,26 @@ class LeanLayer(LlamaDecoderLayer):
         queries = rotate(q.unflatten(-1, heads), query_cos, query_sin).transpose(1, 2)
         keys = rotate(k.unflatten(-1, heads), cos, sin).transpose(1, 2)
         values = v.unflatten(-1, heads).transpose(1, 2)
-        if context.cache is not None:
-            keys, values = context.cache.extend(attention.layer_idx, keys, values)
+        if past is not None:
+            past[0, :, :, -keys.shape[2] :] = keys
+            past[1, :, :, -keys.shape[2] :] = values
+            keys, values = past.unbind()
         shared = {"scale": attention.scaling, "enable_gqa": attention.num_key_value_groups > 1}
-        out = attend(queries, keys, values, context, shared)
-        return attention.o_proj(out.transpose(1, 2).flatten(2))
+        return attention.o_proj(attend(queries, keys, values, context, shared))
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, context: Context, settings: dict[str, Any]) -> Tensor:
-    """Attention [B, H, Q, D] of queries [B, H, Q, D], the last Q columns, to keys and values [B, H, N, D]."""
+    """Attention [B, Q, H * D] of queries [B, H, Q, D], the last Q columns, to keys and values [B, H, N, D]."""
     mask = context.mask
-    if not context.causal:
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, **settings)
-    tail = 1 if mask is None else mask.shape[2]
+    tail = queries.shape[2] if not context.causal else 1 if mask is None else mask.shape[2]
     out = F.scaled_dot_product_attention(queries[:, :, -tail:], keys, values, attn_mask=mask, **settings)
+    out = out.transpose(1, 2)
     if queries.shape[2] > tail:
         # Without a mask tensor the kernel skips what is masked, and real columns here have no padding before them.
         head = (queries[:, :, :-tail], keys[:, :, :-tail], values[:, :, :-tail])
-        out = torch.cat([F.scaled_dot_product_attention(*head, is_causal=True, **settings), out], dim=2)
-    return out
+        before = F.scaled_dot_product_attention(*head, is_causal=True, **settings)
+        out = torch.cat([before.transpose(1, 2), out], dim=1)
+    return out.flatten(2)
 
 
 def make_lean(model: LlamaForCausalLM) -> None:
@@ -128,13 +138,25 @@ def make_lean(model: LlamaForCausalLM) -> None:
         layer.__class__ = LeanLayer
 
 
-def walk(model: LlamaForCausalLM, embeddings: Tensor, context: Context, read: slice) -> Tensor:
-    """Last hidden states [B, K, W], after the final norm, at the columns `read` of `embeddings` [B, N, W]."""
-    *before, last = model.model.layers
-    hidden = embeddings
-    for layer in before:
-        hidden = layer(hidden, context=context)
-    return rms_norm(model.model.norm, last(hidden, context=context, read=read))
+def walk(
+    model: LlamaForCausalLM, embeddings: Tensor, context: Context, read: slice, cache: Cache | None = None
+) -> Tensor:
+    """Last hidden states [B, K, W], after the final norm, at the columns `read` of `embeddings` [B, N, W].
+
+    Keys and values of all columns are kept in `cache`.
+    """
+    samples, columns, _ = embeddings.shape
+    end = len(model.model.layers) - 1
+
+    def through(rows: slice) -> Tensor:
+        hidden, some = embeddings[rows], context.take(rows)
+        for index, layer in enumerate(model.model.layers):
+            past = None if cache is None else cache.part(index, rows, columns)
+            hidden = layer(hidden, context=some, read=read if index == end else None, past=past)
+        return hidden
+
+    hidden = in_blocks(through, samples, columns * model.config.intermediate_size, embeddings)
+    return rms_norm(model.model.norm, hidden)
 
 
 def bidirectional(
@@ -185,8 +207,8 @@ class Decoder:
         start, count = self._cache.used, embeddings.shape[1]
         columns = slice(start, start + count)
         mask = None if self._valid is None else self._valid[..., : start + count]
-        context = Context(self._cos[:, columns], self._sin[:, columns], mask, causal=True, cache=self._cache)
-        hidden = walk(self._model, embeddings, context, slice(count - 1, count))
+        context = Context(self._cos[:, columns], self._sin[:, columns], mask, causal=True)
+        hidden = walk(self._model, embeddings, context, slice(count - 1, count), self._cache)
         self._cache.used += count
         return hidden
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from treadle.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from treadle.config.schema import LoadingConfig
     from treadle.policies.protocol import Policy
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -60,6 +61,19 @@ def load_policy(
         statistics=statistics,
         merge=merge,
         **overrides,
+    )
+
+
+def load_configured(directory: Path, config: "LoadingConfig", *, device: str, merge: bool = True) -> "Policy":
+    """Load a policy as the section `policy` of a configuration has it. Raises as `load_policy`."""
+    return load_policy(
+        directory,
+        device=device,
+        dtype=config.dtype,
+        statistics=config.statistics,
+        kind=config.kind,
+        merge=merge,
+        **config.options,
     )
 
 

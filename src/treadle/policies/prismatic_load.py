@@ -1,8 +1,9 @@
 """Making a policy of the OpenVLA family: from a checkpoint directory, or from scratch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ from treadle.policies.prompt import TOKENIZER
 from treadle.policies.statistics import select_key
 
 AnyPolicy = TypeVar("AnyPolicy", bound=PrismaticPolicy)
+
+FLOAT32 = ("value_head", "action_scale")
+"""Parts that are float32 whatever the rest is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +41,6 @@ class Directory:
     """The data set whose statistics scale actions."""
     action_dim: int
     """A, of those statistics."""
-
-
-def create(
-    policy: type[AnyPolicy],
-    config: PrismaticConfig,
-    norm_stats: dict[str, Any],
-    tokenizer: Path,
-    *,
-    statistics: str | None = None,
-    seed: int = 0,
-) -> AnyPolicy:
-    """A policy with random weights. `tokenizer`: a directory that `build_tokenizer` wrote."""
-    files = checkpoint.read_carried(tokenizer)
-    if TOKENIZER not in files:
-        raise checkpoint.missing(tokenizer / TOKENIZER)
-    files.setdefault(PREPROCESSOR, make_preprocessor(config.image_size, len(config.towers)))
-    key = select_key(norm_stats, statistics, "norm_stats")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return policy(config, norm_stats, key, files)
 
 
 def read_directory(path: Path, statistics: str | None) -> Directory:
@@ -95,22 +79,69 @@ def published_proprioception(directory: Path) -> int:
     return state["fc1.weight"].shape[1]
 
 
-def skeleton(policy: type[AnyPolicy], config: PrismaticConfig, directory: Directory) -> AnyPolicy:
-    """The policy of a directory with parameters on the meta device, for `fill`. Raises CheckpointError."""
-    files = checkpoint.read_carried(directory.path)
-    if TOKENIZER not in files:
-        raise checkpoint.missing(directory.path / TOKENIZER)
-    made = policy(config, directory.norm_stats, directory.statistics, files, allocate=False)
-    # The padding token may be the first of the rows that fill the vocabulary up.
-    most, found = config.vocabulary + config.pad_to_multiple_of, made.prompts.size
-    if not config.vocabulary <= found <= most:
-        raise CheckpointError(
-            f"{directory.path / TOKENIZER}: {found} tokens, but config.json has text_config.vocab_size {most}, of "
-            f"which {config.vocabulary} are words and actions; they are of different checkpoints"
-        )
-    made.base = directory.weights
-    made.layout = checkpoint.read_layout(directory.weights)
-    return made
+@dataclass(frozen=True, slots=True)
+class Maker(Generic[AnyPolicy]):
+    """Makes policies of one class."""
+
+    policy: type[AnyPolicy]
+    configure: Callable[[Directory, dict[str, Any]], PrismaticConfig]
+    """The config of a directory, with settings that override it. Raises CheckpointError or ConfigError."""
+
+    def create(
+        self,
+        config: PrismaticConfig,
+        norm_stats: dict[str, Any],
+        tokenizer: Path,
+        *,
+        statistics: str | None = None,
+        seed: int = 0,
+    ) -> AnyPolicy:
+        """A policy with random weights. `tokenizer`: a directory that `build_tokenizer` wrote."""
+        files = checkpoint.read_carried(tokenizer)
+        if TOKENIZER not in files:
+            raise checkpoint.missing(tokenizer / TOKENIZER)
+        files.setdefault(PREPROCESSOR, make_preprocessor(config.image_size, len(config.towers)))
+        key = select_key(norm_stats, statistics, "norm_stats")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.policy(config, norm_stats, key, files)
+
+    def skeleton(self, directory: Path, statistics: str | None = None, **overrides: Any) -> tuple[AnyPolicy, Directory]:
+        """The policy of a directory with parameters on the meta device, and what was read.
+
+        `overrides` are fields of the config. Raises CheckpointError or ConfigError.
+        """
+        found = read_directory(directory, statistics)
+        config = self.configure(found, overrides)
+        files = checkpoint.read_carried(found.path)
+        if TOKENIZER not in files:
+            raise checkpoint.missing(found.path / TOKENIZER)
+        made = self.policy(config, found.norm_stats, found.statistics, files, allocate=False)
+        # The padding token may be the first of the rows that fill the vocabulary up.
+        most, tokens = config.vocabulary + config.pad_to_multiple_of, made.prompts.size
+        if not config.vocabulary <= tokens <= most:
+            raise CheckpointError(
+                f"{found.path / TOKENIZER}: {tokens} tokens, but config.json has text_config.vocab_size {most}, of "
+                f"which {config.vocabulary} are words and actions; they are of different checkpoints"
+            )
+        made.base = found.weights
+        made.layout = checkpoint.read_layout(found.weights)
+        return made, found
+
+    def load(
+        self,
+        directory: Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        statistics: str | None = None,
+        merge: bool = True,
+        **overrides: Any,
+    ) -> AnyPolicy:
+        """Read a published or own directory. `dtype` None keeps the stored one; `merge` puts an adapter into the
+        weights; `overrides` are fields of the config. Raises CheckpointError or ConfigError.
+        """
+        return fill(*self.skeleton(directory, statistics, **overrides), device, dtype, merge)
 
 
 def fill(
@@ -141,7 +172,3 @@ def fill(
         if merge:
             adapters.merge(made)
     return made
-
-
-FLOAT32 = ("value_head", "action_scale")
-"""Parts that are float32 whatever the rest is."""

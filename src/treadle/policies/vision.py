@@ -21,6 +21,8 @@ class Tower(nn.Module):
     """D."""
     patches: int
     """S."""
+    largest: int
+    """Numbers in the largest activation of an image."""
     recompute = False
     """Compute blocks again in the backward pass instead of keeping what is in them (gradient checkpointing)."""
 
@@ -144,6 +146,7 @@ class ViT(Tower):
         if registers:
             self.reg_token = nn.Parameter(torch.zeros(1, registers, embed_dim))
         self.prefix = int(class_token) + registers
+        self.largest = (self.patches + self.prefix) * max(mlp_dim, 3 * embed_dim)
         self.pos_embed = nn.Parameter(torch.randn(1, self.patches, embed_dim) * 0.02)
         self.patch_embed = PatchEmbed(embed_dim, patch_size)
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_dim, layer_scale) for _ in range(depth))
@@ -194,7 +197,11 @@ class ConvTower(Tower):
             layers.append(nn.GELU())
             channels = width
         self.width = channels
-        self.patches = (image_size[0] >> len(widths)) * (image_size[1] >> len(widths))
+        height, across = image_size
+        self.patches = (height >> len(widths)) * (across >> len(widths))
+        self.largest = max(
+            channels * (height >> place) * (across >> place) for place, channels in enumerate((3, *widths))
+        )
         self.stem = nn.Sequential(*layers)
         self.pos_embed = nn.Parameter(torch.randn(1, self.patches, channels) * 0.02)
 

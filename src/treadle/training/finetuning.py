@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from treadle.config.schema import FineTuningConfig
-from treadle.policies import load_policy
+from treadle.policies.load import load_configured
 from treadle.policies.protocol import Policy
 
 
@@ -24,15 +24,7 @@ def load_trainable(
         ConfigError: Settings that the policy does not have, or adapters that do not fit.
     """
     lora = config.lora
-    policy = load_policy(
-        directory,
-        device=str(device),
-        dtype=config.dtype,
-        statistics=config.statistics,
-        kind=config.kind,
-        merge=not lora.rank,
-        **config.options,
-    )
+    policy = load_configured(directory, config, device=str(device), merge=not lora.rank)
     if lora.rank:
         policy.add_lora(lora.rank, lora.alpha, lora.targets, vision=not freeze_vision)
     policy.recompute(config.gradient_checkpointing)

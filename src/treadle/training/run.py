@@ -17,8 +17,8 @@ from treadle.devices import choose_device, use_threads
 from treadle.errors import ConfigError
 from treadle.evaluation.evaluate import evaluate_policy, film, manifest
 from treadle.files import read_json, to_json, write_atomically
-from treadle.policies import load_policy
 from treadle.policies.critic import Critic, NoCritic, PrivilegedCritic, ValueHeadCritic
+from treadle.policies.load import load_configured
 from treadle.policies.protocol import Policy, Sampling
 from treadle.reporting.console import RunConsole
 from treadle.reporting.machine import peak_rss_mb, versions, write_machine
@@ -208,7 +208,7 @@ class Run:
             )
         finally:
             simulator.close()
-        report["manifest"] = manifest(checkpoint, config.simulator, config.evaluation)
+        report["manifest"] = manifest(checkpoint, config.policy, config.simulator, config.evaluation)
         self._film(name)
         report["seconds"] = time.perf_counter() - start
         (self.directory / "evaluation").mkdir(exist_ok=True)
@@ -232,7 +232,7 @@ class Run:
         index = folder / "videos.json"
         entries: list[dict[str, Any]] = read_json(index) if index.exists() else [{"index": i} for i in range(count)]
         for i, (result, frames) in enumerate(films):
-            write_video(folder / f"{name}-{i}.mp4", frames, simulator.spec.control_hz / 2)
+            write_video(folder / f"{name}-{i}.mp4", frames, simulator.spec.control_hz)
             entries[i] |= {"scenario": result.scenario.id, "instruction": result.scenario.instruction}
             entries[i][name] = {"file": f"{name}-{i}.mp4", "success": result.success_once, "length": result.length}
         write_atomically(index, to_json(entries))
@@ -270,15 +270,7 @@ def load_reference(config: TrainConfig, base: Path, device: torch.device) -> Pol
     """The frozen policy that the run began with, where the loss keeps near it."""
     if not config.algorithm.reference.coefficient:
         return None
-    settings = config.policy
-    return load_policy(
-        base,
-        device=str(device),
-        dtype=settings.dtype,
-        statistics=settings.statistics,
-        kind=settings.kind,
-        **settings.options,
-    ).eval()
+    return load_configured(base, config.policy, device=str(device)).eval()
 
 
 def open_lanes(config: TrainConfig, policy: Policy) -> Lanes:

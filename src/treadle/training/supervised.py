@@ -78,7 +78,7 @@ def train_supervised(config: SupervisedConfig) -> Path:
             )
     finally:
         simulator.close()
-    report["manifest"] = manifest(run / "policy", config.simulator, config.evaluation)
+    report["manifest"] = manifest(run / "policy", config.policy, config.simulator, config.evaluation)
     (run / "evaluation").mkdir(exist_ok=True)
     write_atomically(run / "evaluation" / "base.json", to_json(report))
     return run

@@ -1,0 +1,57 @@
+"""Samples that go through the network in blocks."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from policy_samples import sample_inputs
+
+from treadle.policies import blocks
+from treadle.policies.blocks import in_blocks
+from treadle.policies.prismatic import PrismaticPolicy
+from treadle.policies.protocol import Sampling
+
+
+@given(st.integers(1, 300), st.integers(1, 3000), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_blocks_are_equal_and_within_their_size(count: int, largest: int, dtype: torch.dtype) -> None:
+    x = torch.arange(count)
+    sizes: list[int] = []
+
+    def work(rows: slice) -> torch.Tensor:
+        sizes.append(len(x[rows]))
+        return x[rows] * 2
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(blocks, "BLOCK_BYTES", 2**14)
+        assert torch.equal(in_blocks(work, count, largest, torch.zeros(0, dtype=dtype)), x * 2)
+    most = max(1, 2**14 // (largest * dtype.itemsize))
+    assert max(sizes) <= most
+    assert max(sizes) - min(sizes) <= 1
+    assert len(sizes) == -(-count // most)
+
+
+def test_gradients_are_of_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)
+    x = torch.ones(5, requires_grad=True)
+    taken: list[slice] = []
+
+    def work(rows: slice) -> torch.Tensor:
+        taken.append(rows)
+        return x[rows]
+
+    in_blocks(work, 5, 10, x).sum().backward()
+    assert taken == [slice(None)]
+
+
+def test_a_policy_acts_alike_in_blocks_of_any_size(policy: PrismaticPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = sample_inputs(policy, 5)
+    noise = torch.rand(5, 6, generator=torch.Generator().manual_seed(0))
+    whole, features = policy.act(inputs, Sampling(), noise), policy.encode(inputs).features
+    # One sample, and two or three.
+    for size in (1, 3 * 64 * 64 * 4):
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", size)
+        parts = policy.act(inputs, Sampling(), noise)
+        assert torch.equal(parts.tokens, whole.tokens)
+        torch.testing.assert_close(parts.log_probs, whole.log_probs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(parts.values, whole.values, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(policy.encode(inputs).features, features, atol=1e-5, rtol=1e-5)
