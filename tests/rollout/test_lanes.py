@@ -114,7 +114,7 @@ def test_lanes_are_served_as_they_get_ready_and_one_that_hangs_is_named():
         (
             "refuse",
             SimulatorError,
-            r"^simulate, worker \d of 2: lane \d, playing fake/train/train/.*: no such cube \(3 times in a row\)",
+            r"^simulate, worker \d of 2: lane \d, playing fake/.*: no such cube \(3 times",
         ),
         ("raise", WorkerError, r"simulate, worker \d of 2: lane \d.*ValueError: a bolt is loose.*\n\nTraceback"),
     ],

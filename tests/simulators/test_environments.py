@@ -1,6 +1,7 @@
 """A simulator in an environment of its own: reading it, making it, and playing there."""
 
 import json
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -42,13 +43,10 @@ def home(tmp_path, monkeypatch) -> Path:
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         wheel.writestr(f"{info}/RECORD", f"tiny_physics.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
-    for name, value in {
-        "NO_INDEX": "1",
-        "FIND_LINKS": str(index),
-        "EXTRA_INDEX_URL": "",
-        "CONFIG_FILE": "/dev/null",
-    }.items():
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(index), "CONFIG_FILE": "/dev/null"}.items():
         monkeypatch.setenv(f"PIP_{name}", value)
+    # The doctor looks in a process of its own.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FIXTURES), str(FIXTURES.parent), *filter(None, sys.path)]))
     return tmp_path / "home"
 
 
@@ -89,7 +87,7 @@ def test_a_simulator_installed_in_its_environment_is_played_from_here(home):
     assert (plan.kind, plan.workers) == ("processes", 2)
     (rollout,) = collect(plan, (6,))
     assert len(rollout.episodes) == 4
-    with pytest.raises(ConfigError, match="collection.kind 'threads' with simulator.name"):
+    with pytest.raises(ConfigError, match=r"collection.kind 'threads' with simulator.name"):
         plan_lanes(config, CollectionConfig(kind="threads"), stream, "truncated", accelerated=False)
 
     (check,) = doctor.examine_simulators([NAME])

@@ -175,7 +175,7 @@ def test_idle_slots_are_restored_idle():
 
 def test_an_episode_that_does_not_repeat_itself_starts_over_and_sits_a_chunk_out():
     """Scenario 0 ends at step 3, so that it cannot have had four actions."""
-    host, simulator = make_host()
+    host, _ = make_host()
     host.restore([(scenario(0), zeros()[0]), (scenario(1), zeros()[0]), None])
     assert host.elapsed.tolist() == [0, 4, 0]
     assert host.observation.state.tolist() == [[0, 0], [1, 4], [0, 0]]

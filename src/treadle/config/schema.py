@@ -52,7 +52,7 @@ class CollectionConfig(Section):
     """Ready lanes that one forward pass serves at most. Above 1, timing decides the shapes of batches, and runs are
     repeatable up to rounding only."""
     timeout: Rate = 600.0
-    """Seconds that a worker may take to build a simulator or to play a chunk, before it counts as hung and is replaced."""
+    """Seconds that a worker may take to build a simulator or to play a chunk, before it is replaced as hung."""
     trace_iterations: Natural = 3
     """Latest iterations whose timeline is kept in `trace.json`, for the report and for Perfetto; 0 keeps none."""
 
