@@ -165,6 +165,20 @@ def test_restored_episodes_keep_their_statistics():
     ]
 
 
+def test_frames_are_drawn_where_the_policy_looks_and_nowhere_else(monkeypatch):
+    host, simulator = make_host()
+    drawn: list[list[int]] = []
+    observe = simulator.observe
+    monkeypatch.setattr(simulator, "observe", lambda slots, out: (drawn.append(slots.tolist()), observe(slots, out)))
+    host.start()
+    host.step(zeros())
+    assert drawn == [[0, 1, 2]] * 2, "once for four actions"
+    host.restore([(scenario(1), zeros(1, 8)[0]), None, None])
+    assert drawn[2:] == [[0]], "and not for what is played again"
+    host.step(zeros())
+    assert drawn[3:] == [[0], [1, 2]], "the last of an episode that is cut, and the first of those that begin"
+
+
 def test_idle_slots_are_restored_idle():
     host, _ = make_host()
     host.start()
