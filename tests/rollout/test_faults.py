@@ -90,7 +90,7 @@ def test_what_always_kills_its_worker_ends_the_run_with_name_and_scenarios():
 
 def test_no_memory_stays_with_replaced_workers(tmp_path: Path):
     shared, before = set(Path("/dev/shm").iterdir()), psutil.Process().num_fds()
-    bad = dict.fromkeys(range(20), "die")
+    bad = dict.fromkeys((5, 6), "die")
     collect(plan(lanes=2, workers=2, kind="processes", trouble=bad, once=str(tmp_path)))
     assert set(Path("/dev/shm").iterdir()) == shared
     assert psutil.Process().num_fds() <= before

@@ -204,8 +204,8 @@ def test_a_worker_imports_neither_torch_nor_the_configuration():
     """Nor anything beside numpy and the standard library, which is all that a simulator's own Python needs to have."""
     code = (
         "import json, sys, treadle.rollout.worker_process, treadle.simulators.remote_worker; "
-        "found = {name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names); "
-        "print(json.dumps(sorted(name for name in found if not name.startswith('_'))))"
+        "found = {name.partition('.')[0] for name, module in sys.modules.items() if getattr(module, '__file__', None)}; "
+        "print(json.dumps(sorted(found - set(sys.stdlib_module_names) - {'__main__'})))"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, env=env)

@@ -53,8 +53,9 @@ class Journal:
             if episode is not None:
                 scenario, actions = episode
                 self.scenarios[slot] = scenario
-                self._elapsed[slot] = len(actions)
-                self._actions[slot, : len(actions)] = actions
+                self._elapsed[slot] = count = len(actions)
+                if count:
+                    self._actions[slot, :count] = actions
 
     def _episode(self, slot: int) -> dict[str, Any] | None:
         scenario = self.scenarios[slot]
