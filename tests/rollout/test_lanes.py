@@ -204,7 +204,8 @@ def test_a_worker_imports_neither_torch_nor_the_configuration():
     """Nor anything beside numpy and the standard library, which is all that a simulator's own Python needs to have."""
     code = (
         "import json, sys, treadle.rollout.worker_process, treadle.simulators.remote_worker; "
-        "found = {name.partition('.')[0] for name, module in sys.modules.items() if getattr(module, '__file__', None)}; "
+        "files = {name: getattr(module, '__file__', None) for name, module in sys.modules.items()}; "
+        "found = {name.partition('.')[0] for name, file in files.items() if file}; "
         "print(json.dumps(sorted(found - set(sys.stdlib_module_names) - {'__main__'})))"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

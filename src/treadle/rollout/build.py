@@ -40,7 +40,7 @@ def plan_lanes(
     factory = simulator_factory(simulator)
     elsewhere = factory.interpreter is not None
     kind = collection.kind if collection.kind != "auto" else "processes" if elsewhere else "threads"
-    if elsewhere and kind == "threads":
+    if factory.interpreter is not None and kind == "threads":
         raise ConfigError(
             f"collection.kind 'threads' with simulator.name {simulator.name!r}, which lives in another Python "
             f"({factory.interpreter.python}); use collection.kind=processes, or leave it out"

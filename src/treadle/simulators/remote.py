@@ -109,13 +109,13 @@ class RemoteWorker:
         return self.answer(name, *arguments)
 
     def began(self, slot: int, scenario: Scenario) -> None:
-        """Take down that a slot of its own was reset."""
-        self._scenarios[slot] = scenario
-        self._tracks[slot] = []
+        """Take down that one of its slots was reset."""
+        self._scenarios[slot - self.first] = scenario
+        self._tracks[slot - self.first] = []
 
     def played(self, slot: int, actions: NDArray[np.float32]) -> None:
-        """Take down what a slot of its own has played, [n, A]."""
-        self._tracks[slot].append(actions.copy())
+        """Take down what one of its slots has played, [n, A]."""
+        self._tracks[slot - self.first].append(actions.copy())
 
     def close(self, deadline: float) -> None:
         """Wait until the worker has closed its simulator, or end it at `deadline`, of `time.monotonic()`."""
@@ -201,7 +201,7 @@ class RemoteSimulator:
         for worker, rows in shares.items():
             # Before it is asked: a worker that fails in a reset is to come up with what it was to begin.
             for row in rows.tolist():
-                self._workers[worker].began(slots[row] - self._workers[worker].first, scenarios[row])
+                self._workers[worker].began(int(slots[row]), scenarios[row])
         self._call_all(
             "reset",
             {w: (self._own(w, slots[rows]), [scenarios[r] for r in rows.tolist()]) for w, rows in shares.items()},
@@ -216,7 +216,7 @@ class RemoteSimulator:
             rows = shares[worker]
             outcome.reward[rows], outcome.terminated[rows], outcome.success[rows], outcome.state[rows] = fields
             for row in rows.tolist():
-                self._workers[worker].played(slots[row] - self._workers[worker].first, actions[row, : limits[row]])
+                self._workers[worker].played(int(slots[row]), actions[row, : limits[row]])
         return outcome
 
     def observe(self, slots: Slots, out: Observation) -> None:
