@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.treadle-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-full lint format types docs base bench curves clean
+.PHONY: help setup simulators quickstart test test-full lint format types docs base bench curves clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# As root, system packages that are missing are installed too.
+simulators: setup ## Install the environments of all simulators (some GB; kept while their pins hold)
+	$(BIN)/treadle simulators install --all $$(test "$$(id -u)" != 0 || echo --system)
 
 quickstart: setup ## Fine-tune a tiny policy with RL on this machine, and write its report
 	$(BIN)/treadle train quickstart

@@ -14,6 +14,22 @@ hypothesis.settings.register_profile("treadle", deadline=None)
 hypothesis.settings.load_profile("treadle")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `simulator`, in tests/simulators/NAME, where that simulator's environment is missing."""
+    if item.get_closest_marker("simulator") is None:
+        return
+    from treadle.errors import SimulatorError
+    from treadle.simulators.build import simulator_environment
+
+    name = item.path.parent.name
+    environment = simulator_environment(name)
+    assert environment is not None, f"tests/simulators/{name} is marked `simulator`, which has no environment.toml"
+    try:
+        environment.interpreter()
+    except SimulatorError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
     torch.set_num_threads(1)

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,26 +101,69 @@ class FakeSimulator:
 class DelayedSimulator(FakeSimulator):
     """Takes up to a millisecond for a chunk, by chance, in any order of lanes; trouble comes when it is asked for.
 
-    `trouble` of a scenario's index: `raise`, `refuse` (an error that is the user's to mend), `hang` or `die`.
+    `trouble` of a scenario's index, in a step or (with `reset-` before it) in its reset: `raise`, `refuse` (an error
+    that is the user's to mend), `hang` or `die`. With a folder `once`, it comes once for each scenario, whatever the
+    process; `after` is the control step from which on it comes.
     """
 
-    def __init__(self, slots: int, scripts=None, horizon: int = 10, delays: int = 0, trouble=None) -> None:
+    def __init__(
+        self, slots: int, scripts=None, horizon: int = 10, delays: int = 0, trouble=None, once=None, after: int = 0
+    ) -> None:
         super().__init__(slots, scripts, horizon)
         self.delays = np.random.default_rng([delays, slots]) if delays else None
         self.trouble = trouble or {}
+        self.once = once
+        self.after = after
+
+    def reset(self, slots: Slots, scenarios: Sequence[Scenario]) -> None:
+        for what in scenarios:
+            self._make_trouble(what, "reset-")
+        super().reset(slots, scenarios)
 
     def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
         if self.delays is not None:
             time.sleep(self.delays.random() * 1e-3)
         for slot in slots.tolist():
             what = self.now[slot]
-            kind = self.trouble.get(what.index) if what is not None else None
-            if kind == "raise":
-                raise ValueError("a bolt is loose")
-            if kind == "refuse":
-                raise SimulatorError("no such cube")
-            if kind == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if kind == "hang":
-                time.sleep(60)
+            if what is not None and self.steps[slot] >= self.after:
+                self._make_trouble(what, "")
         return super().step(slots, actions, limits)
+
+    def _make_trouble(self, what: Scenario, where: str) -> None:
+        kind = self.trouble.get(what.index, "")
+        if kind.rpartition("-")[0] != where.rstrip("-"):
+            return
+        if self.once is not None:
+            try:
+                (Path(self.once) / str(what.index)).touch(exist_ok=False)
+            except FileExistsError:
+                return
+        kind = kind.rpartition("-")[2]
+        if kind == "raise":
+            raise ValueError("a bolt is loose")
+        if kind == "refuse":
+            raise SimulatorError("no such cube")
+        if kind == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "hang":
+            time.sleep(60)
+
+
+class TeachingSimulator(DelayedSimulator):
+    """Its expert acts by what the slot plays: (index, steps so far)."""
+
+    def expert(self, seed: int, *, miss_probability: float = 0.0) -> "FakeExpert":
+        return FakeExpert(self)
+
+    def vocabulary(self) -> Sequence[str]:
+        return ["do or 0 1 2 3 4 5 6 7 8 9"]
+
+
+@dataclass
+class FakeExpert:
+    simulator: FakeSimulator
+
+    def act(self, slots: Slots) -> NDArray[np.float32]:
+        scenarios = [self.simulator.now[slot] for slot in slots.tolist()]
+        rows = [(what.index, self.simulator.steps[slot]) for slot, what in zip(slots, scenarios, strict=True) if what]
+        return np.array(rows, np.float32)

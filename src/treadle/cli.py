@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-simulators_app = typer.Typer(help="Look at simulators.", no_args_is_help=True)
+simulators_app = typer.Typer(help="Install simulators and look at them.", no_args_is_help=True)
 policy_app = typer.Typer(help="Look at policies.", no_args_is_help=True)
 bench_app = typer.Typer(help="Measure speed.", no_args_is_help=True)
 app.add_typer(simulators_app, name="simulators")
@@ -96,9 +96,9 @@ def train(
     """Fine-tune a policy with reinforcement learning. The same command again resumes a run that was cut short."""
     config = load_recipe(recipe, overrides or [])
     resolve_checkpoint(config.policy.checkpoint)
-    from treadle.simulators.build import find_simulator
+    from treadle.simulators.build import simulator_factory
 
-    find_simulator(config.simulator.name)
+    simulator_factory(config.simulator)
     from treadle.training import loop
 
     loop.train(config)
@@ -201,11 +201,40 @@ def doctor(json: JsonFile = None) -> None:
 
 @simulators_app.command("list")
 def list_simulators() -> None:
-    """List the installed simulators."""
-    from treadle.simulators.build import installed_simulators
+    """List the simulators, and whether the environments that some of them need are installed."""
+    from treadle.commands.simulators import simulators_table
 
-    for name, entry in installed_simulators().items():
-        typer.echo(f"{name}  {entry.value}")
+    Console().print(simulators_table())
+
+
+@simulators_app.command("install")
+def install_simulators(
+    names: Annotated[list[str] | None, typer.Argument(help="Simulators that `treadle simulators list` names.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Install every simulator.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Make environments again, whatever is there.")] = False,
+    system: Annotated[bool, typer.Option("--system", help="As root, also apt-get system packages they lack.")] = False,
+) -> None:
+    """Make the environments that simulators run in. One that is there with its pins is kept as it is."""
+    from treadle.commands.simulators import install_environments
+
+    install_environments(names or [], all_, force=force, system=system)
+
+
+@simulators_app.command("doctor")
+def simulators_doctor(
+    names: Annotated[list[str] | None, typer.Argument(help="Simulators to look at. Default: all.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Check simulators: each renders a frame where it lives. Exits with 1 where one does not work."""
+    check_destination(json)
+    from treadle.doctor import check_table, examine_simulators
+
+    checks = examine_simulators(names or [])
+    works = all(check.state == "works" for check in checks)
+    Console().print(check_table(checks))
+    write_result(json, {"works": works, "checks": [check.to_json() for check in checks]})
+    if not works:
+        raise typer.Exit(1)
 
 
 @simulators_app.command()

@@ -17,10 +17,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from treadle.commands.simulators import assets_text
 from treadle.config.schema import SimulatorConfig
-from treadle.simulators.build import installed_simulators
+from treadle.errors import TreadleError
+from treadle.simulators.build import installed_simulators, simulator_environment
+from treadle.simulators.install import missing_packages, packages_fix
 
-PROBE_SECONDS = 120.0
+PROBE_SECONDS = 300.0
 NEEDED_DISK_GB = 2.0
 NEEDED_MEMORY_GB = 4.0
 
@@ -49,6 +52,11 @@ def examine() -> list[Check]:
         _python, _torch, _transformers, _mujoco, _opengl, _vulkan, _simulators, _disk, _memory
     )  # fmt: skip
     return [check for look in looks for check in look()]
+
+
+def examine_simulators(names: Sequence[str]) -> list[Check]:
+    """A check for each simulator, or for all that are installed where none is named."""
+    return [_simulator(name) for name in names or installed_simulators()]
 
 
 def core_works(checks: Sequence[Check]) -> bool:
@@ -167,23 +175,45 @@ def _vulkan() -> list[Check]:
 
 
 def _simulators() -> list[Check]:
-    return [_simulator(name) for name in installed_simulators()]
+    return examine_simulators([])
 
 
 def _simulator(name: str) -> Check:
     """Look at a simulator in a process of its own: it may hang or crash, and the doctor shall live."""
-    core = name == SimulatorConfig().name
+    title, core = f"simulator {name}", name == SimulatorConfig().name
+    if missing := _needs(name):
+        return Check(title, "missing", *missing, core=core)
+    with subprocess.Popen(
+        [sys.executable, "-m", "treadle.simulators.probe", name],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            out, said = process.communicate(timeout=PROBE_SECONDS)
+        except subprocess.TimeoutExpired:
+            # Its workers end with it.
+            process.kill()
+            return Check(title, "missing", f"no answer in {PROBE_SECONDS:.0f} s", _again(name), core)
+    if process.returncode == 0:
+        return Check(title, "works", json.loads(out.splitlines()[-1])["detail"], core=core)
+    last = (said.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+    return Check(title, "missing", last, _again(name), core)
+
+
+def _needs(name: str) -> tuple[str, str] | None:
+    """What a simulator's environment lacks, and the fix."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "treadle.simulators.probe", name],
-            capture_output=True, text=True, timeout=PROBE_SECONDS, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return Check(f"simulator {name}", "missing", f"no answer in {PROBE_SECONDS:.0f} s", _again(name), core)
-    if done.returncode == 0:
-        return Check(f"simulator {name}", "works", json.loads(done.stdout.splitlines()[-1])["detail"], core=core)
-    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return Check(f"simulator {name}", "missing", last, _again(name), core)
+        environment = simulator_environment(name)
+        if environment is None:
+            return None
+        if packages := missing_packages(environment):
+            return f"system packages are missing: {', '.join(packages)}", packages_fix(packages)
+        if environment.stamp() is None and environment.unmet_here():
+            return "not installed", f"treadle simulators install {name}"
+        if assets := environment.missing_assets():
+            return assets_text(assets), "put them there; the simulator's page in the docs says where they come from"
+    except TreadleError as error:
+        return str(error), "mend what it names"
+    return None
 
 
 def _again(name: str) -> str:

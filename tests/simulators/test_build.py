@@ -6,7 +6,7 @@ import pytest
 
 from treadle.config.schema import SimulatorConfig
 from treadle.errors import ConfigError
-from treadle.simulators.build import build_simulator, find_simulator, installed_simulators
+from treadle.simulators.build import build_simulator, installed_simulators, simulator_factory
 
 
 class Recorder:
@@ -59,7 +59,7 @@ def test_a_class_that_takes_any_option_gets_it():
 )
 def test_names_that_lead_nowhere(name, said):
     with pytest.raises(ConfigError) as caught:
-        find_simulator(name)
+        simulator_factory(SimulatorConfig(name=name))
     assert said in str(caught.value)
 
 

@@ -154,9 +154,9 @@ def test_restored_episodes_keep_their_statistics():
     host, _ = make_host()
     host.start()
     host.step(zeros())
-    state = host.state_dict()
     restored = Host(FakeSimulator(3, SCRIPTS), one_after_another([]), 10)
-    assert restored.load_state_dict(state).state.tolist() == [[3, 0], [1, 4], [2, 4]]
+    had = [(scenario(3), zeros()[0, :0]), (scenario(1), zeros()[0]), (scenario(2), zeros()[0])]
+    assert restored.restore(had).state.tolist() == [[3, 0], [1, 4], [2, 4]]
     results = [result for _ in range(2) for result in restored.step(zeros()).episodes]
     assert [(r.scenario.index, r.success_once, r.episode_return, r.length) for r in results] == [
         (3, True, 10.0, 4),
@@ -165,14 +165,39 @@ def test_restored_episodes_keep_their_statistics():
     ]
 
 
+def test_frames_are_drawn_where_the_policy_looks_and_nowhere_else(monkeypatch):
+    host, simulator = make_host()
+    drawn: list[list[int]] = []
+    observe = simulator.observe
+    monkeypatch.setattr(simulator, "observe", lambda slots, out: (drawn.append(slots.tolist()), observe(slots, out)))
+    host.start()
+    host.step(zeros())
+    assert drawn == [[0, 1, 2]] * 2, "once for four actions"
+    host.restore([(scenario(1), zeros(1, 8)[0]), None, None])
+    assert drawn[2:] == [[0]], "and not for what is played again"
+    host.step(zeros())
+    assert drawn[3:] == [[0]], "the last one of an episode that was cut; nothing follows"
+
+
 def test_idle_slots_are_restored_idle():
     host, _ = make_host()
     host.start()
-    for _ in range(3):
-        host.step(zeros())
-    restored = Host(FakeSimulator(3, SCRIPTS), one_after_another([]), 10)
-    restored.load_state_dict(host.state_dict())
-    assert not len(restored.playing)
+    host.restore([None] * 3)
+    assert not len(host.playing)
+    assert bits(host.step(zeros()).valid) == ["...."] * 3
+
+
+def test_an_episode_that_does_not_repeat_itself_starts_over_and_sits_a_chunk_out():
+    """Scenario 0 ends at step 3, so that it cannot have had four actions."""
+    host, _ = make_host()
+    host.restore([(scenario(0), zeros()[0]), (scenario(1), zeros()[0]), None])
+    assert host.elapsed.tolist() == [0, 4, 0]
+    assert host.observation.state.tolist() == [[0, 0], [1, 4], [0, 0]]
+    assert bits(host.step(zeros()).valid) == ["....", "xxxx", "...."]
+    assert host.observation.state[0].tolist() == [0, 0]
+    step = host.step(zeros())
+    assert bits(step.valid) == ["xxx.", "xx..", "...."]
+    assert [(r.scenario.index, r.episode_return) for r in step.episodes] == [(0, 6.0), (1, 55.0)]
 
 
 @pytest.mark.integration
@@ -187,11 +212,20 @@ def test_the_tabletop_is_restored_to_the_very_same_state():
     scale = np.array([0.03, 0.03, 0.03, 0.15, 0.15, 0.15, 1.0])
     actions = (rng.uniform(-1, 1, (8, slots, chunk, 7)) * scale).astype(np.float32)
     played.start()
+    tracks: list[list[np.ndarray]] = [[] for _ in range(slots)]
     for chunk_actions in actions[:5]:
-        played.step(chunk_actions)
+        step = played.step(chunk_actions)
+        for slot in range(slots):
+            tracks[slot].append(chunk_actions[slot, step.valid[slot]])
     assert played.elapsed.max() > 0
     streams[1].episodes[:] = streams[0].episodes
-    restored.load_state_dict(played.state_dict())
+    restored.restore(
+        [
+            (what, np.concatenate(tracks[slot])[-played.elapsed[slot] :] if played.elapsed[slot] else zeros(1, 0, 7)[0])
+            for slot, what in enumerate(played.scenarios)
+            if what is not None
+        ]
+    )
     for chunk_actions in actions[5:]:
         for name in ("frames", "proprioception", "state"):
             assert np.array_equal(getattr(played.observation, name), getattr(restored.observation, name)), name

@@ -95,8 +95,8 @@ def rloo_to_go(timeline: Timeline) -> Estimate:
 
     What was earned before an action is no noise in its advantage, and `gamma` bounds what comes after. The group is a
     baseline that depends on time (Peters and Schaal 2008, "Reinforcement learning of motor skills with policy
-    gradients"); TGRPO compares rewards step by step (Chen et al. 2025, arXiv 2506.08440). An entry that no other episode
-    of the group has reached gets 0. For rollouts of fixed length, where the episodes of a group begin together.
+    gradients"); TGRPO compares rewards step by step (Chen et al. 2025, arXiv 2506.08440). An entry that no other
+    episode of the group has reached gets 0. For rollouts of fixed length, where the episodes of a group begin together.
     """
     returns, valid = timeline.returns(), timeline.valid
     entries = torch.arange(len(returns), device=returns.device)[:, None]

@@ -1,6 +1,5 @@
 """A film of one scenario, played by the expert that a simulator brings."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,26 +8,25 @@ from treadle.config.schema import SimulatorConfig
 from treadle.errors import ConfigError
 from treadle.reporting.video import caption, write_video
 from treadle.simulators.build import build_simulator
-from treadle.simulators.protocol import Expert
+from treadle.simulators.protocol import Teacher
 
 
 def film_expert(name: str, suite: str, index: int, video: Path, size: int = 384) -> tuple[str, bool, int]:
     """Film the expert on one evaluation scenario; returns its instruction, success, and control steps.
 
-    Raises ConfigError where the simulator is no `TeachingSimulator`, or has no such suite or scenario.
+    Raises ConfigError where the simulator is no `Teacher`, or has no such suite or scenario.
     """
     simulator = build_simulator(SimulatorConfig(name=name, slots=1))
-    make_expert: Callable[[int], Expert] | None = getattr(simulator, "expert", None)
     try:
-        if make_expert is None:
-            raise ConfigError(f"simulator {name!r} brings no expert to film: its class has no method 'expert'")
+        if not isinstance(simulator, Teacher):
+            raise ConfigError(f"simulator {name!r} brings no expert to film: its class lacks `expert` and `vocabulary`")
         scenarios = simulator.scenarios(suite, "evaluation")
         if not 0 <= index < len(scenarios):
             raise ConfigError(f"--index: found {index}, allowed is 0 to {len(scenarios) - 1} in suite {suite!r}")
         scenario = scenarios[index]
         slots, one = np.zeros(1, np.intp), np.ones(1, np.intp)
         simulator.reset(slots, [scenario])
-        expert = make_expert(index)
+        expert = simulator.expert(index)
         frames = [simulator.render(slots, size)[0]]
         succeeded = ended = False
         while not ended and len(frames) <= simulator.spec.horizon:

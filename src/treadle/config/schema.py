@@ -22,6 +22,12 @@ class SimulatorConfig(Section):
     """Threads that step the simulator; 0 takes every core."""
     options: dict[str, Any] = {}
     """Further keyword arguments of the simulator's class."""
+    python: str | None = None
+    """Python interpreter that its worker processes run in; none takes the environment that `treadle simulators install`
+    made for it, or this interpreter."""
+    processes: Natural = 0
+    """Worker processes that evaluation, films and demonstrations divide its slots among. 0 plays in this process, or
+    where it lives in another Python, in one for each core."""
 
 
 class CollectionConfig(Section):
@@ -33,9 +39,11 @@ class CollectionConfig(Section):
     both use every core in turn. Results do not depend on it, up to rounding."""
     workers: Natural = 0
     """Threads or processes that play the lanes; fewer than lanes take turns, more divide each lane. 0 chooses: one for
-    each core of simulate_cores, else one for each lane."""
-    kind: Literal["threads", "processes"] = "threads"
-    """What workers are: threads suit simulators that release Python's lock, processes all others."""
+    each core of simulate_cores, else simulator.processes, else one for each lane, or for each core where the simulator
+    lives in another Python."""
+    kind: Literal["auto", "threads", "processes"] = "auto"
+    """What workers are: threads suit simulators that release Python's lock, processes all others. `auto` takes threads,
+    unless the simulator lives in another Python."""
     simulate_cores: tuple[Natural, ...] = ()
     """Processor cores that workers stay on, as numbers from 0; empty for any (Linux)."""
     generate_cores: tuple[Natural, ...] = ()
@@ -44,7 +52,7 @@ class CollectionConfig(Section):
     """Ready lanes that one forward pass serves at most. Above 1, timing decides the shapes of batches, and runs are
     repeatable up to rounding only."""
     timeout: Rate = 600.0
-    """Seconds that a worker may take to build a simulator or to play a chunk, before the run ends with an error."""
+    """Seconds that a worker may take to build a simulator or to play a chunk, before it is replaced as hung."""
     trace_iterations: Natural = 3
     """Latest iterations whose timeline is kept in `trace.json`, for the report and for Perfetto; 0 keeps none."""
 

@@ -3,17 +3,15 @@
 Shapes: B slots, C actions of a chunk, A action dimensions, K = C * A tokens, P proprioception, S privileged state.
 """
 
-import mmap
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treadle.data.observation import Observation
+from treadle.simulators.process import SharedFile
 from treadle.simulators.protocol import SimulatorSpec
-
-_ALIGNMENT = 64
+from treadle.simulators.shared_arrays import Layout, layout_bytes, map_arrays, observation_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +48,17 @@ class Board:
     """[B, C]"""
     state: NDArray[np.float32]
     """[B, C, S], the privileged state after each action; zero where it was not played."""
+    scenario_index: NDArray[np.int64]
+    """[B] `Scenario.index` of what the slot plays, -1 where it idles."""
+    elapsed: NDArray[np.int64]
+    """[B] control steps that the slot's episode has had, 0 where it idles."""
+    episodes: NDArray[np.int64]
+    """[B] episodes that the slot was given, the current one among them."""
 
-    def __init__(self, shape: BoardShape, file: int | None = None) -> None:
+    def __init__(self, shape: BoardShape, file: SharedFile | int | None = None) -> None:
         """Map the board from an open file that is large enough, or make it in private memory."""
         self.shape = shape
-        self._memory = mmap.mmap(-1 if file is None else file, board_bytes(shape))
-        arrays: dict[str, NDArray[np.generic]] = {}
-        offset = 0
-        for name, (dims, dtype) in _layout(shape).items():
-            arrays[name] = np.frombuffer(self._memory, dtype, prod(dims), offset).reshape(dims)
-            offset += _bytes(dims, dtype)
+        arrays = map_arrays(_layout(shape), file)
         for name in ("observation", "final"):
             parts = [arrays.pop(f"{name}.{part}") for part in ("frames", "proprioception", "state")]
             setattr(self, name, Observation(*parts, [""] * shape.slots))  # type: ignore[arg-type]
@@ -78,22 +77,13 @@ class Board:
 
 
 def board_bytes(shape: BoardShape) -> int:
-    """Memory that a board takes. What is never written to takes none of the machine's."""
-    return sum(_bytes(dims, dtype) for dims, dtype in _layout(shape).values())
+    """Memory that a board takes."""
+    return layout_bytes(_layout(shape))
 
 
-def _bytes(dims: tuple[int, ...], dtype: type[np.generic]) -> int:
-    size = prod(dims) * np.dtype(dtype).itemsize
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-def _layout(shape: BoardShape) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+def _layout(shape: BoardShape) -> Layout:
     spec, slots, chunk = shape.spec, shape.slots, shape.chunk
-    seen = {
-        "frames": ((slots, len(spec.cameras), spec.height, spec.width, 3), np.uint8),
-        "proprioception": ((slots, spec.proprioception_dim), np.float32),
-        "state": ((slots, spec.state_dim), np.float32),
-    }
+    seen = observation_layout(slots, spec)
     return {
         **{f"observation.{name}": entry for name, entry in seen.items()},
         **{f"final.{name}": entry for name, entry in seen.items()},
@@ -102,4 +92,5 @@ def _layout(shape: BoardShape) -> dict[str, tuple[tuple[int, ...], type[np.gener
         "reward": ((slots, chunk), np.float32),
         **dict.fromkeys(("terminated", "truncated", "valid"), ((slots, chunk), np.bool_)),
         "state": ((slots, chunk, spec.state_dim), np.float32),
+        **dict.fromkeys(("scenario_index", "elapsed", "episodes"), ((slots,), np.int64)),
     }

@@ -3,39 +3,42 @@
 Shapes: B slots of all lanes.
 """
 
+import logging
 import selectors
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle import errors
-from treadle.data.scenario import Scenario
 from treadle.data.span import Span
 from treadle.data.step import EpisodeResult
-from treadle.errors import ConfigError, SimulatorError
-from treadle.rollout.board import Board, BoardShape
-from treadle.rollout.worker import PLAY, RESTORE, SAVE, START, Failure, Part, Report, WorkerPlan
-from treadle.rollout.worker_handle import ProcessWorker, SharedBoard, ThreadWorker, WorkerHandle
+from treadle.errors import ConfigError
+from treadle.rollout.board import Board, BoardShape, board_bytes
+from treadle.rollout.division import Part, divide, share_cores
+from treadle.rollout.journal import Journal
+from treadle.rollout.worker import PLAY, RESTORE, START, Report, WorkerPlan
+from treadle.rollout.worker_handle import ProcessWorker, ThreadWorker, WorkerHandle
 from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.host import KeepFinal
+from treadle.simulators.process import Failure, SharedFile
 from treadle.simulators.protocol import SimulatorSpec
 
 Rows = slice | NDArray[np.intp]
 """Slots of a board: neighbours, or any."""
 
+ATTEMPTS = 3
+"""Failures of a part, with nothing played in between, after which the run ends."""
+
 _GRACE, _GRACE_ON_ERROR = 5.0, 1.0
 """Seconds that workers have to close their simulators."""
 
-
-class WorkerError(RuntimeError):
-    """What a worker raised that is not the user's to mend; holds the worker's own trace."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +77,11 @@ class Arrival:
     """When its workers were busy with it."""
 
 
-def divide(slots: int, lanes: int, workers: int) -> list[tuple[Part, ...]]:
-    """The parts of each worker. Lanes, and the parts of a lane, have as many slots as each other, or one more.
-
-    With as many workers as lanes or more, each works for one lane alone; with fewer, a worker plays several lanes in
-    the order in which they are asked for. A worker for which no slot is left has no part.
-    """
-    parts: list[list[Part]] = [[] for _ in range(workers)]
-    for lane, (first, stop) in enumerate(_cut(0, slots, lanes)):
-        serving = list(range(lane, workers, lanes)) or [lane % workers]
-        for worker, (start, end) in zip(serving, _cut(first, stop, len(serving)), strict=True):
-            if end > start:
-                parts[worker].append(Part(lane, start, end))
-    return [tuple(part) for part in parts]
-
-
 class Lanes:
     """The workers that play k lanes, behind one interface: ask a lane to play, and take lanes as they get ready.
+
+    A worker that fails, dies or hangs is replaced: its slots restart with their scenarios, play again what they had
+    played, and go on.
 
     Args:
         plan: what is played, and where.
@@ -102,11 +93,10 @@ class Lanes:
 
     def __init__(self, plan: LanesPlan, chunk: int) -> None:
         self.plan = plan
-        self.scenarios: NDArray[np.object_] = np.full(plan.slots, None, np.object_)
-        """[B] the `Scenario` that each slot plays, None where it idles."""
-        self._playing_slots = np.zeros(plan.slots, np.bool_)
         self.started = False
         """Slots have episodes, begun or restored."""
+        self.restarts = 0
+        """Workers that were replaced so far."""
         divided = [parts for parts in divide(plan.slots, plan.lanes, plan.workers) if parts]
         lanes: list[list[Part]] = [[] for _ in range(plan.lanes)]
         for part in sorted((part for parts in divided for part in parts), key=lambda part: part.first):
@@ -117,8 +107,13 @@ class Lanes:
         self._parts = divided
         self._reports: list[dict[int, tuple[int, Report]]] = [{} for _ in lanes]
         """For each lane, what was said by worker and part so far, by first slot."""
-        self._asked: dict[tuple[int, int], float] = {}
-        """When each (worker, part) that has not answered was asked."""
+        self._asked: dict[tuple[int, int], int] = {}
+        """The command that each (worker, part) has not answered yet, in the order in which they were asked."""
+        self._heard = [0.0] * self.workers
+        """When each worker, if it was asked anything, last said something or was asked first."""
+        self._lost: set[tuple[int, int]] = set()
+        """Parts whose worker was replaced, and that have to be restored before they play on."""
+        self._failures = Counter[tuple[int, int]]()
         self._arrived: list[int] = []
         self._broken = False
         self._handles: list[WorkerHandle] = []
@@ -130,6 +125,7 @@ class Lanes:
             self._broken = True
             self.close()
             raise
+        self._journal = Journal(plan.slots, plan.horizon, self.spec.action_dim)
 
     def __enter__(self) -> Self:
         return self
@@ -145,8 +141,13 @@ class Lanes:
     def playing(self, lane: int) -> Rows:
         """The slots of a lane that have an episode; a slice where all do, which reads the board without a copy."""
         rows = self.rows[lane]
-        playing = self._playing_slots[rows]
+        playing = self._journal.playing[rows]
         return rows if playing.all() else np.flatnonzero(playing) + rows.start
+
+    @property
+    def scenarios(self) -> NDArray[np.object_]:
+        """[B] the `Scenario` that each slot plays, None where it idles."""
+        return self._journal.scenarios
 
     def start(self) -> None:
         """Begin an episode in every slot of every lane; none may be playing."""
@@ -164,7 +165,8 @@ class Lanes:
         """Wait until a lane is ready; at least one and at most `most` of those that are, the longest ready first.
 
         Raises:
-            TreadleError: What a worker raised; SimulatorError where it died or took too long.
+            TreadleError: A worker failed again and again: what it raised, or SimulatorError where it died or took too
+                long.
             WorkerError: It raised something else.
         """
         if self._arrived:
@@ -176,24 +178,14 @@ class Lanes:
 
     def state_dict(self) -> dict[str, Any]:
         """Where every slot and its stream stand, whatever lane it is in; no lane may be playing."""
-        episodes: list[int] = [0] * self.plan.slots
-        hosts: list[Any] = [None] * self.plan.slots
-        for worker, parts in enumerate(self._parts):
-            for index, part in enumerate(parts):
-                self._send(worker, (SAVE, index, None))
-                state = self._answer(worker)
-                episodes[part.first : part.stop] = state["episodes"]
-                hosts[part.first : part.stop] = state["host"]
-        return {"episodes": episodes, "host": hosts}
+        return self._journal.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`, with any number of lanes; episodes under way are played again up to where they were."""
         self.started = any(episode is not None for episode in state["host"])
-        for worker, parts in enumerate(self._parts):
-            for index, part in enumerate(parts):
-                piece = {name: values[part.first : part.stop] for name, values in state.items()}
-                self._asked[worker, index] = time.monotonic()
-                self._send(worker, (RESTORE, index, piece))
+        self._journal.load_state_dict(state)
+        for lane in range(len(self)):
+            self._ask(lane, RESTORE)
         while self._asked:
             self._receive(wait=True)
 
@@ -203,55 +195,65 @@ class Lanes:
         deadline = time.monotonic() + (0.0 if self._broken else grace)
         # All are asked before one is waited for, so that they close side by side.
         for handle in handles:
-            handle.ask_to_end()
+            handle.send(None)
         for handle in handles:
             self._exit.callback(handle.stop, deadline)
         self._exit.close()
 
     def _open(self, chunk: int) -> tuple[SimulatorSpec, Board]:
         plan = self.plan
-        memory = SharedBoard() if plan.kind == "processes" else None
-        if memory is not None:
-            self._exit.callback(memory.close)
-        for worker, parts in enumerate(self._parts):
-            worker_plan = WorkerPlan(
-                name=f"simulate, worker {worker} of {len(self._parts)}",
-                factory=plan.factory,
-                parts=parts,
-                slots=plan.slots,
-                horizon=plan.horizon,
-                keep_final=plan.keep_final,
-                stream=plan.stream,
-                cores=_share(plan.cores, worker, len(self._parts)),
-            )
-            handle = ThreadWorker(worker_plan) if memory is None else ProcessWorker(worker_plan, memory)
-            self._handles.append(handle)
-            self._select.register(handle.connection, selectors.EVENT_READ, worker)
-        specs: list[SimulatorSpec] = [self._answer(worker) for worker in range(len(self._handles))]
-        spec = specs[0]
-        shape = BoardShape(plan.slots, chunk, spec)
-        board = Board(shape) if memory is None else memory.map(shape)
+        self._memory = SharedFile() if plan.kind == "processes" else None
+        if self._memory is not None:
+            self._exit.callback(self._memory.close)
+        for worker in range(self.workers):
+            self._handles.append(self._start(worker))
+        specs: list[SimulatorSpec] = []
+        for worker, handle in enumerate(self._handles):
+            said = self._read(worker) if handle.connection.poll(plan.timeout) else self._overdue(worker)
+            if isinstance(said, Failure):
+                said.throw()
+            specs.append(said)
+        shape = BoardShape(plan.slots, chunk, specs[0])
+        if self._memory is not None:
+            self._memory.resize(board_bytes(shape))
+        board = Board(shape, self._memory)
         for handle in self._handles:
-            if isinstance(handle, ThreadWorker):
-                handle.board = board
-            handle.connection.send(shape)
-        return spec, board
+            handle.open(board)
+        return specs[0], board
+
+    def _start(self, worker: int) -> WorkerHandle:
+        plan = self.plan
+        worker_plan = WorkerPlan(
+            name=f"simulate, worker {worker} of {self.workers}",
+            factory=plan.factory,
+            parts=self._parts[worker],
+            slots=plan.slots,
+            horizon=plan.horizon,
+            keep_final=plan.keep_final,
+            stream=plan.stream,
+            cores=share_cores(plan.cores, worker, self.workers),
+        )
+        handle = ThreadWorker(worker_plan) if self._memory is None else ProcessWorker(worker_plan, self._memory)
+        self._select.register(handle.connection, selectors.EVENT_READ, worker)
+        return handle
 
     def _ask(self, lane: int, command: int) -> None:
-        now = time.monotonic()
         for worker, parts in enumerate(self._parts):
             for index, part in enumerate(parts):
                 if part.lane == lane:
-                    self._asked[worker, index] = now
-                    self._send(worker, (command, index, None))
+                    if not any(busy == worker for busy, _ in self._asked):
+                        self._heard[worker] = time.monotonic()
+                    self._asked[worker, index] = command
+                    self._send(worker, index, command)
 
-    def _send(self, worker: int, message: tuple[int, int, Any]) -> None:
-        try:
-            self._handles[worker].connection.send(message)
-        except ConnectionError:
-            # It may have said why before it went.
-            self._answer(worker)
-            raise self._died(worker) from None
+    def _send(self, worker: int, index: int, command: int) -> None:
+        part, handle = self._parts[worker][index], self._handles[worker]
+        lost = (worker, index) in self._lost
+        self._lost.discard((worker, index))
+        if lost or command == RESTORE:
+            handle.send((RESTORE, index, self._journal.state_dict(part.first, part.stop)))
+        if command != RESTORE:
+            handle.send((command, index, None))
 
     def _receive(self, *, wait: bool) -> None:
         """Take in what workers have said; where `wait`, at least one of them, within the time that it has."""
@@ -259,17 +261,29 @@ class Lanes:
         if wait:
             if not self._asked:
                 raise RuntimeError("no lane is playing, so none will ever be ready")
-            timeout = max(0.0, min(self._asked.values()) + self.plan.timeout - time.monotonic())
-        events = self._select.select(timeout)
+            slowest = min({worker for worker, _ in self._asked}, key=lambda worker: self._heard[worker])
+            timeout = max(0.0, self._heard[slowest] + self.plan.timeout - time.monotonic())
+            events = self._select.select(timeout)
+            if not events:
+                self._replace(slowest, self._overdue(slowest))
+        else:
+            events = self._select.select(timeout)
         for key, _ in events:
-            self._note(key.data, self._read(key.data))
-        if wait and not events:
-            worker, index = min(self._asked, key=lambda asked: self._asked[asked])
-            raise self._overdue(worker, index)
+            said = self._read(key.data)
+            self._heard[key.data] = time.monotonic()
+            if isinstance(said, Failure):
+                self._replace(key.data, said)
+            elif isinstance(said, Report):
+                self._note(key.data, said)
 
     def _note(self, worker: int, report: Report) -> None:
+        if self._asked[worker, report.part] != report.command:
+            # It was restored, and goes on with what it was asked.
+            return
         del self._asked[worker, report.part]
+        del self._failures[worker, report.part]
         part = self._parts[worker][report.part]
+        self._journal.note(self.board, part.first, part.stop, report.begun)
         self._reports[part.lane][part.first] = worker, report
         if not any(self._parts[w][index].lane == part.lane for w, index in self._asked):
             self._arrived.append(part.lane)
@@ -279,60 +293,70 @@ class Lanes:
         for _, (worker, report) in sorted(self._reports[lane].items()):
             arrival.playing |= report.playing
             arrival.final_slots += report.final_slots
-            arrival.final_instructions += [self.scenarios[slot].instruction for slot in report.final_slots]
+            arrival.final_instructions += report.final_instructions
             arrival.episodes += report.episodes
             arrival.spans.append(Span("simulate", worker, (lane,), report.began, report.ended))
-            for slot, scenario in report.begun.items():
-                self.scenarios[slot] = scenario
-                self._playing_slots[slot] = scenario is not None
         self._reports[lane] = {}
         return arrival
 
-    def _answer(self, worker: int) -> Any:
-        """What a worker says next, and nobody else."""
-        if not self._handles[worker].connection.poll(self.plan.timeout):
-            raise self._overdue(worker, None)
-        return self._read(worker)
-
     def _read(self, worker: int) -> Any:
-        try:
-            said = self._handles[worker].connection.recv()
-        except (EOFError, ConnectionError):
-            raise self._died(worker) from None
-        if not isinstance(said, Failure):
-            return said
-        self._broken = True
-        if said.mendable is None:
-            raise WorkerError(f"{said.message}\n\n{said.trace}")
-        raise getattr(errors, said.mendable, SimulatorError)(said.message)
-
-    def _died(self, worker: int) -> SimulatorError:
-        self._broken = True
+        """What a worker says next, or how it ended."""
         handle = self._handles[worker]
-        lanes = sorted({part.lane for part in handle.plan.parts})
-        return SimulatorError(
-            f"{handle.plan.name}: {handle.ending()} ({self._playing(handle.plan.parts)}; it serves lane"
-            f"{'s' * (len(lanes) > 1)} {', '.join(map(str, lanes))}). What was saved is whole: mend the cause, "
-            "and the same command goes on from the last checkpoint"
-        )
+        try:
+            return handle.connection.recv()
+        except (EOFError, ConnectionError):
+            lanes = sorted({part.lane for part in handle.plan.parts})
+            return Failure(
+                f"{handle.plan.name}: {handle.ending()} ({self._playing(handle.plan.parts)}; it serves lane"
+                f"{'s' * (len(lanes) > 1)} {', '.join(map(str, lanes))})"
+            )
 
-    def _overdue(self, worker: int, index: int | None) -> SimulatorError:
-        self._broken = True
+    def _overdue(self, worker: int) -> Failure:
         handle = self._handles[worker]
         handle.dump_stack()
-        parts = handle.plan.parts if index is None else handle.plan.parts[index : index + 1]
-        where = "building its simulator" if index is None else f"lane {parts[0].lane}, {self._playing(parts)}"
-        return SimulatorError(
-            f"{handle.plan.name}: no answer for {self.plan.timeout:g} s ({where}); where it stands is on stderr. "
-            "Raise collection.timeout if the simulator may take that long; the same command goes on from the last "
-            "checkpoint"
+        parts = [self._parts[worker][index] for busy, index in self._asked if busy == worker][:1]
+        where = f"lane {parts[0].lane}, {self._playing(parts)}" if parts else "building its simulator"
+        return Failure(
+            f"{handle.plan.name}: no answer for {self.plan.timeout:g} s ({where}); where it stands is on stderr. Raise "
+            "collection.timeout if the simulator may take that long",
+            final=not handle.replaceable,
         )
 
+    def _replace(self, worker: int, failure: Failure) -> None:
+        """Start a worker anew after a failure, unless that was no use; its parts go on from where the journal has them.
+
+        Raises what the failure was, where it is final or has come again and again.
+        """
+        busy = [index for asked, index in self._asked if asked == worker]
+        # Parts are served in the order in which they were asked for: it failed in the first.
+        suspects = busy[:1] or list(range(len(self._parts[worker])))
+        for index in suspects:
+            self._failures[worker, index] += 1
+        attempts = max(self._failures[worker, index] for index in suspects)
+        if failure.final or attempts >= ATTEMPTS:
+            self._broken = True
+            often = f" ({attempts} times in a row)" if attempts > 1 else ""
+            failure.throw(f"{often}. What was saved is whole: the same command goes on from the last checkpoint")
+        self.restarts += 1
+        _log.warning("%s. Its slots restart with their scenarios", failure.message)
+        old = self._handles[worker]
+        self._select.unregister(old.connection)
+        old.stop(time.monotonic())
+        self._handles[worker] = self._start(worker)
+        self._handles[worker].open(self.board)
+        self._heard[worker] = time.monotonic()
+        self._lost |= {(worker, index) for index in range(len(self._parts[worker]))}
+        for index in busy:
+            self._send(worker, index, self._asked[worker, index])
+
     def _playing(self, parts: Sequence[Part], shown: int = 3) -> str:
-        known: list[tuple[int, Scenario | None]] = [
-            (slot, self.scenarios[slot]) for part in parts for slot in range(part.first, part.stop)
-        ]
-        named = [f"slot {slot}: {scenario.id}" for slot, scenario in known if scenario is not None]
+        """What is played, or was about to begin when its worker failed."""
+        named: list[str] = []
+        for slot in (slot for part in parts for slot in range(part.first, part.stop) if self.started):
+            index, known = int(self.board.scenario_index[slot]), self._journal.scenarios[slot]
+            if index >= 0:
+                name = known.id if known is not None and known.index == index else f"scenario {index}"
+                named.append(f"slot {slot}: {name}")
         more = f" and {len(named) - shown} more" if len(named) > shown else ""
         return f"playing {', '.join(named[:shown]) or 'nothing yet'}{more}"
 
@@ -344,13 +368,3 @@ def check_dimensions(spec: SimulatorSpec, action_dim: int) -> None:
             f"policy.checkpoint: it acts in {action_dim} dimensions, the simulator {spec.name!r} takes "
             f"{spec.action_dim}; choose a checkpoint that was made for it"
         )
-
-
-def _cut(first: int, stop: int, count: int) -> list[tuple[int, int]]:
-    edges = [first + (stop - first) * i // count for i in range(count + 1)]
-    return list(pairwise(edges))
-
-
-def _share(cores: tuple[int, ...], worker: int, workers: int) -> tuple[int, ...]:
-    """The cores of one worker: one in turn, or several where there are more cores than workers."""
-    return cores[worker::workers] or cores[worker % len(cores) :][:1] if cores else ()

@@ -1,7 +1,6 @@
 """The simulate role: a worker that plays parts of lanes, in a thread or in a process. Imports numpy, never torch."""
 
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,25 +12,18 @@ import numpy as np
 from treadle.cores import pin
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult
-from treadle.errors import TreadleError
 from treadle.rollout.board import Board, BoardShape
+from treadle.rollout.division import Part
+from treadle.rollout.journal import read_episodes
 from treadle.rollout.stream import ScenarioStream
 from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.host import Host, KeepFinal
+from treadle.simulators.process import Failure
 from treadle.simulators.protocol import Simulator
 
-START, PLAY, SAVE, RESTORE = range(4)
-"""What a worker is asked to do with a part: begin its episodes, play the actions on the board, tell its state, go on
-from one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Slots `first` to `stop` of a lane, played by one worker."""
-
-    lane: int
-    first: int
-    stop: int
+START, PLAY, RESTORE = range(3)
+"""What a worker is asked to do with a part: begin its episodes, play the actions on the board, go on from a state of
+the journal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +48,7 @@ class Report:
     """What a worker says once a part has its next observation on the board. Slots are those of the board."""
 
     part: int
+    command: int
     began: float
     """`time.perf_counter()`, one clock for all processes of a machine."""
     ended: float
@@ -63,20 +56,12 @@ class Report:
     """Some slot has an episode."""
     final_slots: list[int] = field(default_factory=list[int])
     """Rows of the board's `final` that were written."""
+    final_instructions: list[str] = field(default_factory=list[str])
+    """What those episodes were asked to do."""
     episodes: list[EpisodeResult] = field(default_factory=list[EpisodeResult])
     """Those that ended, in order of slot."""
     begun: dict[int, Scenario | None] = field(default_factory=dict[int, Scenario | None])
     """What slots play from now on, None where they idle."""
-
-
-@dataclass(slots=True)
-class Failure:
-    """What a worker says before it ends early."""
-
-    message: str
-    mendable: str | None
-    """The name of the `TreadleError`, or None where it is a bug."""
-    trace: str
 
 
 class PartHost:
@@ -99,11 +84,13 @@ class PartHost:
         self._chunk = chunk
         self._noise = np.zeros((len(self._slots), -(-plan.horizon // chunk), tokens), np.float32)
         self._begun: dict[int, Scenario | None] = {}
+        board.scenario_index[self._rows] = -1
 
     def start(self, report: Report) -> None:
         """Begin an episode in every slot."""
         if not self._stream.partial_reset:
             self._stream.begin_round()
+        self._board.valid[self._rows] = False
         self._host.start()
         self._present(report)
 
@@ -119,17 +106,16 @@ class PartHost:
             board.final.proprioception[slots] = step.final.proprioception
             board.final.state[slots] = step.final.state
             report.final_slots = slots.tolist()
+            report.final_instructions = step.final.instructions
         report.episodes = step.episodes
         self._present(report)
 
-    def state(self) -> dict[str, Any]:
-        """Where every slot and its stream stand."""
-        return {"episodes": self._stream.episodes[self._rows].tolist(), "host": self._host.state_dict()}
-
     def restore(self, state: dict[str, Any], report: Report) -> None:
-        """Go on from `state`."""
+        """Go on from `state`, of the journal's rows of this part."""
         self._stream.episodes[self._rows] = state["episodes"]
-        self._host.load_state_dict(state["host"])
+        self._board.valid[self._rows] = False
+        self._board.scenario_index[self._rows] = -1
+        self._host.restore(read_episodes(state))
         for slot, scenario in enumerate(self._host.scenarios):
             self._begin(slot, scenario)
         self._present(report)
@@ -146,11 +132,15 @@ class PartHost:
     def _begin(self, slot: int, scenario: Scenario | None) -> None:
         row = slot + self._part.first
         self._begun[row] = scenario
+        self._board.scenario_index[row] = -1 if scenario is None else scenario.index
         if scenario is not None:
             self._noise[slot] = self._stream.noise(row, *self._noise.shape[1:])
 
     def _present(self, report: Report) -> None:
-        self._board.noise[self._rows] = self._noise[self._slots, self._host.elapsed // self._chunk]
+        board, rows = self._board, self._rows
+        board.noise[rows] = self._noise[self._slots, self._host.elapsed // self._chunk]
+        board.elapsed[rows] = self._host.elapsed
+        board.episodes[rows] = self._stream.episodes[rows]
         report.begun, self._begun = self._begun, {}
         report.playing = bool(len(self._host.playing))
 
@@ -178,26 +168,21 @@ def serve(connection: Connection, plan: WorkerPlan, attach: Callable[[BoardShape
                 return
             command, index, state = asked
             doing = f"lane {plan.parts[index].lane}, playing {_named(hosts[index])}"
-            report = Report(index, time.perf_counter(), 0.0, playing=True)
+            report = Report(index, command, time.perf_counter(), 0.0, playing=True)
             if command == START:
                 hosts[index].start(report)
             elif command == PLAY:
                 hosts[index].play(report)
-            elif command == RESTORE:
-                hosts[index].restore(state, report)
             else:
-                connection.send(hosts[index].state())
-                continue
+                hosts[index].restore(state, report)
             report.ended = time.perf_counter()
             connection.send(report)
     except (EOFError, ConnectionError):
         # The other side is gone, and with it everyone who could be told.
         pass
     except Exception as error:  # noqa: BLE001 - carried to the other side, which raises it
-        mendable = type(error).__name__ if isinstance(error, TreadleError) else None
-        message = f"{plan.name}: {doing}: {type(error).__name__ + ': ' if mendable is None else ''}{error}"
         with suppress(ConnectionError):
-            connection.send(Failure(message, mendable, traceback.format_exc()))
+            connection.send(Failure.of(error, f"{plan.name}: {doing}"))
     finally:
         for simulator in simulators:
             simulator.close()

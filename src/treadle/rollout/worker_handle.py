@@ -1,39 +1,18 @@
 """The other side of a worker: starting it, in a thread or in a process, and ending it."""
 
 import faulthandler
-import os
-import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from typing import Any
 
-from treadle.rollout.board import Board, BoardShape, board_bytes
+from treadle.rollout.board import Board, BoardShape
 from treadle.rollout.worker import WorkerPlan, serve
-
-
-class SharedBoard:
-    """Memory for a board that worker processes inherit. It has no name, so nothing is left behind however they end."""
-
-    def __init__(self) -> None:
-        if sys.platform == "linux":
-            self.file = os.memfd_create("treadle")
-        else:
-            with tempfile.TemporaryFile() as temporary:
-                self.file = os.dup(temporary.fileno())
-
-    def map(self, shape: BoardShape) -> Board:
-        """Give the memory its size, once the shape is known."""
-        os.ftruncate(self.file, board_bytes(shape))
-        return Board(shape, self.file)
-
-    def close(self) -> None:
-        """Close the file; what is mapped stays until its arrays are gone."""
-        os.close(self.file)
+from treadle.simulators.process import SharedFile, WorkerProcess
 
 
 class WorkerHandle(ABC):
@@ -41,8 +20,20 @@ class WorkerHandle(ABC):
 
     connection: Connection
 
+    replaceable: bool
+    """Whether it can be ended while it is busy."""
+
     def __init__(self, plan: WorkerPlan) -> None:
         self.plan = plan
+
+    def send(self, message: Any) -> None:
+        """Send a message; a worker that is gone gets none, and that it is gone shows where its answer is awaited."""
+        with suppress(ConnectionError):
+            self.connection.send(message)
+
+    def open(self, board: Board) -> None:
+        """Let the worker map the board."""
+        self.send(board.shape)
 
     @abstractmethod
     def ending(self) -> str:
@@ -56,23 +47,23 @@ class WorkerHandle(ABC):
     def stop(self, deadline: float) -> None:
         """Wait until a worker that was asked to end has, or end it at `deadline`, of `time.monotonic()`."""
 
-    def ask_to_end(self) -> None:
-        """Send the message after which a worker closes its simulator and ends."""
-        try:
-            self.connection.send(None)
-        except (BrokenPipeError, ConnectionError):
-            return
-
 
 class ThreadWorker(WorkerHandle):
-    """A worker in a thread of this process; `board` must be set before its shape is sent."""
+    """A worker in a thread of this process."""
+
+    replaceable = False
 
     def __init__(self, plan: WorkerPlan) -> None:
         super().__init__(plan)
-        self.board: Board | None = None
+        self._board: Board | None = None
         self.connection, theirs = Pipe()
         self._thread = threading.Thread(target=serve, args=(theirs, plan, self._attach), name=plan.name, daemon=True)
         self._thread.start()
+
+    def open(self, board: Board) -> None:
+        """See `WorkerHandle.open`."""
+        self._board = board
+        super().open(board)
 
     def ending(self) -> str:
         """See `WorkerHandle.ending`."""
@@ -89,30 +80,21 @@ class ThreadWorker(WorkerHandle):
         self.connection.close()
 
     def _attach(self, shape: BoardShape) -> Board:
-        assert self.board is not None
-        assert self.board.shape == shape
-        return self.board
+        assert self._board is not None
+        assert self._board.shape == shape
+        return self._board
 
 
 class ProcessWorker(WorkerHandle):
-    """A worker in a process of its own, which ends with this one, however that ends."""
+    """A worker in a process of its own, in the simulator's interpreter."""
 
-    def __init__(self, plan: WorkerPlan, memory: SharedBoard) -> None:
+    replaceable = True
+
+    def __init__(self, plan: WorkerPlan, memory: SharedFile) -> None:
         super().__init__(plan)
-        self.connection, theirs = Pipe()
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "treadle.rollout.worker_process", str(theirs.fileno()), str(memory.file)],
-                pass_fds=(theirs.fileno(), memory.file),
-                stdin=subprocess.DEVNULL,
-                # The same modules are found as here, a user's own simulator among them.
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                # Ctrl-C is for this process alone, which then ends its workers in order.
-                start_new_session=True,
-            )
-        finally:
-            theirs.close()
-        self.connection.send(plan)
+        self._process = WorkerProcess("treadle.rollout.worker_process", plan.factory.interpreter, memory)
+        self.connection = self._process.connection
+        self.send(plan)
 
     @property
     def pid(self) -> int:
@@ -121,29 +103,12 @@ class ProcessWorker(WorkerHandle):
 
     def ending(self) -> str:
         """See `WorkerHandle.ending`."""
-        try:
-            code = self._process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            return "it closed its connection"
-        if code >= 0:
-            return f"its process ended with code {code}"
-        hint = ", which is how the system ends what takes too much memory" if -code == signal.SIGKILL else ""
-        return f"its process was ended by signal {signal.Signals(-code).name}{hint}"
+        return self._process.ending()
 
     def dump_stack(self) -> None:
         """See `WorkerHandle.dump_stack`."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGUSR1)
-            time.sleep(0.3)
+        self._process.dump_stack()
 
     def stop(self, deadline: float) -> None:
         """See `WorkerHandle.stop`."""
-        try:
-            self._process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            if self._process.poll() is None:
-                self._process.kill()
-                self._process.wait()
-            self.connection.close()
+        self._process.stop(deadline)

@@ -1,7 +1,10 @@
 """From the name of a simulator to one that stands ready, without the core knowing any of them."""
 
 import inspect
+import shutil
+import sys
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
 from treadle.config.loading import did_you_mean
@@ -9,8 +12,11 @@ from treadle.config.schema import SimulatorConfig
 from treadle.cores import usable_cores
 from treadle.errors import ConfigError
 from treadle.plugins import import_callable
+from treadle.simulators.environments import Environment, find_environment
 from treadle.simulators.factory import SimulatorFactory
+from treadle.simulators.process import Interpreter
 from treadle.simulators.protocol import Simulator
+from treadle.simulators.remote import open_remote
 
 GROUP = "treadle.simulators"
 
@@ -20,41 +26,79 @@ def installed_simulators() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in sorted(entry_points(group=GROUP))}
 
 
-def find_simulator(name: str) -> str:
-    """`package.module:Class` of an installed simulator's name, or of such a text itself; it can be imported.
+def find_simulator(name: str) -> tuple[str, dict[str, str]]:
+    """`package.module:Class` of an installed simulator's name, or of such a text itself, and options that the name
+    holds: `NAME:ID` is the installed simulator NAME with option `id`.
 
     Raises ConfigError.
     """
-    target = name
-    if ":" not in name:
-        installed = installed_simulators()
-        if name not in installed:
-            raise ConfigError(
-                f"simulator.name: unknown simulator {name!r}{did_you_mean(name, installed)}; "
-                f"installed: {', '.join(installed) or 'none'}; or name a class as package.module:Class"
-            )
-        target = installed[name].value
-    import_callable("simulator.name", target, "class")
-    return target
+    installed = installed_simulators()
+    if name in installed:
+        return installed[name].value, {}
+    family, _, identity = name.partition(":")
+    if identity and family in installed:
+        return installed[family].value, {"id": identity}
+    if not identity:
+        raise ConfigError(
+            f"simulator.name: unknown simulator {name!r}{did_you_mean(name, installed)}; "
+            f"installed: {', '.join(installed) or 'none'}; or name a class as package.module:Class"
+        )
+    return name, {}
+
+
+def simulator_environment(name: str) -> Environment | None:
+    """The environment of its own that a simulator has, installed or not. Raises ConfigError and SimulatorError."""
+    target, _ = find_simulator(name)
+    family = name.partition(":")[0]
+    return find_environment(family if family in installed_simulators() else name, target)
 
 
 def simulator_factory(config: SimulatorConfig, threads: int | None = None) -> SimulatorFactory:
     """What makes the simulators of a configuration, with `threads` in place of the configured number where given.
 
-    Raises ConfigError for an unknown name and for options that its class does not take.
+    Raises:
+        ConfigError: An unknown name, options that its class does not take, or an interpreter that is not there.
+        SimulatorError: Its environment is not installed.
     """
-    target = find_simulator(config.name)
-    fixed = {"horizon": config.horizon, "threads": config.threads or threads or len(usable_cores())}
-    _check_options(config, import_callable("simulator.name", target, "class"), {"slots", *fixed})
-    return SimulatorFactory(target, fixed | config.options)
+    target, named = find_simulator(config.name)
+    interpreter = _interpreter(config)
+    fixed = {"horizon": config.horizon, "threads": config.threads or threads or len(usable_cores()), **named}
+    # A class that lives in an interpreter which the user chose need not be there in this one.
+    if config.python is None:
+        _check_options(config, import_callable("simulator.name", target, "class"), {"slots", *fixed})
+    return SimulatorFactory(target, fixed | config.options, interpreter)
 
 
 def build_simulator(config: SimulatorConfig, slots: int | None = None) -> Simulator:
-    """The simulator of a configuration, with `slots` in place of the configured number where given.
+    """The simulator of a configuration, with `slots` in place of the configured number where given: in this process, or
+    in worker processes where it lives in another Python or the configuration asks for them.
 
-    Raises ConfigError for an unknown name and for options that its class does not take.
+    Raises:
+        ConfigError: An unknown name, options that its class does not take, or an interpreter that is not there.
+        SimulatorError: Its environment is not installed.
     """
-    return simulator_factory(config)(config.slots if slots is None else slots)
+    factory, slots = simulator_factory(config), config.slots if slots is None else slots
+    if factory.interpreter is None and not config.processes:
+        return factory(slots)
+    cores = len(usable_cores())
+    processes = min(slots, config.processes or cores)
+    if not config.threads:
+        factory = replace(factory, options=factory.options | {"threads": max(1, cores // processes)})
+    return open_remote(factory, slots, processes)
+
+
+def _interpreter(config: SimulatorConfig) -> Interpreter | None:
+    """Where a simulator's processes run; None where it may live in this one."""
+    environment = simulator_environment(config.name)
+    if config.python is None:
+        return None if environment is None else environment.interpreter()
+    python = shutil.which(config.python)
+    if python is None:
+        raise ConfigError(
+            f"simulator.python: found {config.python!r}, which is no program here; give the path of a Python "
+            f"interpreter, such as {sys.executable}"
+        )
+    return Interpreter(python, {} if environment is None else dict(environment.variables))
 
 
 def _check_options(config: SimulatorConfig, simulator: Callable[..., Simulator], common: Collection[str]) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from treadle.plugins import import_callable
+from treadle.simulators.process import Interpreter
 from treadle.simulators.protocol import Simulator
 
 
@@ -15,7 +16,9 @@ class SimulatorFactory:
     """`package.module:Class`"""
     options: dict[str, Any]
     """Keyword arguments of the class, beside `slots`."""
+    interpreter: Interpreter | None = None
+    """What its processes run in; None where it may also live in the process that asks."""
 
     def __call__(self, slots: int) -> Simulator:
-        """A simulator of `slots` slots. Raises what its class raises."""
+        """A simulator of `slots` slots, in this process. Raises what its class raises."""
         return import_callable("simulator.name", self.target, "class")(slots=slots, **self.options)

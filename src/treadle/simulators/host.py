@@ -3,8 +3,7 @@
 Shapes: B slots, C actions of a chunk, A action dimensions, H horizon, n the slots that are playing.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -68,8 +67,7 @@ class Host:
         self._return = np.zeros(slots)
         self._success_once = np.zeros(slots, np.bool_)
         self._success_at_end = np.zeros(slots, np.bool_)
-        # Which make it possible to play an episode again.
-        self._actions = np.zeros((slots, horizon, spec.action_dim), np.float32)
+        self._sits_out = np.zeros(slots, np.bool_)
         self._next_scenario = next_scenario
         self._keep_final = keep_final
         self._on_action = on_action
@@ -87,7 +85,8 @@ class Host:
 
     def step(self, actions: NDArray[np.float32]) -> Step:
         """Play a chunk `actions` [B, C, A] in every slot that has an episode. Rows of idle slots are ignored."""
-        slots, chunk = self.playing, actions.shape[1]
+        slots, chunk = np.flatnonzero(self._playing & ~self._sits_out), actions.shape[1]
+        self._sits_out[:] = False
         actions, before = actions[slots], self.elapsed[slots]
         limits = np.minimum(chunk, self.horizon - before)
         outcome = self._play(slots, actions, limits)
@@ -101,10 +100,8 @@ class Host:
 
         # Played actions are the first ones of a chunk, so the last of them is at their count.
         played = valid.sum(axis=1)
-        rows, columns = np.nonzero(valid)
-        self._actions[slots[rows], before[rows] + columns] = actions[rows, columns]
         self.elapsed[slots] = before + played
-        self._return[slots] += reward.sum(axis=1)
+        self._return[slots] += reward.sum(axis=1, dtype=np.float64)
         self._success_once[slots] |= success.any(axis=1)
         self._success_at_end[slots] = success[np.arange(len(slots)), played - 1]
 
@@ -127,38 +124,30 @@ class Host:
             episodes=results,
         )
 
-    def state_dict(self) -> list[dict[str, Any] | None]:
-        """The episodes that are under way, as plain data: a scenario and the actions that it has had."""
-        return [
-            None
-            if scenario is None
-            else {
-                "scenario": asdict(scenario),
-                "actions": self._actions[slot, : self.elapsed[slot]].tolist(),
-                "episode_return": float(self._return[slot]),
-                "success_once": bool(self._success_once[slot]),
-            }
-            for slot, scenario in enumerate(self.scenarios)
-        ]
+    def restore(self, episodes: Sequence[tuple[Scenario, NDArray[np.float32]] | None]) -> Observation:
+        """Bring every slot to where an episode was, by playing its actions [n, A] again; None is a slot that idles.
 
-    def load_state_dict(self, state: list[dict[str, Any] | None]) -> Observation:
-        """Bring every slot to where `state` left it, by playing its episode's actions again."""
-        for slot, saved in enumerate(state):
-            if saved is None:
-                continue
-            scenario = Scenario(**saved["scenario"])
-            self._assign(slot, scenario)
-            self.elapsed[slot] = count = len(saved["actions"])
-            if count:
-                self._actions[slot, :count] = saved["actions"]
-            self._return[slot] = saved["episode_return"]
-            self._success_once[slot] = saved["success_once"]
+        An episode that ends on the way, in a simulator that does not repeat itself, starts over. It sits the next chunk
+        out, whose actions may have been decided for what is no longer there.
+        """
+        for slot, episode in enumerate(episodes):
+            self._assign(slot, None if episode is None else episode[0])
         slots = self.playing
         if not len(slots):
             return self.observation
-        self.simulator.reset(slots, [self._scenario(slot) for slot in slots.tolist()])
-        elapsed = self.elapsed[slots]
-        self.simulator.step(slots, self._actions[slots, : elapsed.max()], elapsed)
+        self._reset(slots)
+        tracks = [episode[1] for episode in episodes if episode is not None]
+        counts = np.array([len(track) for track in tracks])
+        if counts.any():
+            actions = np.zeros((len(slots), counts.max(), self.simulator.spec.action_dim), np.float32)
+            for row, track in enumerate(tracks):
+                if len(track):
+                    actions[row, : len(track)] = track
+            outcome = self.simulator.step(slots, actions, counts)
+            self.elapsed[slots] = counts
+            self._return[slots] = outcome.reward.sum(axis=1, dtype=np.float64)
+            self._success_once[slots] = outcome.success.any(axis=1)
+            self._start_over(slots[outcome.terminated.any(axis=1)])
         self._observe(slots)
         return self.observation
 
@@ -171,9 +160,11 @@ class Host:
         return full
 
     def _play(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
+        chunk = actions.shape[1]
+        if not len(slots):
+            return Outcome.empty(0, chunk, self.simulator.spec.state_dim)
         if self._on_action is None:
             return self.simulator.step(slots, actions, limits)
-        chunk = actions.shape[1]
         outcome = Outcome.empty(len(slots), chunk, self.simulator.spec.state_dim)
         going = np.ones(len(slots), np.bool_)
         for c in range(chunk):
@@ -205,9 +196,17 @@ class Host:
     def _begin(self, slots: Slots) -> None:
         for slot in slots.tolist():
             self._assign(slot, self._next_scenario(slot))
-        starting = slots[self._playing[slots]]
-        if len(starting):
-            self.simulator.reset(starting, [self._scenario(slot) for slot in starting.tolist()])
+        self._reset(slots[self._playing[slots]])
+
+    def _start_over(self, slots: Slots) -> None:
+        for slot in slots.tolist():
+            self._assign(slot, self.scenarios[slot])
+        self._sits_out[slots] = True
+        self._reset(slots)
+
+    def _reset(self, slots: Slots) -> None:
+        if len(slots):
+            self.simulator.reset(slots, [self._scenario(slot) for slot in slots.tolist()])
 
     def _assign(self, slot: int, scenario: Scenario | None) -> None:
         """Put a slot before the first action of a scenario, or let it idle."""

@@ -103,8 +103,8 @@ class Scenes(Protocol):
 
 
 @runtime_checkable
-class TeachingSimulator(Simulator, Protocol):
-    """A simulator that can also teach: it has a scripted expert and renders scenes with the truth about them."""
+class Teacher(Simulator, Protocol):
+    """A simulator with a scripted expert."""
 
     def expert(self, seed: int, *, miss_probability: float = 0.0) -> Expert:
         """A controller that solves the simulator's own slots. `miss_probability` is the share of episodes with an
@@ -112,10 +112,15 @@ class TeachingSimulator(Simulator, Protocol):
         """
         ...
 
-    def scenes(self, count: int, seed: int) -> Scenes:
-        """Random scenes of the training distribution, rendered, for grounding."""
-        ...
-
     def vocabulary(self) -> Sequence[str]:
         """Texts that hold every word of the simulator's instructions."""
+        ...
+
+
+@runtime_checkable
+class SceneTeacher(Teacher, Protocol):
+    """A teacher that also renders scenes with the truth about them."""
+
+    def scenes(self, count: int, seed: int) -> Scenes:
+        """Random scenes of the training distribution, rendered, for grounding."""
         ...

@@ -21,6 +21,7 @@ from treadle.policies.critic import Critic, NoCritic, PrivilegedCritic, ValueHea
 from treadle.policies.load import load_configured
 from treadle.policies.protocol import Policy, Sampling
 from treadle.reporting.console import RunConsole
+from treadle.reporting.log import RunLog
 from treadle.reporting.machine import peak_rss_mb, versions, write_machine
 from treadle.reporting.metrics import METRICS_FILE, MetricsWriter
 from treadle.reporting.report import write_report
@@ -60,6 +61,8 @@ class Run:
         self.policy = policy
         self.iteration = 0
         """Iterations done."""
+        self._lanes = lanes
+        self._restarts = 0
         critic = build_critic(config, policy, lanes.spec.state_dim, device)
         self.collector = Collector(
             lanes,
@@ -102,6 +105,7 @@ class Run:
 
     def __enter__(self) -> Self:
         self._console = self._exit.enter_context(RunConsole(self.config.name, self.config.iterations))
+        self._exit.enter_context(RunLog(self.directory, self._console.message))
         # Also without a checkpoint: a run that was killed before its first one left lines that are written again.
         resumed = self.iteration if (self.directory / METRICS_FILE).exists() else None
         self._writer = self._exit.enter_context(MetricsWriter(self.directory, resumed))
@@ -135,10 +139,12 @@ class Run:
         self.average.update()
         self._elapsed += seconds
         self._control_steps += int(metrics["rollout/control_steps"])
+        restarts, self._restarts = self._lanes.restarts - self._restarts, self._lanes.restarts
         metrics = {
             "iteration": self.iteration,
             "seconds": self._elapsed,
             **metrics,
+            "rollout/restarts": float(restarts),
             **idle_shares(metrics),
             "time/iteration": seconds,
             "speed/control_steps_per_second": metrics["rollout/control_steps"] / seconds,

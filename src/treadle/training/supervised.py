@@ -21,10 +21,11 @@ from treadle.policies.load import policy_module
 from treadle.policies.prismatic import PrismaticPolicy
 from treadle.policies.prompt import build_tokenizer
 from treadle.reporting.console import RunConsole
+from treadle.reporting.log import RunLog
 from treadle.reporting.machine import write_machine
 from treadle.reporting.metrics import METRICS_FILE, MetricsWriter
 from treadle.simulators.build import build_simulator
-from treadle.simulators.protocol import Simulator, TeachingSimulator
+from treadle.simulators.protocol import SceneTeacher, Simulator, Teacher
 from treadle.training.demonstrations import record_demonstrations
 from treadle.training.finetuning import load_trainable
 from treadle.training.grounding import Grounding, pretrain_jointly, pretrain_towers
@@ -51,15 +52,21 @@ def train_supervised(config: SupervisedConfig) -> Path:
     simulator = build_simulator(config.simulator)
     resumed = 0 if (run / METRICS_FILE).exists() else None
     try:
-        with RunConsole(config.name, _line_count(config)) as console, MetricsWriter(run, resumed) as writer:
+        _check_eyes(simulator, config)
+        lines = _line_count(config, isinstance(simulator, SceneTeacher))
+        with (
+            RunConsole(config.name, lines) as console,
+            RunLog(run, console.message),
+            MetricsWriter(run, resumed) as writer,
+        ):
             stages = _Stages(console, writer)
             dataset = config.dataset or _record(_teacher(simulator, config), config, run, console)
             demonstrations = read_demonstrations(dataset)
             grounding = None
             if start is None:
-                teacher = _teacher(simulator, config)
-                policy = make_tiny_policy(config, teacher, demonstrations).to(device)
-                grounding = _ground(policy, teacher, config, stages)
+                policy = make_tiny_policy(config, _teacher(simulator, config), demonstrations).to(device)
+                if isinstance(simulator, SceneTeacher):
+                    grounding = _ground(policy, simulator, config, stages)
             else:
                 policy = load_trainable(start, config.policy, device, freeze_vision=config.imitation.freeze_vision)
             console.stage("imitating")
@@ -84,9 +91,7 @@ def train_supervised(config: SupervisedConfig) -> Path:
     return run
 
 
-def make_tiny_policy(
-    config: SupervisedConfig, simulator: TeachingSimulator, demonstrations: Demonstrations
-) -> PrismaticPolicy:
+def make_tiny_policy(config: SupervisedConfig, simulator: Teacher, demonstrations: Demonstrations) -> PrismaticPolicy:
     """A policy from nothing, with a tokenizer of the simulator's words and the statistics of the demonstrations."""
     spec, model = simulator.spec, config.model
     module = policy_module(model.kind)
@@ -134,24 +139,34 @@ class _Stages:
         return add
 
 
-def _line_count(config: SupervisedConfig) -> int:
+def _line_count(config: SupervisedConfig, has_scenes: bool) -> int:
     """How many lines of metrics a run has."""
     stages = [config.imitation.steps]
-    if config.checkpoint is None:
+    if config.checkpoint is None and has_scenes:
         stages += [config.grounding.detection_steps, config.grounding.joint_steps]
     return sum(steps // REPORT_EVERY for steps in stages)
 
 
-def _teacher(simulator: Simulator, config: SupervisedConfig) -> TeachingSimulator:
-    if not isinstance(simulator, TeachingSimulator):
+def _teacher(simulator: Simulator, config: SupervisedConfig) -> Teacher:
+    if not isinstance(simulator, Teacher):
         raise ConfigError(
-            f"simulator.name {config.simulator.name!r}: it has no scripted expert and no scenes to learn from; "
+            f"simulator.name {config.simulator.name!r}: it has no scripted expert to learn from; "
             "give both a dataset and a checkpoint"
         )
     return simulator
 
 
-def _record(simulator: TeachingSimulator, config: SupervisedConfig, run: Path, console: RunConsole) -> Path:
+def _check_eyes(simulator: Simulator, config: SupervisedConfig) -> None:
+    """A policy from nothing must learn to see, from scenes or with its imitation."""
+    if config.checkpoint is None and config.imitation.freeze_vision and not isinstance(simulator, SceneTeacher):
+        raise ConfigError(
+            f"imitation.freeze_vision true with simulator.name {config.simulator.name!r}, which renders no scenes to "
+            "learn to see from, so towers from nothing would stay random; use imitation.freeze_vision=false and "
+            "imitation.grounding_share=0, or a checkpoint"
+        )
+
+
+def _record(simulator: Teacher, config: SupervisedConfig, run: Path, console: RunConsole) -> Path:
     directory, unfinished = run / "demonstrations", run / ".demonstrations"
     if directory.exists():
         return directory
@@ -164,9 +179,7 @@ def _record(simulator: TeachingSimulator, config: SupervisedConfig, run: Path, c
     return directory
 
 
-def _ground(
-    policy: PrismaticPolicy, simulator: TeachingSimulator, config: SupervisedConfig, stages: _Stages
-) -> Grounding:
+def _ground(policy: PrismaticPolicy, simulator: SceneTeacher, config: SupervisedConfig, stages: _Stages) -> Grounding:
     settings = config.grounding
     stages.console.stage("rendering scenes")
     scenes = simulator.scenes(settings.scenes, settings.seed)

@@ -1,0 +1,96 @@
+"""A worker that fails is replaced, and the rollout is what it would have been; what fails always ends the run."""
+
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fake_lanes import assert_same, collect, make_collector, plan
+from fakes import FakePolicy
+from treadle.errors import SimulatorError
+from treadle.rollout.lanes import ATTEMPTS, Lanes
+from treadle.rollout.worker_handle import ProcessWorker
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return collect(plan())
+
+
+@pytest.mark.parametrize(
+    ("kind", "trouble"),
+    [
+        ("processes", "die"),
+        ("processes", "hang"),
+        ("processes", "raise"),
+        ("processes", "reset-die"),
+        ("processes", "reset-raise"),
+        ("threads", "raise"),
+        ("threads", "reset-refuse"),
+    ],
+)
+def test_a_rollout_with_faults_is_the_same_as_without(undisturbed, kind, trouble, tmp_path: Path, caplog):
+    """Two scenarios of every four bring their worker down, in the middle of an episode, each once."""
+    bad = {i: trouble for i in range(20) if i % 4 in (0, 1)} if trouble != "hang" else {5: trouble}
+    chosen = plan(
+        lanes=3, workers=2, kind=kind, trouble=bad, once=str(tmp_path), after=0 if "reset" in trouble else 2, timeout=4
+    )
+    policy: Any = FakePolicy()
+    with caplog.at_level(logging.WARNING), Lanes(chosen, policy.chunk) as lanes:
+        collector = make_collector(lanes, policy)
+        rollouts = [collector.collect(count, version=i) for i, count in enumerate((4, 3))]
+        assert lanes.restarts == len(caplog.records) > 0
+    for one, other in zip(undisturbed, rollouts, strict=True):
+        assert_same(one, other)
+    assert "Its slots restart with their scenarios" in caplog.text
+    assert "fake/train/train/" in caplog.text
+    assert not psutil.Process().children(recursive=True)
+
+
+@pytest.mark.parametrize("trouble", ["raise", "reset-raise"])
+def test_rounds_go_on_after_faults(trouble, tmp_path: Path):
+    stream = {"group_size": 2, "partial_reset": False}
+    bad = dict.fromkeys(range(20), trouble)
+    one = collect(plan(6, stream=stream, keep_final="none"), (3, 3))
+    other = collect(plan(6, stream=stream, keep_final="none", lanes=2, trouble=bad, once=str(tmp_path)), (3, 3))
+    for left, right in zip(one, other, strict=True):
+        assert_same(left, right)
+
+
+def test_a_worker_that_dies_between_two_chunks_is_replaced(undisturbed):
+    policy: Any = FakePolicy()
+    with Lanes(plan(kind="processes", workers=2, lanes=2), policy.chunk) as lanes:
+        collector = make_collector(lanes, policy)
+        assert_same(undisturbed[0], collector.collect(4, version=0))
+        state = lanes.state_dict()
+        for worker in lanes._handles:
+            assert isinstance(worker, ProcessWorker)
+            os.kill(worker.pid, signal.SIGKILL)
+            psutil.Process(worker.pid).wait(10)
+        assert lanes.state_dict() == state, "it is known here where everything stands"
+        assert_same(undisturbed[1], collector.collect(3, version=1))
+        assert lanes.restarts == 2
+
+
+def test_what_always_kills_its_worker_ends_the_run_with_name_and_scenarios():
+    with pytest.raises(SimulatorError) as caught:
+        collect(plan(4, lanes=4, workers=2, kind="processes", trouble=dict.fromkeys(range(20), "die")))
+    said = str(caught.value)
+    assert "its process was ended by signal SIGKILL" in said
+    assert "playing slot" in said
+    assert "it serves lanes" in said
+    assert f"({ATTEMPTS} times in a row)" in said
+    assert "the same command goes on from the last checkpoint" in said
+    assert not psutil.Process().children(recursive=True)
+
+
+def test_no_memory_stays_with_replaced_workers(tmp_path: Path):
+    shared, before = set(Path("/dev/shm").iterdir()), psutil.Process().num_fds()
+    bad = dict.fromkeys((5, 6), "die")
+    collect(plan(lanes=2, workers=2, kind="processes", trouble=bad, once=str(tmp_path)))
+    assert set(Path("/dev/shm").iterdir()) == shared
+    assert psutil.Process().num_fds() <= before
