@@ -74,7 +74,7 @@ class Suites:
         if states not in ("disjoint", "published"):
             raise ConfigError(f"libero: option states: found {states!r}; allowed: disjoint, published")
         self._train = [task for base in self._base for task in self._tasks(base)]
-        self._kept = tuple(tasks) or tuple(range(len(self._train)))
+        self._kept = tuple(tasks)
         if unknown := [index for index in self._kept if not 0 <= index < len(self._train)]:
             raise ConfigError(
                 f"libero: option tasks: found {unknown[0]}; suite {suite!r} has tasks 0 to {len(self._train) - 1}"
@@ -91,11 +91,11 @@ class Suites:
     def scenarios(self, suite: str, split: Split) -> "Scenarios":
         """The enumeration. Raises ConfigError for an unknown suite."""
         if suite == "train":
-            tasks = [self._train[index] for index in self._kept]
+            tasks = self._chosen(self._train)
         elif suite == UNIFIED:
             tasks = [task for base in STANDARD for task in self._tasks(base)]
         elif suite in AXES and (settings := self._axis(suite)):
-            parts = [[self._tasks(setting)[index] for index in self._kept] for setting in settings]
+            parts = [self._chosen(self._tasks(setting)) for setting in settings]
             tasks = [task for together in zip(*parts, strict=True) for task in together]
         elif suite in STANDARD or suite in self._settings(STANDARD):
             tasks = self._tasks(suite)
@@ -136,6 +136,9 @@ class Suites:
 
     def _axis(self, axis: str) -> list[str]:
         return [name for name in self._settings(self._base) if name.startswith(f"{axis}/")]
+
+    def _chosen(self, tasks: Sequence[Task]) -> list[Task]:
+        return [tasks[index] for index in self._kept or range(len(tasks))]
 
     def _tasks(self, suite: str) -> tuple[Task, ...]:
         known = self._distribution
