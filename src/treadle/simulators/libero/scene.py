@@ -26,6 +26,11 @@ SETTLE = np.array([0.0, 0, 0, 0, 0, 0, -1])
 """The action that lets a scene settle: stand still, gripper open."""
 OBJECTS = 2
 """Objects of interest that are kept, of each task."""
+_MEASURED = (
+    *("ee_pos", "ee_ori_mat", "ee_pos_vel", "ee_ori_vel", "joint_pos", "joint_vel"),
+    *("J_pos", "J_ori", "J_full", "mass_matrix"),
+)
+"""What robosuite's controller measures before each physics step and keeps."""
 
 
 @dataclass(slots=True)
@@ -42,6 +47,8 @@ class Place:
     """Positions of all joints that a policy sees, see `TaskScene.show`."""
     fingers: NDArray[np.float64]
     """[2] positions of the fingers that it sees."""
+    started: bool
+    """Whether it was stepped since its reset."""
 
 
 class Interest(NamedTuple):
@@ -67,6 +74,9 @@ class TaskScene:
         self._substeps = int(env.control_timestep / env.model_timestep)
         # The rotation that the controller holds before its first action, as after robosuite's own reset.
         self._start_rotation = np.array(self._controller.goal_ori)
+        # robosuite does not measure again after an initial state is set, so that the first action of an episode is taken
+        # from where its own reset had put the arm.
+        self._measured = {name: getattr(self._controller, name) for name in _MEASURED}
         self._stale = True
         self._shown = type(env.sim.data)(env.sim.model)
         env.sim.forward, env.sim.step = self._forward, self._step
@@ -77,13 +87,13 @@ class TaskScene:
     def place(self) -> Place:
         """A new slot's own; `reset` comes first."""
         data = type(self._env.sim.data)(self._env.sim.model)
-        return Place(data, self._start_rotation, np.zeros(2), np.zeros(self.model.nq), np.zeros(2))
+        return Place(data, self._start_rotation, np.zeros(2), np.zeros(self.model.nq), np.zeros(2), False)
 
     def reset(self, place: Place, state: int, settle: int) -> None:
         """Put a slot at an initial state, and let `settle` control steps pass."""
         import mujoco
 
-        place.goal_rotation, place.gripper = self._start_rotation, np.zeros(2)
+        place.goal_rotation, place.gripper, place.started = self._start_rotation, np.zeros(2), False
         self.enter(place)
         sim = self._env.sim
         mujoco.mj_resetData(self.model, self.raw(place))
@@ -101,11 +111,13 @@ class TaskScene:
         qpos = self.raw(place).qpos
         place.seen = qpos.copy()
         for substep in range(self._substeps):
+            env.sim.forward()
             env._pre_action(action, substep == 0)  # noqa: SLF001
             env.sim.step()
             if substep == 0:
                 place.fingers = qpos[self._fingers]
         place.goal_rotation, place.gripper = self._controller.goal_ori, self._robot.gripper.current_action
+        place.started = True
         env._post_process()  # noqa: SLF001
         return bool(env._check_success())  # noqa: SLF001
 
@@ -113,7 +125,9 @@ class TaskScene:
         """Make a slot's data and its controllers' memory the environment's."""
         self._env.sim.data = place.data
         self._controller.goal_ori, self._robot.gripper.current_action = place.goal_rotation, place.gripper
-        self._controller.new_update = self._stale = True
+        self._controller.new_update, self._stale = place.started, True
+        if not place.started:
+            vars(self._controller).update(self._measured)
 
     def show(self, place: Place) -> Any:
         """The MjData to draw a slot from.
