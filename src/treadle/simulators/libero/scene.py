@@ -72,7 +72,7 @@ class TaskScene:
         self._robot = env.robots[0]
         self._controller = self._robot.controller
         self._substeps = int(env.control_timestep / env.model_timestep)
-        # The rotation that the controller holds before its first action, as after robosuite's own reset.
+        # The rotation that the controller holds before its first action, as after a reset of robosuite.
         self._start_rotation = np.array(self._controller.goal_ori)
         # robosuite does not measure again after an initial state is set, so that the first action of an episode is taken
         # from where its own reset had put the arm.
