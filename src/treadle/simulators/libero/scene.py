@@ -72,10 +72,10 @@ class TaskScene:
         self._robot = env.robots[0]
         self._controller = self._robot.controller
         self._substeps = int(env.control_timestep / env.model_timestep)
-        # The rotation that the controller holds before its first action, as after a reset of robosuite.
+        # What the controller holds before its first action.
         self._start_rotation = np.array(self._controller.goal_ori)
-        # robosuite does not measure again after an initial state is set, so that the first action of an episode is taken
-        # from where its own reset had put the arm.
+        # robosuite does not measure again once an initial state is set: the first action of an episode starts from where
+        # its own reset had put the arm.
         self._measured = {name: getattr(self._controller, name) for name in _MEASURED}
         self._stale = True
         self._shown = type(env.sim.data)(env.sim.model)
