@@ -43,10 +43,6 @@ class Place:
     """[3, 3] where the controller holds the hand."""
     gripper: NDArray[np.float64]
     """[2] where the gripper's command has got to; it moves by a hundredth a physics step."""
-    seen: NDArray[np.float64]
-    """Positions of all joints that a policy sees, see `TaskScene.show`."""
-    fingers: NDArray[np.float64]
-    """[2] positions of the fingers that it sees."""
     started: bool
     """Whether it was stepped since its reset."""
 
@@ -72,13 +68,11 @@ class TaskScene:
         self._robot = env.robots[0]
         self._controller = self._robot.controller
         self._substeps = int(env.control_timestep / env.model_timestep)
-        # What the controller holds before its first action.
         self._start_rotation = np.array(self._controller.goal_ori)
         # robosuite does not measure again once an initial state is set: the first action of an episode starts from where
         # its own reset had put the arm.
         self._measured = {name: getattr(self._controller, name) for name in _MEASURED}
         self._stale = True
-        self._shown = type(env.sim.data)(env.sim.model)
         env.sim.forward, env.sim.step = self._forward, self._step
         self._hand = self.model.body(self._robot.robot_model.eef_name).id
         self._fingers = self._robot._ref_gripper_joint_pos_indexes  # noqa: SLF001
@@ -87,7 +81,7 @@ class TaskScene:
     def place(self) -> Place:
         """A new slot's own; `reset` comes first."""
         data = type(self._env.sim.data)(self._env.sim.model)
-        return Place(data, self._start_rotation, np.zeros(2), np.zeros(self.model.nq), np.zeros(2), False)
+        return Place(data, self._start_rotation, np.zeros(2), False)
 
     def reset(self, place: Place, state: int, settle: int) -> None:
         """Put a slot at an initial state, and let `settle` control steps pass."""
@@ -99,8 +93,6 @@ class TaskScene:
         mujoco.mj_resetData(self.model, self.raw(place))
         sim.set_state_from_flattened(self.states[state])
         mujoco.mj_forward(self.model, self.raw(place))
-        place.seen = self.raw(place).qpos.copy()
-        place.fingers = place.seen[self._fingers]
         for _ in range(settle):
             self.step(place, SETTLE)
 
@@ -108,14 +100,10 @@ class TaskScene:
         """One control step of an action [7]; whether the goal holds after it."""
         env = self._env
         self.enter(place)
-        qpos = self.raw(place).qpos
-        place.seen = qpos.copy()
         for substep in range(self._substeps):
             env.sim.forward()
             env._pre_action(action, substep == 0)  # noqa: SLF001
             env.sim.step()
-            if substep == 0:
-                place.fingers = qpos[self._fingers]
         place.goal_rotation, place.gripper = self._controller.goal_ori, self._robot.gripper.current_action
         place.started = True
         env._post_process()  # noqa: SLF001
@@ -130,41 +118,27 @@ class TaskScene:
             vars(self._controller).update(self._measured)
 
     def show(self, place: Place) -> Any:
-        """The MjData to draw a slot from.
-
-        robosuite takes its observations after the first of a control step's physics steps, and from what was computed
-        before that, so that policies of LIBERO see where things were before their last action.
-        """
-        import mujoco
-
-        self._env.sim.data, data = self._shown, self._shown._data  # noqa: SLF001
-        data.qpos[:] = place.seen
-        mujoco.mj_kinematics(self.model, data)
-        mujoco.mj_comPos(self.model, data)
-        mujoco.mj_camlight(self.model, data)
-        # What changes its look, such as a burner that is on.
+        """The MjData to draw a slot from, after what changes its look (a burner that is on) was brought up to date."""
+        self.enter(place)
         self._env._post_process()  # noqa: SLF001
-        return data
+        return self.raw(place)
 
     def proprioception(self, place: Place) -> NDArray[np.float64]:
-        """[8] as a policy sees it, see `conventions.PROPRIOCEPTION_DIM`; of the slot that was shown last."""
-        return self._proprioception(self._shown._data, place.fingers)  # noqa: SLF001
+        """[8], as `conventions.PROPRIOCEPTION_DIM` says."""
+        data = self.raw(place)
+        rotation = rotation_vector(data.xquat[self._hand][[1, 2, 3, 0]])
+        return np.concatenate([data.site_xpos[self._robot.eef_site_id], rotation, data.qpos[self._fingers]])
 
     def state(self, place: Place) -> NDArray[np.float64]:
-        """[8 + 6 * OBJECTS] the same at present, and of each object of interest (zeros where there are fewer) where it
-        is, and where it is from the hand.
+        """[8 + 6 * OBJECTS] the same, and of each object of interest (zeros where there are fewer) where it is, and where
+        it is from the hand.
         """
-        data = self.raw(place)
-        now = self._proprioception(data, data.qpos[self._fingers])
+        data, own = self.raw(place), self.proprioception(place)
         objects = np.zeros((OBJECTS, 6))
         for row, interest in zip(objects, self.interest, strict=False):
             where = data.xpos[interest.number] if len(interest.shapes) else data.site_xpos[interest.number]
-            row[:] = *where, *(where - now[:3])
-        return np.concatenate([now, objects.ravel()])
-
-    def _proprioception(self, data: Any, fingers: NDArray[np.float64]) -> NDArray[np.float64]:
-        quaternion = data.xquat[self._hand][[1, 2, 3, 0]]
-        return np.concatenate([data.site_xpos[self._robot.eef_site_id], rotation_vector(quaternion), fingers])
+            row[:] = *where, *(where - own[:3])
+        return np.concatenate([own, objects.ravel()])
 
     def hand(self, place: Place) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """[3] the point between the fingertips, and [2] the unit vector along which they close."""
