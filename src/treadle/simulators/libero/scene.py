@@ -69,8 +69,8 @@ class TaskScene:
         self._controller = self._robot.controller
         self._substeps = int(env.control_timestep / env.model_timestep)
         self._start_rotation = np.array(self._controller.goal_ori)
-        # robosuite does not measure again once an initial state is set: the first action of an episode starts from where
-        # its own reset had put the arm.
+        # robosuite does not measure again once an initial state is set: the first action of an episode starts from
+        # where its own reset had put the arm.
         self._measured = {name: getattr(self._controller, name) for name in _MEASURED}
         self._stale = True
         env.sim.forward, env.sim.step = self._forward, self._step
@@ -130,8 +130,8 @@ class TaskScene:
         return np.concatenate([data.site_xpos[self._robot.eef_site_id], rotation, data.qpos[self._fingers]])
 
     def state(self, place: Place) -> NDArray[np.float64]:
-        """[8 + 6 * OBJECTS] the same, and of each object of interest (zeros where there are fewer) where it is, and where
-        it is from the hand.
+        """[8 + 6 * OBJECTS] the same, and of each object of interest where it is, and where it is from the hand; zeros
+        where there are fewer.
         """
         data, own = self.raw(place), self.proprioception(place)
         objects = np.zeros((OBJECTS, 6))
