@@ -1,8 +1,8 @@
 """What is claimed of LIBERO, measured, in the simulator's own environment, with neither torch nor a policy:
 
-ENVIRONMENT/bin/python benchmarks/check_libero.py speed|parity|tasks|expert|sheet [--suite SUITE] [--count N] [--json FILE]
+    ENVIRONMENT/bin/python benchmarks/check_libero.py speed|parity|tasks|expert|sheet [--suite S] [--count N]
 
-with PYTHONPATH=src and the variables of the environment's stamp (LIBERO_CONFIG_PATH, MUJOCO_GL).
+with PYTHONPATH=src and the variables in the environment's treadle.json (LIBERO_CONFIG_PATH, MUJOCO_GL).
 """
 
 import argparse
