@@ -1,0 +1,85 @@
+# pyright: reportAttributeAccessIssue=false, reportMissingImports=false
+
+"""Pictures of LIBERO's scenes, off screen.
+
+`published` draws as robosuite does; `fast` leaves out shadows, reflections and multisampling.
+"""
+
+from typing import Any, Literal
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.errors import SimulatorError
+
+Profile = Literal["published", "fast"]
+
+
+class Screen:
+    """The process's OpenGL context; all renderers of a simulator draw in it."""
+
+    def __init__(self) -> None:
+        """Raises SimulatorError where there is no OpenGL."""
+        try:
+            self._context = mujoco.GLContext(64, 64)
+            self._context.make_current()
+        except (ImportError, RuntimeError, AttributeError) as error:
+            raise SimulatorError(
+                f"libero: OpenGL cannot draw off screen here: {error}; install libosmesa6, or libegl1 with a driver, "
+                "and set MUJOCO_GL to osmesa or egl"
+            ) from error
+
+    def use(self) -> None:
+        """Draw in it from now on, in this thread."""
+        self._context.make_current()
+
+    def close(self) -> None:
+        """Release it."""
+        self._context.free()
+
+
+class Renderer:
+    """Draws the scene of one model."""
+
+    def __init__(self, screen: Screen, model: Any, profile: Profile, size: int) -> None:
+        """`size`: pixels of the largest picture; a larger one later is drawn too, after the buffer has grown."""
+        self._screen, self._model = screen, model
+        view = model.vis
+        view.global_.offwidth, view.global_.offheight = (
+            max(size, view.global_.offwidth),
+            max(size, view.global_.offheight),
+        )
+        if profile == "fast":
+            view.quality.offsamples = 0
+            view.quality.shadowsize = 0
+        screen.use()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        self._scene = mujoco.MjvScene(model, maxgeom=1000)
+        if profile == "fast":
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._options, self._nothing = mujoco.MjvOption(), mujoco.MjvPerturb()
+        # Collision shapes are group 0, what is seen is group 1.
+        self._options.geomgroup[0], self._options.geomgroup[1] = 0, 1
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+
+    def draw(self, data: Any, camera: str, size: int) -> NDArray[np.uint8]:
+        """A picture [size, size, 3] as OpenGL gives it, last row first."""
+        self._screen.use()
+        if size > min(self._context.offWidth, self._context.offHeight):
+            mujoco.mjr_resizeOffscreen(size, size, self._context)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._camera.fixedcamid = self._model.camera(camera).id
+        every = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self._model, data, self._options, self._nothing, self._camera, every, self._scene)
+        viewport, frame = mujoco.MjrRect(0, 0, size, size), np.empty((size, size, 3), np.uint8)
+        mujoco.mjr_render(viewport, self._scene, self._context)
+        mujoco.mjr_readPixels(frame, None, viewport, self._context)
+        return frame
+
+    def close(self) -> None:
+        """Release its textures and buffers."""
+        self._screen.use()
+        self._context.free()

@@ -1,0 +1,228 @@
+"""LIBERO behind the protocol of simulators."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.data.observation import Observation
+from treadle.data.scenario import Scenario, Split
+from treadle.data.step import Outcome
+from treadle.errors import ConfigError, SimulatorError
+from treadle.simulators.libero.conventions import (
+    ACTION_DIM,
+    CONTROL_HZ,
+    PROPRIOCEPTION_DIM,
+    as_published,
+    to_control,
+)
+from treadle.simulators.libero.distribution import find_distribution
+from treadle.simulators.libero.setup import use_renderer
+from treadle.simulators.libero.suites import NAME, States, Suites, Task, state_of
+from treadle.simulators.protocol import SimulatorSpec, Slots
+
+if TYPE_CHECKING:
+    from treadle.simulators.libero.expert import Expert
+    from treadle.simulators.libero.renderer import Profile, Renderer, Screen
+    from treadle.simulators.libero.scene import Place, TaskScene
+
+CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
+"""Our names and LIBERO's."""
+_OBJECTS = 2
+STATE_DIM = PROPRIOCEPTION_DIM + 6 * _OBJECTS + 1
+"""Proprioception; of up to two objects of interest, where it is and where it is from the gripper (metres); the share of
+the horizon that is over."""
+
+
+class Libero:
+    """Tasks of LIBERO, each with 50 initial states. Slots are stepped one after another, in the thread that calls:
+    processes are what makes it faster.
+
+    Actions [7]: see `conventions.ACTION_DIM`. Reward 1 at success, which ends the episode.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        *,
+        horizon: int = 512,
+        threads: int = 1,
+        suite: str = "object",
+        tasks: Sequence[int] = (),
+        states: States = "disjoint",
+        image_size: int = 256,
+        cameras: Sequence[str] = tuple(CAMERAS),
+        render: "Profile" = "published",
+        settle_steps: int = 10,
+        scenes: int = 4,
+    ) -> None:
+        """Builds no scene yet.
+
+        Args:
+            slots: episodes played at the same time.
+            horizon: control steps of an episode; the suites' own: spatial 220, object 280, goal 300, 10 520, 90 400.
+            threads: not used.
+            suite: what suite `train` is: spatial, object, goal, 10, 90 or 130 (all of them); the axes vary it.
+            tasks: keep these tasks of it, by their index; empty keeps all.
+            states: `disjoint` trains on initial states 0 to 39 and evaluates on 40 to 49; `published` has all 50 in
+                both, as published work does.
+            image_size: pixels of a frame's side.
+            cameras: of agentview and wrist, in the order in which the policy sees them.
+            render: `published` draws as LIBERO does, `fast` without shadows, reflections and multisampling.
+            settle_steps: control steps that pass before an episode begins.
+            scenes: tasks whose scenes are kept when no slot plays them any more; each takes about a gigabyte.
+
+        Raises:
+            ConfigError: An unknown suite, task, camera or profile.
+            SimulatorError: LIBERO or its files are missing.
+        """
+        for name, value, allowed in (
+            ("render", render, ("published", "fast")),
+            *(("cameras", camera, tuple(CAMERAS)) for camera in cameras or ("none",)),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"libero: option {name}: found {value!r}; allowed: {', '.join(allowed)}")
+        self.slots = slots
+        self.spec = SimulatorSpec(
+            name=NAME,
+            cameras=tuple(cameras),
+            height=image_size,
+            width=image_size,
+            action_dim=ACTION_DIM,
+            proprioception_dim=PROPRIOCEPTION_DIM,
+            state_dim=STATE_DIM,
+            horizon=horizon,
+            control_hz=CONTROL_HZ,
+        )
+        self._suites = Suites(find_distribution(), suite, tasks, states)
+        self._profile: Profile = render
+        self._settle, self._kept = settle_steps, scenes
+        self._scenes: OrderedDict[Task, TaskScene] = OrderedDict()
+        self._renderers: dict[Task, Renderer] = {}
+        self._screen: Screen | None = None
+        self._playing: list[tuple[TaskScene, Place] | None] = [None] * slots
+        self._instructions = [""] * slots
+        self.elapsed = np.zeros(slots, np.intp)
+        """[slots] control steps that each episode has had."""
+
+    def suites(self) -> tuple[str, ...]:
+        """`train`, LIBERO's suites, and out of distribution those of LIBERO-PRO and the axes that they make up."""
+        return self._suites.names()
+
+    def scenarios(self, suite: str, split: Split) -> Sequence[Scenario]:
+        """Tasks times initial states. Raises ConfigError for an unknown suite."""
+        return self._suites.scenarios(suite, split)
+
+    def instructions(self, scenario: Scenario) -> Sequence[str]:
+        """Those of the scenario's suite whose objects are in its scene; its own comes first."""
+        return self._suites.alternatives(scenario)
+
+    def vocabulary(self) -> Sequence[str]:
+        """The instructions of all suites."""
+        return self._suites.all_instructions()
+
+    def expert(self, seed: int, *, miss_probability: float = 0.0) -> "Expert":
+        """The scripted expert of these slots."""
+        from treadle.simulators.libero.expert import Expert
+
+        return Expert(self, seed, miss_probability=miss_probability)
+
+    def reset(self, slots: Slots, scenarios: Sequence[Scenario]) -> None:
+        """Put each slot at its scenario's initial state, settled."""
+        chosen = [self._suites.task(scenario) for scenario in scenarios]
+        for slot in slots.tolist():
+            self._playing[slot] = None
+        for slot, scenario, task in zip(slots.tolist(), scenarios, chosen, strict=True):
+            scene = self._scene(task, chosen)
+            place = scene.place()
+            scene.reset(place, state_of(scenario), self._settle)
+            self._playing[slot] = scene, place
+            self._instructions[slot] = scenario.instruction
+            self.elapsed[slot] = 0
+
+    def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
+        """Play actions [n, C, 7], at most `limits` [n] in each slot, until its success."""
+        if not np.isfinite(actions).all():
+            row = int(np.flatnonzero(~np.isfinite(actions).all((1, 2)))[0])
+            raise SimulatorError(f"libero got a non-finite action in slot {int(slots[row])}: {actions[row].tolist()}")
+        outcome = Outcome.empty(len(actions), actions.shape[1], STATE_DIM)
+        control = to_control(actions)
+        for row, slot in enumerate(slots.tolist()):
+            scene, place = self.at(slot)
+            for c in range(int(limits[row])):
+                success = scene.step(place, control[row, c])
+                self.elapsed[slot] += 1
+                outcome.state[row, c] = self._state(slot)
+                if success:
+                    outcome.reward[row, c] = 1
+                    outcome.success[row, c] = outcome.terminated[row, c] = True
+                    break
+        return outcome
+
+    def observe(self, slots: Slots, out: Observation) -> None:
+        """Draw each slot, and write what the policy sees into row `slot` of `out`."""
+        for slot in slots.tolist():
+            scene, place = self.at(slot)
+            renderer, data = self._renderer(scene), scene.show(place)
+            for i, camera in enumerate(self.spec.cameras):
+                out.frames[slot, i] = as_published(renderer.draw(data, CAMERAS[camera], self.spec.height))
+            out.proprioception[slot] = scene.proprioception(place)
+            out.state[slot] = self._state(slot)
+            out.instructions[slot] = self._instructions[slot]
+
+    def render(self, slots: Slots, size: int) -> NDArray[np.uint8]:
+        """The agent's view, [n, size, size, 3], with left and right as they are."""
+        frames = np.zeros((len(slots), size, size, 3), np.uint8)
+        for frame, slot in zip(frames, slots.tolist(), strict=True):
+            scene, place = self.at(slot)
+            frame[:] = self._renderer(scene).draw(scene.show(place), CAMERAS["agentview"], size)[::-1]
+        return frames
+
+    def close(self) -> None:
+        """Release scenes and renderers."""
+        self._playing = [None] * self.slots
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+        self._scenes.clear()
+        if self._screen is not None:
+            self._screen.close()
+            self._screen = None
+
+    def at(self, slot: int) -> "tuple[TaskScene, Place]":
+        """The scene that a slot plays in, and what it has of its own. Raises SimulatorError before its first reset."""
+        playing = self._playing[slot]
+        if playing is None:
+            raise SimulatorError(f"libero slot {slot} was never reset; reset it before stepping or observing")
+        return playing
+
+    def _state(self, slot: int) -> NDArray[np.float64]:
+        scene, place = self.at(slot)
+        return np.append(scene.state(place), self.elapsed[slot] / self.spec.horizon)
+
+    def _scene(self, task: Task, needed: Sequence[Task]) -> "TaskScene":
+        """The scene of a task, which stays while a slot plays it or a `needed` one is it; of others, the latest few."""
+        if task in self._scenes:
+            self._scenes.move_to_end(task)
+            return self._scenes[task]
+        use_renderer()
+        from treadle.simulators.libero.scene import TaskScene
+
+        busy = {playing[0].task for playing in self._playing if playing} | set(needed)
+        idle = [other for other in self._scenes if other not in busy]
+        for other in idle[: max(0, len(self._scenes) + 1 - self._kept)]:
+            del self._scenes[other]
+            if other in self._renderers:
+                self._renderers.pop(other).close()
+        self._scenes[task] = TaskScene(task)
+        return self._scenes[task]
+
+    def _renderer(self, scene: "TaskScene") -> "Renderer":
+        from treadle.simulators.libero.renderer import Renderer, Screen
+
+        if scene.task not in self._renderers:
+            self._screen = self._screen or Screen()
+            self._renderers[scene.task] = Renderer(self._screen, scene.model, self._profile, self.spec.height)
+        return self._renderers[scene.task]

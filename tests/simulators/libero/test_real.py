@@ -1,0 +1,99 @@
+"""LIBERO itself, in its own environment: skipped where that is not installed."""
+
+import json
+import os
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from treadle.data.observation import Observation
+from treadle.simulators.factory import SimulatorFactory
+from treadle.simulators.host import Host, one_after_another
+
+environments = pytest.importorskip("treadle.simulators.environments")
+remote = pytest.importorskip("treadle.simulators.remote")
+
+pytestmark = pytest.mark.simulator
+ROOT = Path(__file__).parents[3]
+TARGET = "treadle.simulators.libero:Libero"
+TASK = 0
+"""Pick up the alphabet soup."""
+
+
+@pytest.fixture(scope="module")
+def interpreter():
+    environment = environments.find_environment("libero", TARGET)
+    if environment.stamp() is None:
+        pytest.skip("libero is not installed: treadle simulators install libero")
+    return environment.interpreter()
+
+
+@pytest.fixture(scope="module")
+def simulator(interpreter):
+    options = {"horizon": 200, "threads": 1, "tasks": [TASK], "image_size": 96, "render": "fast"}
+    with closing(remote.open_remote(SimulatorFactory(TARGET, options, interpreter), 2, 1)) as opened:
+        yield opened
+
+
+def look(simulator) -> Observation:
+    spec = simulator.spec
+    shape = (2, len(spec.cameras), spec.height, spec.width, spec.proprioception_dim, spec.state_dim)
+    seen = Observation.empty(*shape)
+    simulator.observe(np.arange(2), seen)
+    return seen
+
+
+def test_scenarios_start_and_go_on_alike_in_any_slot(simulator):
+    first, second = simulator.scenarios("train", "evaluation")[:2]
+    actions = np.random.default_rng(0).uniform(-1, 1, (1, 6, 7)).astype(np.float32)
+    slots, limits = np.arange(2), np.full(2, 6)
+    # Slot 0 plays something else before, and gets its actions apart from slot 1.
+    simulator.reset(slots, [second, first])
+    simulator.step(slots[:1], actions, limits[:1])
+    before = look(simulator)
+    assert (before.frames[0] != before.frames[1]).any()
+    simulator.reset(slots[:1], [first])
+    apart = simulator.step(slots[:1], actions, limits[:1])
+    simulator.step(slots[1:], actions[:, :2], limits[1:] - 4)
+    rest = simulator.step(slots[1:], actions[:, 2:], limits[1:] - 2)
+    np.testing.assert_array_equal(apart.state[0, -1], rest.state[0, -1])
+    seen = look(simulator)
+    np.testing.assert_array_equal(seen.frames[0], seen.frames[1])
+    np.testing.assert_array_equal(seen.proprioception[0], seen.proprioception[1])
+
+
+def test_frames_show_a_scene_from_above_and_from_the_hand(simulator):
+    simulator.reset(np.arange(2), simulator.scenarios("train", "evaluation")[:2])
+    seen = look(simulator)
+    assert seen.frames[0, 0].std() > 10
+    assert seen.frames[0, 1].std() > 10
+    # The robot stands at the top of the agent's view: the middle of the uppermost rows is bright metal.
+    top, bottom = seen.frames[0, 0, :24, 36:60].mean(), seen.frames[0, 0, -24:, 36:60].mean()
+    assert top > bottom + 20
+    assert simulator.spec.cameras == ("agentview", "wrist")
+
+
+def test_the_expert_solves_its_task(simulator):
+    scenarios = simulator.scenarios("train", "train")[:2]
+    host = Host(simulator, one_after_another(scenarios), 200)
+    host.start()
+    expert, results = simulator.expert(0), []
+    actions = np.zeros((2, 1, 7), np.float32)
+    while len(slots := host.playing):
+        actions[slots, 0] = expert.act(slots)
+        results += host.step(actions).episodes
+    assert [result.success_once for result in results] == [True, True]
+
+
+def test_libero_called_directly_gives_the_same(interpreter, tmp_path):
+    variables = os.environ | dict(interpreter.variables) | {"PYTHONPATH": str(ROOT / "src")}
+    report = tmp_path / "parity.json"
+    command = [interpreter.python, str(ROOT / "benchmarks" / "check_libero.py"), "parity", "--count", "1"]
+    subprocess.run([*command, "--json", str(report)], env=variables, check=True, timeout=300)
+    (row,) = json.loads(report.read_text())["rows"]
+    assert row["rewards_equal"]
+    assert max(row["pixels_differing"]) < 1e-3
+    assert max(row["proprioception_difference"]) < 1e-5
