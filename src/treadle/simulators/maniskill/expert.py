@@ -58,7 +58,7 @@ def decide(sight: Sight, phase: int, waited: int, skill: Skill) -> tuple[int, ND
     """The next phase and action [7] in metres, radians and gripper opening."""
     if skill.push:
         return _push(sight, phase)
-    over = sight.thing + [0, 0, 0.08]
+    over = sight.thing + _up(0.08)
     level = np.linalg.norm(sight.tool[:2] - sight.thing[:2])
     turn = _quarter(sight.thing_yaw - sight.tool_yaw)
     if phase == APPROACH and level < 0.01 and abs(turn) < 0.1:
@@ -82,7 +82,7 @@ def decide(sight: Sight, phase: int, waited: int, skill: Skill) -> tuple[int, ND
         DESCEND: sight.thing,
         CLOSE: sight.tool,
         CARRY: sight.tool + _carry(off, sight.thing, sight.goal, skill.release),
-        RELEASE: sight.tool if waited < 2 else sight.tool + [0, 0, 0.02],
+        RELEASE: sight.tool if waited < 2 else sight.tool + _up(0.02),
     }[phase]
     opened = phase in (APPROACH, DESCEND, RELEASE)
     turn = turn if phase in (APPROACH, DESCEND) else 0.0
@@ -167,7 +167,7 @@ def _push(sight: Sight, phase: int) -> tuple[int, NDArray[np.float32]]:
     elif phase == DESCEND and sight.tool[2] < 0.03:
         phase = CARRY
     target = {
-        APPROACH: behind + [0, 0, 0.08],
+        APPROACH: behind + _up(0.08),
         DESCEND: behind,
         CARRY: np.array([*(sight.thing + ahead)[:2], 0.02]),
     }[phase]
@@ -178,6 +178,10 @@ def _action(move: Vectors, turn: float, opened: bool) -> NDArray[np.float32]:
     length = float(np.linalg.norm(move))
     move = move * min(1.0, _STEP / max(length, 1e-9))
     return np.array([*move, 0, 0, np.clip(turn, -_TURN, _TURN), opened], np.float32)
+
+
+def _up(height: float) -> Vectors:
+    return np.array([0.0, 0.0, height])
 
 
 def _quarter(angle: float) -> float:
@@ -203,7 +207,7 @@ def _pick_cube(environment: Any) -> tuple[Any, Vectors, bool]:
 
 
 def _stack_cube(environment: Any) -> tuple[Any, Vectors, bool]:
-    goal = _numpy(environment.cubeB.pose.p) + [0, 0, 0.04]
+    goal = _numpy(environment.cubeB.pose.p) + _up(0.04)
     return environment.cubeA, goal, _numpy(environment.agent.is_grasping(environment.cubeA))  # type: ignore[return-value]
 
 

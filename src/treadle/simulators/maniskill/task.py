@@ -59,8 +59,8 @@ class Task(Protocol):
         ...
 
     def picture(self, environment: Any, textures: dict[str, Any], size: int) -> Any:
-        """A uint8 tensor [rows, size, size, 3], on the device that rendered: what the policy sees of a camera's textures
-        [rows, H, W, ...].
+        """A uint8 tensor [rows, size, size, 3], on the device that rendered: what the policy sees of a camera's
+        textures [rows, H, W, ...].
         """
         ...
 

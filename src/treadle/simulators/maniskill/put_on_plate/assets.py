@@ -61,8 +61,8 @@ class Assets:
 
 
 def published(folder: Path) -> Assets:
-    """The published set in `folder` or its subfolder `carrot`; arm and stage may also lie where ManiSkill downloads them
-    to (`$MS_ASSET_DIR/data`, else `~/.maniskill/data`).
+    """The published set in `folder` or its subfolder `carrot`; arm and stage may also lie where ManiSkill downloads
+    them to (`$MS_ASSET_DIR/data`, else `~/.maniskill/data`).
 
     Raises:
         SimulatorError: files are missing; names them.
@@ -157,7 +157,7 @@ def _checked(assets: Assets) -> Assets:
 
 
 _FIX = (
-    "name the published folder (the one that holds more_carrot, more_plate and more_table) in simulator.options.assets; "
+    "name the published folder (it holds more_carrot, more_plate and more_table) in simulator.options.assets; "
     "the arm and the stage come by `python -m mani_skill.utils.download_asset widowx250s bridge_v2_real2sim`. Leave "
     "simulator.options.assets empty for the generated set, or delete that set's folder to have it made again"
 )

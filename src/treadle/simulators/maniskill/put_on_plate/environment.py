@@ -1,4 +1,4 @@
-"""The scene in ManiSkill: a WidowX arm at a table, all objects and plates of a set of assets, two or three of them used.
+"""The scene in ManiSkill: a WidowX arm at a table, all objects and plates of the assets, two or three of them used.
 
 Shapes: R rows (scenes), O objects, P plates.
 """

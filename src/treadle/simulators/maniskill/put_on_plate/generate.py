@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,7 @@ def _things(folder: Path, shapes: tuple[Prism, ...], density: float) -> None:
         normals = [np.cross(corners[f[1]] - corners[f[0]], corners[f[2]] - corners[f[1]]) for f in faces]
         lines += [f"vn {x:.6f} {y:.6f} {z:.6f}" for x, y, z in (n / np.linalg.norm(n) for n in normals)]
         for place, face in enumerate(faces):
-            for a, b in zip(face[1:-1], face[2:], strict=True):
+            for a, b in pairwise(face[1:]):
                 lines.append("f " + " ".join(f"{corner + 1}//{place + 1}" for corner in (face[0], a, b)))
         (folder / name / "textured.obj").write_text("\n".join(lines) + "\n")
         (folder / name / "collision.obj").write_text("\n".join(lines[2:]) + "\n")

@@ -17,8 +17,8 @@ def compose(frame: Any, front: Any, photo: Any) -> Any:
 
 
 def blend(image: Any, front: Any, texture: Any, share: float, effect: Effect) -> Any:
-    """Mix a texture [h, w, 3] into an image [H, W, 3]: where `front` is, stretched over the box around it (`texture`), or
-    everywhere, from a window that follows the middle of that box over a texture of twice the image's size (`whole`).
+    """Mix a texture [h, w, 3] into an image [H, W, 3]: where `front` is, stretched over the box around it (`texture`),
+    or everywhere, from a window that follows the middle of that box over a texture of twice the image's size (`whole`).
     """
     if not share or not bool(front.any()):
         return image

@@ -68,8 +68,8 @@ def triples(extra: str) -> Vectors:
 
 @cache
 def arm_starts() -> Vectors:
-    """[N, 8] joints of the arm that are not the training start: every joint turned by up to 0.15 radians, the last by up
-    to 0.6, shoulder and elbow together by 0.25 at most.
+    """[N, 8] other starts of the arm than training's: every joint turned by up to 0.15 radians, the last by up to 0.6,
+    shoulder and elbow together by 0.25 at most.
     """
     turns = (-0.15, -0.08, 0.0, 0.08, 0.15)
     offsets = np.array(list(product(*[turns] * 5, (-0.6, -0.3, 0.0, 0.3, 0.6))))

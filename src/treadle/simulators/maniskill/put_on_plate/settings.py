@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -95,7 +95,7 @@ class Setting:
         spans = (self.objects, (0, self._extras), self.plates, self.tables, (0, len(self.places)), (0, 4))
         return tuple(stop - start for start, stop in spans)
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Episodes of both splits."""
         return int(np.prod(self.sizes))
@@ -106,8 +106,8 @@ class Setting:
         return kept if split == "evaluation" else self.length - kept
 
     def number(self, split: Split, index: int) -> int:
-        """Which of the setting's episodes is the split's `index`-th: a fixed permutation, so that the first ones differ in
-        everything; its last eighth is the evaluation split.
+        """Which of the setting's episodes is the split's `index`-th: a fixed permutation, so that the first ones differ
+        in everything; its last eighth is the evaluation split.
         """
         place = index + (self.episodes("train") if split == "evaluation" else 0)
         return (place * _coprime(self.length) + self.length // 3) % self.length
@@ -139,6 +139,7 @@ class Setting:
         return len(placements.arm_starts()) if self.effect == "arm" else self.extras
 
 
+@cache
 def _coprime(length: int) -> int:
     """A multiplier that permutes 0 to length - 1 and spreads neighbours apart: near length times the golden section."""
     step = int(length * 0.6180339887) | 1
