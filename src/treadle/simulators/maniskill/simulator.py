@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,6 +142,13 @@ class ManiSkill:
         out.state[slots] = self._state[slots]
         for slot in slots.tolist():
             out.instructions[slot] = self._scenario(slot).instruction
+
+    def device_frames(self, camera: str) -> Any:
+        """What a camera sees in every slot, a uint8 tensor [B, H, W, 3] that stays on the device that rendered it."""
+        from torch import cat
+
+        engines = {id(engine): engine for engine, _ in map(self.engine, range(self.slots))}
+        return cat([engine.draw(camera) for engine in engines.values()])
 
     def render(self, slots: Slots, size: int) -> NDArray[np.uint8]:
         """Frames of ManiSkill's camera for people, [n, size, size, 3]."""
