@@ -2,9 +2,9 @@
 
 ManiSkill steps and renders 16 to 512 slots in one process with PhysX on CUDA, through the host; frames are timed as
 they reach the host's arrays and as they stay on the device. LIBERO renders through EGL. Each part runs in the
-environment of its simulator, as a process of its own, and ends at its limit. `--device cpu` goes through the same on any machine, with one
-environment per slot and LIBERO's software renderer. Writes `benchmarks/results/simulators-<device>.json`, or the file
-that `--json` names.
+environment of its simulator, as a process of its own, and ends at its limit. `--device cpu` goes through the same on
+any machine, with one environment per slot and software renderers. Writes
+`benchmarks/results/simulators-<device>.json`, or what `--json` names.
 """
 
 import argparse

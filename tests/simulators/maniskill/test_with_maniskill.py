@@ -10,7 +10,6 @@ import pytest
 
 from treadle.config.schema import SimulatorConfig
 from treadle.data.observation import Observation
-from treadle.errors import SimulatorError
 from treadle.simulators.build import build_simulator, simulator_environment
 from treadle.simulators.maniskill.put_on_plate.settings import SETTINGS
 
@@ -24,10 +23,7 @@ STEPS = 6
 def interpreter():
     environment = simulator_environment("maniskill")
     assert environment is not None
-    try:
-        return environment.interpreter()
-    except SimulatorError as error:
-        pytest.skip(str(error))
+    return environment.interpreter()
 
 
 @pytest.fixture(scope="module")
