@@ -56,7 +56,9 @@ import gymnasium, mani_skill.envs, numpy as np
 actions = np.load(sys.argv[1])
 env = gymnasium.make("PickCube-v1", obs_mode="rgb", reward_mode="normalized_dense", control_mode="pd_ee_delta_pose",
                      sim_backend="physx_cpu", render_backend="cpu", sensor_configs=dict(width=128, height=128))
-env.unwrapped._hidden_objects.clear()  # the goal is shown
+for goal in env.unwrapped._hidden_objects:
+    goal.show_visual()
+env.unwrapped._hidden_objects.clear()
 seen, _ = env.reset(seed=1)
 frames, rewards, success = [seen["sensor_data"]["base_camera"]["rgb"][0].numpy()], [], []
 for action in actions:
