@@ -1,0 +1,264 @@
+"""The scene in ManiSkill: a WidowX arm at a table, all objects and plates of the assets, two or three of them used.
+
+Shapes: R rows (scenes), O objects, P plates.
+"""
+
+from typing import Any
+
+import numpy as np
+import sapien
+import torch
+from mani_skill.agents.registration import register_agent
+from mani_skill.envs.sapien_env import BaseEnv
+from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env import WidowX250SBridgeDatasetFlatTable
+from mani_skill.utils.building.ground import build_ground
+from mani_skill.utils.geometry.rotation_conversions import quaternion_to_matrix
+from mani_skill.utils.registration import register_env
+from mani_skill.utils.structs.actor import Actor
+from mani_skill.utils.structs.pose import Pose
+from mani_skill.utils.structs.types import SimConfig
+from sapien.physx import PhysxMaterial
+
+from treadle.simulators.maniskill.put_on_plate import rules
+from treadle.simulators.maniskill.put_on_plate.assets import Assets, Thing
+from treadle.simulators.maniskill.put_on_plate.placements import DROP, TABLE_TOP
+from treadle.simulators.maniskill.put_on_plate.settings import SETTINGS, Layout
+
+CAMERA = "3rd_view_camera"
+CONTROL = "arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos"
+ENVIRONMENT = "TreadlePutOnPlate-v1"
+
+_BASE = sapien.Pose([0.147, 0.028, TABLE_TOP], [0, 0, 0, 1])
+_AWAY = sapien.Pose([0.147, 0.028, TABLE_TOP + 1], [0, 0, 0, 1])
+"""Where the arm waits while things settle."""
+_STILL = (1e-3, 1e-2)
+"""Speeds, in m/s and rad/s, below which things have settled."""
+_MOVE_AT = 5
+"""Control steps after which the object is moved, where the setting says so."""
+_MOVED_DROP = 1.0
+_FRICTION = 1.0
+
+
+@register_agent()
+class WidowX(WidowX250SBridgeDatasetFlatTable):
+    """The arm tuned to BridgeData, with its description where the assets have it."""
+
+    uid = "treadle_widowx"
+
+    def _after_init(self) -> None:
+        self.tcp = self.robot.links_map["ee_gripper_link"]
+
+
+@register_env(ENVIRONMENT)
+class PutOnPlate(BaseEnv):
+    """Starts from the `layout` in the options of `reset`; one row is reset at a time."""
+
+    SUPPORTED_OBS_MODES = ("state_dict",)
+    SUPPORTED_REWARD_MODES = ("none",)
+    agent: WidowX
+
+    def __init__(self, assets: Assets, num_envs: int = 1, **kwargs: Any) -> None:
+        self._assets = assets
+        # ManiSkill resets before any layout can be asked for.
+        self._layouts: list[Layout] = [SETTINGS["train"].layout(0)] * num_envs
+        arm = type("WidowX", (WidowX,), {"urdf_path": str(assets.arm)})
+        super().__init__(num_envs=num_envs, robot_uids=arm, **kwargs)
+
+    @property
+    def _default_sim_config(self) -> SimConfig:
+        return SimConfig(sim_freq=500, control_freq=5, spacing=20)
+
+    def _load_agent(self, options: dict[str, Any], *_: Any) -> None:  # type: ignore[override]
+        super()._load_agent(options, _BASE)
+
+    def _load_scene(self, options: dict[str, Any]) -> None:
+        self.floor = build_ground(self.scene, name="floor")
+        builder = self.scene.create_actor_builder()
+        if self._assets.stage:
+            turned = sapien.Pose(q=[0.5**0.5, 0.5**0.5, 0, 0])
+            builder.add_nonconvex_collision_from_file(str(self._assets.stage), pose=turned)
+            builder.add_visual_from_file(str(self._assets.stage), pose=turned)
+            builder.initial_pose = sapien.Pose([2.0634, 2.8313, 0])
+        else:
+            half = [0.45, 0.6, 0.02]
+            builder.add_box_collision(half_size=half)
+            builder.add_box_visual(
+                half_size=half, material=sapien.render.RenderMaterial(base_color=[0.5, 0.45, 0.4, 1])
+            )
+            builder.initial_pose = sapien.Pose([-0.1, 0, TABLE_TOP - half[2]])
+        builder.build_static(name="stage")
+        self.objects = [self._build(f"object{i}", thing, i, 1.0) for i, thing in enumerate(self._assets.objects)]
+        self.plates = [self._build(f"plate{i}", thing, i, 2.0) for i, thing in enumerate(self._assets.plates)]
+        shape = (self.num_envs,)
+        self._object_half = torch.zeros((*shape, 3), device=self.device)
+        self._plate_half = torch.zeros((*shape, 3), device=self.device)
+        self._held = torch.zeros(shape, device=self.device)
+        self._grasped = torch.zeros(shape, device=self.device, dtype=torch.bool)
+        self._held_long = torch.zeros(shape, device=self.device, dtype=torch.bool)
+
+    def _build(self, name: str, thing: Thing, index: int, row: float) -> Actor:
+        builder = self.scene.create_actor_builder()
+        builder.add_multiple_convex_collisions_from_file(
+            str(thing.collision),
+            scale=[thing.scale] * 3,
+            material=PhysxMaterial(static_friction=_FRICTION, dynamic_friction=_FRICTION, restitution=0.0),
+            density=thing.density,
+        )
+        builder.add_visual_from_file(str(thing.visual), scale=[thing.scale] * 3)
+        builder.initial_pose = sapien.Pose(_parked(thing, index, row))
+        return builder.build(name=name)
+
+    def _load_lighting(self, options: dict[str, Any]) -> None:
+        self.scene.set_ambient_light([0.3, 0.3, 0.3])
+        self.scene.add_directional_light([0, 0, -1], [2.2, 2.2, 2.2])
+        self.scene.add_directional_light([-1, -0.5, -1], [0.7, 0.7, 0.7])
+        self.scene.add_directional_light([1, 1, -1], [0.7, 0.7, 0.7])
+
+    def _after_reconfigure(self, options: dict[str, Any]) -> None:
+        shown = [actor._objs[0].per_scene_id for actor in (*self.objects, *self.plates)]  # noqa: SLF001
+        shown += [link._objs[0].entity.per_scene_id for link in self.agent.robot.get_links()]  # noqa: SLF001
+        self.foreground = torch.tensor(shown, dtype=torch.int32, device=self.device)
+        """Segmentation ids of arm, objects and plates."""
+
+    def _initialize_episode(self, env_idx: torch.Tensor, options: dict[str, Any]) -> None:
+        for row in env_idx.tolist():
+            self._layouts[row] = options.get("layout", self._layouts[row])
+        layout = self._layouts[int(env_idx[0])]
+        turn = [np.cos(layout.yaw / 2), 0, 0, np.sin(layout.yaw / 2)]
+        self.agent.robot.set_pose(_AWAY)
+        used: dict[Actor, tuple[Any, Any]] = {
+            self.objects[layout.object]: (layout.places[0], turn),
+            self.plates[layout.plate]: (layout.places[1], [1, 0, 0, 0]),
+        }
+        if layout.effect == "object":
+            used[self.objects[layout.other]] = (layout.places[2], turn)
+        elif layout.effect == "plate":
+            used[self.plates[layout.other]] = (layout.places[2], [1, 0, 0, 0])
+        for x, things, actors in (
+            (1.0, self._assets.objects, self.objects),
+            (2.0, self._assets.plates, self.plates),
+        ):
+            for index, (thing, actor) in enumerate(zip(things, actors, strict=True)):
+                place, quaternion = used.get(actor, (None, [1, 0, 0, 0]))
+                position = _parked(thing, index, x) if place is None else [*place, DROP]
+                actor.set_pose(Pose.create_from_pq(torch.tensor(np.array(position, np.float32)), quaternion))
+                actor.set_linear_velocity(torch.zeros(3))
+                actor.set_angular_velocity(torch.zeros(3))
+        self._settle(0.5)
+        rows = env_idx.to(self.device)
+        speed = sum(torch.linalg.norm(actor.linear_velocity[rows]) for actor in used)
+        spin = sum(torch.linalg.norm(actor.angular_velocity[rows]) for actor in used)
+        if speed > _STILL[0] or spin > _STILL[1]:
+            self._settle(6)
+        self.agent.robot.set_pose(_BASE)
+        self.agent.reset(init_qpos=torch.as_tensor(layout.arm, dtype=torch.float32, device=self.device))
+        self._object_half[rows] = _half(self._assets.objects[layout.object], self.objects[layout.object], rows)
+        self._plate_half[rows] = _half(self._assets.plates[layout.plate], self.plates[layout.plate], rows)
+        self._held[rows] = 0
+        self._grasped[rows] = self._held_long[rows] = False
+
+    def _settle(self, control_steps: float) -> None:
+        if self.gpu_sim_enabled:
+            self.scene._gpu_apply_all()  # noqa: SLF001
+        for _ in range(int(control_steps * self.sim_freq / self.control_freq)):
+            self.scene.step()
+        if self.gpu_sim_enabled:
+            self.scene._gpu_fetch_all()  # noqa: SLF001
+
+    def _after_control_step(self) -> None:
+        moving = [
+            row
+            for row, layout in enumerate(self._layouts)
+            if layout.effect == "move" and int(self.elapsed_steps[row]) == _MOVE_AT - 1
+        ]
+        if not moving:
+            return
+        if self.gpu_sim_enabled:
+            self.scene._gpu_fetch_all()  # noqa: SLF001
+        kept = self.scene._reset_mask  # noqa: SLF001
+        for row in moving:
+            layout = self._layouts[row]
+            self.scene._reset_mask = torch.arange(self.num_envs, device=self.device) == row  # noqa: SLF001
+            place = torch.tensor(np.array([*layout.places[2], _MOVED_DROP], np.float32))
+            turn = [np.cos(layout.yaw / 2), 0, 0, np.sin(layout.yaw / 2)]
+            self.objects[layout.object].set_pose(Pose.create_from_pq(place, turn))
+        self.scene._reset_mask = kept  # noqa: SLF001
+        self._settle(0.5)
+
+    def evaluate(self) -> dict[str, torch.Tensor]:
+        """Success and what the score is made of, of every row; counts how long the object has been held."""
+        things, plates = self.positions()
+        pressed = torch.zeros(self.num_envs, device=self.device)
+        grasping = torch.zeros(self.num_envs, device=self.device, dtype=torch.bool)
+        for pair in {(layout.object, layout.plate) for layout in self._layouts}:
+            rows = [row for row, layout in enumerate(self._layouts) if (layout.object, layout.plate) == pair]
+            thing, plate = self.objects[pair[0]], self.plates[pair[1]]
+            force = torch.linalg.norm(self.scene.get_pairwise_contact_forces(thing, plate), dim=1)
+            pressed[rows] = force[rows]
+            grasping[rows] = self.agent.is_grasping(thing)[rows]
+        self._held = torch.where(grasping, self._held + 1, 0)
+        self._grasped |= grasping
+        self._held_long |= self._held >= rules.HELD_STEPS
+        success = rules.on_plate(things, plates, self._object_half, self._plate_half, pressed)
+        return {
+            "success": success,
+            "score": rules.score(self._grasped, self._held_long, success),
+            "grasping": grasping,
+        }
+
+    def positions(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """[R, 3] of each row's object and of its plate, metres."""
+        rows = range(self.num_envs)
+        things = torch.stack([self.objects[self._layouts[row].object].pose.p[row] for row in rows])
+        plates = torch.stack([self.plates[self._layouts[row].plate].pose.p[row] for row in rows])
+        return things, plates
+
+    def layout(self, row: int) -> Layout:
+        """What a row plays."""
+        return self._layouts[row]
+
+    def _get_obs_extra(self, info: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        things, plates = self.positions()
+        tool = self.agent.tcp.pose
+        quaternion = torch.stack([self.objects[layout.object].pose.q[row] for row, layout in enumerate(self._layouts)])
+        return {
+            "tool": tool.raw_pose,
+            "thing": torch.cat([things, quaternion], 1),
+            "tool_to_thing": things - tool.p,
+            "thing_to_plate": plates - things,
+            "object_half": self._object_half,
+            "plate_half": self._plate_half,
+            "progress": torch.stack(
+                [info["grasping"].float(), self._grasped.float(), self._held / 5, self._held_long.float()], 1
+            ),
+        }
+
+    def get_state_dict(self) -> dict[str, Any]:
+        """With what this task counts."""
+        counts = torch.stack([self._held, self._grasped.float(), self._held_long.float()], 1)
+        return {**super().get_state_dict(), "counts": counts}
+
+    def set_state_dict(self, state: dict[str, Any], env_idx: torch.Tensor | None = None) -> None:  # type: ignore[override]
+        """As `get_state_dict` gave it."""
+        super().set_state_dict({key: value for key, value in state.items() if key != "counts"}, env_idx)
+        counts = state["counts"]
+        self._held, self._grasped, self._held_long = counts[:, 0].clone(), counts[:, 1] > 0, counts[:, 2] > 0
+
+    @property
+    def _default_human_render_camera_configs(self) -> Any:
+        from mani_skill.sensors.camera import CameraConfig
+        from mani_skill.utils.sapien_utils import look_at
+
+        view = look_at([-0.62, 0.38, 1.3], [-0.1, 0.0, 0.95])
+        return CameraConfig("render_camera", view, 512, 512, 0.9, 0.01, 100)
+
+
+def _parked(thing: Thing, index: int, x: float) -> list[float]:
+    """Where an unused thing lies on the floor."""
+    return [x, 0.3 * index, thing.size[2] / 2 + 0.002]
+
+
+def _half(thing: Thing, actor: Actor, rows: torch.Tensor) -> torch.Tensor:
+    """[n, 3] half extents along the world's axes of a thing's box as it lies."""
+    turned = quaternion_to_matrix(actor.pose.q[rows]).abs()
+    return turned @ torch.tensor(thing.size, dtype=torch.float32, device=turned.device) / 2

@@ -1,0 +1,193 @@
+"""The settings and the identity of an episode: which object, plate, table, places, rotation and extra."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.data.scenario import Split
+from treadle.simulators.maniskill.put_on_plate import placements
+
+OBJECTS, PLATES, TABLES = 25, 17, 21
+SEEN_OBJECTS, SEEN_TABLES = 16, 16
+"""The first of each are for training, the others are unseen."""
+EVALUATED = 8
+"""One in so many episodes of a setting is its evaluation split, spread over the setting; the others are training's."""
+
+Effect = Literal["none", "texture", "whole", "phrase", "object", "plate", "arm", "move"]
+"""What the extra of an episode chooses: a texture on arm and things, or on the whole image, a wording, another object,
+another plate, the arm's start. `move` chooses nothing and moves the object."""
+
+PHRASES = (
+    "put {object} on {plate}",
+    "the {object} belongs on the {plate}",
+    "lift the {object} and lay it on the {plate}",
+    "bring the {object} over to the {plate}",
+    "I want the {object} on the {plate}",
+    "grab the {object}, then drop it on the {plate}",
+    "transfer {object} to {plate}",
+    "carry the {object} to the {plate} and let go",
+    "would you set the {object} onto the {plate}?",
+    "get the {object} onto the {plate}",
+    "leave the {object} lying on the {plate}",
+    "use the {plate} as the place for the {object}",
+    "the {plate} should hold the {object}",
+    "relocate the {object}: it goes on top of the {plate}",
+    "onto the {plate} with the {object}",
+    "deposit {object} on {plate}, thanks",
+    "your job: {object} on {plate}",
+)
+"""The training wording, and sixteen others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One episode, whole."""
+
+    object: int
+    plate: int
+    table: int
+    places: NDArray[np.float64]
+    """[2 or 3, 2] metres: object, plate, and the third thing or the place that the object is moved to."""
+    yaw: float
+    """Of the object, radians."""
+    arm: NDArray[np.float64]
+    """[8] joints."""
+    effect: Effect = "none"
+    strength: float = 0.0
+    """Share of the texture in the image."""
+    texture: int = 0
+    phrase: int = 0
+    other: int = 0
+    """The other object or plate, where the effect is one."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A distribution of episodes: the product of what it lists."""
+
+    published: str
+    """The id under which the setting is published."""
+    objects: tuple[int, int] = (0, SEEN_OBJECTS)
+    """First, and one past the last."""
+    plates: tuple[int, int] = (0, 1)
+    tables: tuple[int, int] = (0, SEEN_TABLES)
+    effect: Effect = "none"
+    strength: float = 0.0
+    extras: int = 1
+    unseen_places: bool = False
+    others: tuple[int, int] = field(default=(0, 0))
+    """Where the effect is another object or plate: among which."""
+
+    @cached_property
+    def places(self) -> NDArray[np.float64]:
+        """[N, 2 or 3, 2]"""
+        if self.effect in ("object", "plate", "move"):
+            return placements.triples("plate" if self.effect == "plate" else "object")
+        return placements.pairs(self.unseen_places)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """How many objects, extras, plates, tables, places and rotations there are; an episode is one of each."""
+        spans = (self.objects, (0, self._extras), self.plates, self.tables, (0, len(self.places)), (0, 4))
+        return tuple(stop - start for start, stop in spans)
+
+    @cached_property
+    def length(self) -> int:
+        """Episodes of both splits."""
+        return int(np.prod(self.sizes))
+
+    def episodes(self, split: Split) -> int:
+        """Episodes of a split."""
+        kept = self.length // EVALUATED
+        return kept if split == "evaluation" else self.length - kept
+
+    def number(self, split: Split, index: int) -> int:
+        """Which of the setting's episodes is the split's `index`-th: a fixed permutation, so that the first ones differ
+        in everything; its last eighth is the evaluation split.
+        """
+        place = index + (self.episodes("train") if split == "evaluation" else 0)
+        return (place * _coprime(self.length) + self.length // 3) % self.length
+
+    def layout(self, number: int) -> Layout:
+        """The episode of this number, below `length`."""
+        thing, extra, plate, table, place, rotation = (int(n) for n in np.unravel_index(number, self.sizes))
+        first = self.others[0]
+        size = max(self.others[1] - first, 1)
+        own = thing + self.objects[0] if self.effect == "object" else plate + self.plates[0]
+        arm = placements.arm_starts()[extra] if self.effect == "arm" else placements.START
+        rotations = placements.UNSEEN_ROTATIONS if self.unseen_places else placements.ROTATIONS
+        return Layout(
+            object=thing + self.objects[0],
+            plate=plate + self.plates[0],
+            table=table + self.tables[0],
+            places=self.places[place],
+            yaw=float(rotations[rotation]),
+            arm=arm,
+            effect=self.effect,
+            strength=self.strength,
+            texture=extra + 1 if self.effect in ("texture", "whole") else 0,
+            phrase=extra + 1 if self.effect == "phrase" else 0,
+            other=(own - first + extra + 1) % size + first if self.effect in ("object", "plate") else 0,
+        )
+
+    @property
+    def _extras(self) -> int:
+        return len(placements.arm_starts()) if self.effect == "arm" else self.extras
+
+
+@cache
+def _coprime(length: int) -> int:
+    """A multiplier that permutes 0 to length - 1 and spreads neighbours apart: near length times the golden section."""
+    step = int(length * 0.6180339887) | 1
+    while np.gcd(step, length) != 1:
+        step += 2
+    return step
+
+
+_UNSEEN_OBJECTS, _UNSEEN_PLATES = (SEEN_OBJECTS, OBJECTS), (1, PLATES)
+_SEEN = (0, SEEN_OBJECTS)
+
+SETTINGS: dict[str, Setting] = {
+    "train": Setting("PutOnPlateInScene25Main-v3"),
+    "vision/table": Setting("PutOnPlateInScene25VisionImage-v1", tables=(SEEN_TABLES, TABLES)),
+    "vision/texture-0.3": Setting("PutOnPlateInScene25VisionTexture03-v1", effect="texture", strength=0.3, extras=16),
+    "vision/texture-0.5": Setting("PutOnPlateInScene25VisionTexture05-v1", effect="texture", strength=0.5, extras=16),
+    "vision/whole-0.3": Setting("PutOnPlateInScene25VisionWhole03-v1", effect="whole", strength=0.3, extras=16),
+    "vision/whole-0.5": Setting("PutOnPlateInScene25VisionWhole05-v1", effect="whole", strength=0.5, extras=16),
+    "semantic/object": Setting("PutOnPlateInScene25Carrot-v1", objects=_UNSEEN_OBJECTS),
+    "semantic/object-seen": Setting("PutOnPlateInScene25Carrot-v1"),
+    "semantic/plate": Setting("PutOnPlateInScene25Plate-v1", plates=_UNSEEN_PLATES),
+    "semantic/wording": Setting("PutOnPlateInScene25Instruct-v1", effect="phrase", extras=16),
+    "semantic/two-objects": Setting(
+        "PutOnPlateInScene25MultiCarrot-v1", objects=_UNSEEN_OBJECTS, effect="object", extras=8, others=_UNSEEN_OBJECTS
+    ),
+    "semantic/two-objects-seen": Setting("PutOnPlateInScene25MultiCarrot-v1", effect="object", extras=15, others=_SEEN),
+    "semantic/two-plates": Setting(
+        "PutOnPlateInScene25MultiPlate-v1",
+        plates=_UNSEEN_PLATES,
+        tables=(0, TABLES),
+        effect="plate",
+        extras=15,
+        others=_UNSEEN_PLATES,
+    ),
+    "semantic/two-plates-seen": Setting(
+        "PutOnPlateInScene25MultiPlate-v1", tables=(0, TABLES), effect="plate", extras=16, others=(0, PLATES)
+    ),
+    "execution/place": Setting("PutOnPlateInScene25Position-v1", unseen_places=True),
+    "execution/arm": Setting("PutOnPlateInScene25EEPose-v1", effect="arm"),
+    "execution/moved": Setting("PutOnPlateInScene25PositionChangeTo-v1", effect="move"),
+}
+"""The suites, with `train` first; the others are the sixteen published settings."""
+
+
+def axes() -> dict[str, Sequence[str]]:
+    """The settings of each axis."""
+    members: dict[str, list[str]] = {}
+    for name in SETTINGS:
+        if "/" in name:
+            members.setdefault(name.split("/")[0], []).append(name)
+    return {axis: tuple(names) for axis, names in members.items()}

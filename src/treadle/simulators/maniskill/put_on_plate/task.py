@@ -1,0 +1,141 @@
+"""The task as the simulator uses it: suites, scenarios and wordings; the environment and its pictures."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from treadle.data.scenario import Scenario, Split
+from treadle.errors import ConfigError
+from treadle.simulators.maniskill.put_on_plate import assets
+from treadle.simulators.maniskill.put_on_plate.settings import PHRASES, SETTINGS, Layout, axes
+from treadle.simulators.maniskill.task import NAME, Enumeration, check_split
+
+PUT_ON_PLATE = "PutOnPlateInScene25"
+_CAMERA = "3rd_view_camera"
+
+
+class PutOnPlateTask:
+    """Put the named object on the named plate."""
+
+    name = PUT_ON_PLATE
+    cameras = (_CAMERA,)
+    control_hz = 5.0
+    state_dim = 53
+    scale = (1.0, 1.0)
+    segmentation = True
+    success_bonus = 0.0
+
+    def __init__(self, folder: Path | None) -> None:
+        """`folder` holds the published assets; None takes generated ones. Raises SimulatorError for missing files."""
+        self._folder = folder
+        if folder is not None:
+            assets.published(folder)
+        self._words = assets.words(folder)
+
+    def suites(self) -> tuple[str, ...]:
+        """The settings, and the axes that are their unions."""
+        return (*SETTINGS, *axes())
+
+    def scenarios(self, suite: str, split: Split) -> Sequence[Scenario]:
+        """Every episode of a suite; an axis takes its settings in turn, as long as all of them have episodes."""
+        if suite not in self.suites():
+            raise ConfigError(f"{NAME}: {self.name} has no suite {suite!r}; choose one of {', '.join(self.suites())}")
+        check_split(split)
+        members = axes().get(suite, (suite,))
+        length = min(SETTINGS[name].episodes(split) for name in members) * len(members)
+
+        def make(index: int) -> Scenario:
+            place, member = divmod(index, len(members))
+            name = members[member]
+            layout = SETTINGS[name].layout(SETTINGS[name].number(split, place))
+            return Scenario(NAME, name, self.name, split, place, self._instruction(layout))
+
+        return Enumeration(length, make)
+
+    def layout(self, scenario: Scenario) -> Layout:
+        """What a scenario is made of."""
+        setting = SETTINGS[scenario.suite]
+        return setting.layout(setting.number(scenario.split, scenario.index))
+
+    def instructions(self, scenario: Scenario) -> Sequence[str]:
+        """The scenario's own, and where a second object or plate is there, the one that asks for it."""
+        layout = self.layout(scenario)
+        if layout.effect not in ("object", "plate"):
+            return (scenario.instruction,)
+        thing, plate = self._words[0][layout.object], self._words[1][layout.plate]
+        other = self._words[0 if layout.effect == "object" else 1][layout.other]
+        asked = (other, plate) if layout.effect == "object" else (thing, other)
+        return (scenario.instruction, PHRASES[layout.phrase].format(object=asked[0], plate=asked[1]))
+
+    def vocabulary(self) -> Sequence[str]:
+        """All wordings, objects and plates."""
+        return [phrase.format(object="", plate="") for phrase in PHRASES] + [*self._words[0], *self._words[1]]
+
+    def make(self, rows: int, image_size: int, backend: dict[str, str]) -> Any:
+        """Scenes with all objects and plates, and the camera of BridgeData at its 640 x 480 pixels."""
+        import gymnasium
+
+        from treadle.simulators.maniskill.put_on_plate.environment import CONTROL, ENVIRONMENT
+
+        environment: Any = gymnasium.make(
+            ENVIRONMENT,
+            assets=self._assets,
+            num_envs=rows,
+            obs_mode="state_dict",
+            reward_mode="none",
+            control_mode=CONTROL,
+            **backend,
+        ).unwrapped
+        return environment
+
+    def start(self, scenario: Scenario) -> tuple[int, dict[str, Any]]:
+        """Everything is in the layout; the seed decides nothing."""
+        return 0, {"layout": self.layout(scenario)}
+
+    def score(self, environment: Any, seen: dict[str, Any], action: Any, info: dict[str, Any]) -> Any:
+        """As `rules.score`, whose differences are the published reward."""
+        return info["score"]
+
+    def picture(self, environment: Any, textures: dict[str, Any], size: int) -> Any:
+        """Before the table's photo, with the setting's texture, at the size of the policy's frame."""
+        import torch
+
+        from treadle.simulators.maniskill.put_on_plate.overlay import blend, compose, shrink
+
+        frames, labels = textures["rgb"].float(), textures["segmentation"][..., 0]
+        fronts = torch.isin(labels.int(), environment.foreground.to(labels.device))
+        images = []
+        for row, (frame, front) in enumerate(zip(frames, fronts, strict=True)):
+            layout = environment.layout(row)
+            photo = self._image(self._assets.tables[layout.table].image, frame)
+            image = compose(frame, front, photo)
+            if layout.effect in ("texture", "whole"):
+                table = self._assets.tables[layout.texture]
+                texture = self._image(table.texture, frame, 2 if layout.effect == "whole" else 1)
+                image = blend(image, front, texture, layout.strength * table.mix, layout.effect)
+            images.append(image)
+        return shrink(torch.stack(images), size)
+
+    @cached_property
+    def _assets(self) -> assets.Assets:
+        return assets.published(self._folder) if self._folder else assets.generated(assets.generated_folder())
+
+    @cached_property
+    def _images(self) -> dict[tuple[Path, int], Any]:
+        return {}
+
+    def _image(self, file: Path, like: Any, times: int = 1) -> Any:
+        """A picture of the assets as floats, at so many times the size of a frame, on its device."""
+        if (file, times) not in self._images:
+            import numpy as np
+            import torch
+            from PIL import Image
+
+            height, width = like.shape[:2]
+            read = Image.open(file).convert("RGB").resize((times * width, times * height), Image.Resampling.BILINEAR)
+            self._images[file, times] = torch.as_tensor(np.array(read), dtype=torch.float32, device=like.device)
+        return self._images[file, times]
+
+    def _instruction(self, layout: Layout) -> str:
+        return PHRASES[layout.phrase].format(object=self._words[0][layout.object], plate=self._words[1][layout.plate])

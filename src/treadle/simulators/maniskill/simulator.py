@@ -1,0 +1,240 @@
+"""The batched simulator: one environment per slot on the CPU, one environment of all slots on CUDA."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.data.observation import Observation
+from treadle.data.scenario import Scenario, Split
+from treadle.data.step import Outcome
+from treadle.errors import ConfigError, SimulatorError
+from treadle.simulators.maniskill.built_in import BUILT_IN
+from treadle.simulators.maniskill.put_on_plate.task import PUT_ON_PLATE, PutOnPlateTask
+from treadle.simulators.maniskill.task import NAME, Task
+from treadle.simulators.protocol import SimulatorSpec, Slots
+
+if TYPE_CHECKING:
+    from treadle.simulators.maniskill.engine import Engine
+    from treadle.simulators.maniskill.expert import Expert
+
+PROPRIOCEPTION_DIM = 8
+REWARDS = ("shaped", "sparse", "dense")
+DEVICES = ("cpu", "cuda")
+
+
+class ManiSkill:
+    """A task of ManiSkill 3, chosen by name. Nothing of ManiSkill is loaded before the first reset.
+
+    Actions [7]: dx, dy, dz in metres, rotation about x, y, z of the arm's base in radians, gripper (> 0.5 opens).
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        *,
+        horizon: int = 60,
+        threads: int = 0,
+        task: str = "PickCube-v1",
+        image_size: int = 128,
+        reward: Literal["shaped", "sparse", "dense"] = "shaped",
+        device: Literal["cpu", "cuda"] = "cpu",
+        assets: str = "",
+    ) -> None:
+        """Choose a task.
+
+        Args:
+            slots: episodes at once. On the CPU they take turns; more workers play more of them at a time.
+            horizon: control steps after which an episode is cut.
+            threads: has no effect: PhysX and Vulkan choose theirs.
+            task: "PutOnPlateInScene25", or a name in `BUILT_IN`.
+            image_size: pixels of a frame's side.
+            reward: "sparse" is 1 at success; "shaped" the difference that an action made to the task's score, and for
+                built-in tasks 1 at success beside it; "dense" the score itself, as ManiSkill's dense reward is.
+            device: where physics and rendering run.
+            assets: folder of the published assets of PutOnPlateInScene25; empty for generated ones.
+        """
+        for name, value, allowed in (("reward", reward, REWARDS), ("device", device, DEVICES)):
+            if value not in allowed:
+                raise ConfigError(f"simulator.options.{name}: found {value!r}; choose one of {', '.join(allowed)}")
+        self.slots = slots
+        self.task = find_task(task, assets)
+        self.spec = SimulatorSpec(
+            name=NAME,
+            cameras=self.task.cameras,
+            height=image_size,
+            width=image_size,
+            action_dim=7,
+            proprioception_dim=PROPRIOCEPTION_DIM,
+            state_dim=self.task.state_dim + 2,
+            horizon=horizon,
+            control_hz=self.task.control_hz,
+        )
+        self._reward = reward
+        self._device = device
+        self._engines: list[Engine] = []
+        self._played: list[Scenario | None] = [None] * slots
+        self._state = np.zeros((slots, self.spec.state_dim), np.float32)
+        self._score = np.zeros(slots, np.float32)
+        self.elapsed = np.zeros(slots, np.intp)
+        """[B] control steps since each slot's reset."""
+
+    def suites(self) -> tuple[str, ...]:
+        """Those of the task; `train` is in distribution."""
+        return self.task.suites()
+
+    def scenarios(self, suite: str, split: Split) -> Sequence[Scenario]:
+        """Starts of the task, lazily. Raises ConfigError for an unknown suite."""
+        return self.task.scenarios(suite, split)
+
+    def instructions(self, scenario: Scenario) -> Sequence[str]:
+        """What could be asked in the scenario's scene, its own instruction first."""
+        return self.task.instructions(scenario)
+
+    def vocabulary(self) -> Sequence[str]:
+        """Every word of the instructions."""
+        return self.task.vocabulary()
+
+    def expert(self, seed: int, *, miss_probability: float = 0.0) -> "Expert":
+        """The scripted expert of these slots. Raises SimulatorError for a task that has none."""
+        from treadle.simulators.maniskill.expert import Expert
+
+        return Expert(self, seed, miss_probability=miss_probability)
+
+    def reset(self, slots: Slots, scenarios: Sequence[Scenario]) -> None:
+        """Put each slot at the start of its scenario."""
+        for slot, scenario in zip(slots.tolist(), scenarios, strict=True):
+            if scenario.simulator != NAME or scenario.task != self.task.name:
+                raise SimulatorError(
+                    f"maniskill plays {self.task.name} here and cannot play scenario {scenario.id} of "
+                    f"{scenario.task} (slot {slot}); take one of scenarios()"
+                )
+            engine, row = self.engine(slot)
+            moment = engine.reset(row, scenario)
+            self._played[slot] = scenario
+            self.elapsed[slot] = 0
+            self._note(np.array([slot]), moment.score, moment.state)
+
+    def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
+        """Play actions [n, C, 7], at most `limits` [n] in each slot, until its success."""
+        if not np.isfinite(actions).all():
+            place = int(np.flatnonzero(~np.isfinite(actions).all((1, 2)))[0])
+            found = actions[place].tolist()
+            raise SimulatorError(f"maniskill got a non-finite action in slot {int(slots[place])}: {found}")
+        for slot in slots.tolist():
+            self._scenario(slot)
+        outcome = Outcome.empty(len(slots), actions.shape[1], self.spec.state_dim)
+        for places in self._by_engine(slots):
+            self._play(slots[places], actions[places], limits[places], outcome, places)
+        return outcome
+
+    def observe(self, slots: Slots, out: Observation) -> None:
+        """Write frames, proprioception, state and instructions of each slot into row `slot` of `out`."""
+        for places in self._by_engine(slots):
+            here = slots[places]
+            engine, rows = self._rows(here)
+            for index, camera in enumerate(self.spec.cameras):
+                # One copy from the device that rendered, whatever the number of slots.
+                out.frames[here, index] = engine.draw(camera).cpu().numpy()[rows]
+            out.proprioception[here] = engine.proprioception(rows)
+        out.state[slots] = self._state[slots]
+        for slot in slots.tolist():
+            out.instructions[slot] = self._scenario(slot).instruction
+
+    def device_frames(self, camera: str) -> Any:
+        """What a camera sees in every slot, a uint8 tensor [B, H, W, 3] that stays on the device that rendered it."""
+        from torch import cat
+
+        engines = {id(engine): engine for engine, _ in map(self.engine, range(self.slots))}
+        return cat([engine.draw(camera) for engine in engines.values()])
+
+    def render(self, slots: Slots, size: int) -> NDArray[np.uint8]:
+        """Frames of ManiSkill's camera for people, [n, size, size, 3]."""
+        from PIL import Image
+
+        frames = np.zeros((len(slots), size, size, 3), np.uint8)
+        for place, slot in enumerate(slots.tolist()):
+            self._scenario(slot)
+            engine, row = self.engine(slot)
+            frames[place] = Image.fromarray(engine.portrait(row)).resize((size, size), Image.Resampling.LANCZOS)
+        return frames
+
+    def close(self) -> None:
+        """Close every environment."""
+        for engine in self._engines:
+            engine.close()
+        self._engines = []
+
+    def engine(self, slot: int) -> "tuple[Engine, int]":
+        """The environment that plays a slot, and the slot's row in it."""
+        if not self._engines:
+            from treadle.simulators.maniskill.engine import Engine
+
+            counts = [self.slots] if self._device == "cuda" else [1] * self.slots
+            self._engines = [Engine(self.task, count, self.spec.height, self._device) for count in counts]
+        return (self._engines[0], slot) if len(self._engines) == 1 else (self._engines[slot], 0)
+
+    def _rows(self, slots: Slots) -> "tuple[Engine, Slots]":
+        engine, first = self.engine(int(slots[0]))
+        return engine, slots - slots[0] + first
+
+    def _by_engine(self, slots: Slots) -> list[Slots]:
+        """Places in `slots` that one environment plays together."""
+        places = np.arange(len(slots))
+        return [places] if self._device == "cuda" else list(places[:, None])
+
+    def _play(
+        self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp], outcome: Outcome, places: Slots
+    ) -> None:
+        engine, rows = self._rows(slots)
+        live = np.arange(len(slots))
+        for c in range(actions.shape[1]):
+            live = live[limits[live] > c]
+            if not len(live):
+                return
+            now, target = slots[live], places[live]
+            before = self._score[now]
+            moment = engine.step(rows[live], actions[live, c])
+            self.elapsed[now] += 1
+            self._note(now, moment.score, moment.state)
+            outcome.reward[target, c] = {
+                "sparse": moment.success.astype(np.float32),
+                "dense": moment.score,
+                "shaped": moment.score - before + self.task.success_bonus * moment.success,
+            }[self._reward]
+            outcome.success[target, c] = outcome.terminated[target, c] = moment.success
+            outcome.state[target, c] = self._state[now]
+            live = live[~moment.success]
+
+    def _note(self, slots: Slots, score: NDArray[np.float32], state: NDArray[np.float32]) -> None:
+        """Remember the score, and the privileged state: ManiSkill's own, the score, and the share of time left."""
+        if state.shape[1] != self.task.state_dim:
+            raise SimulatorError(
+                f"maniskill: {self.task.name} has a state of {state.shape[1]} numbers and {self.task.state_dim} were "
+                "expected; install the pinned version with `treadle simulators install maniskill`"
+            )
+        left = 1 - self.elapsed[slots] / self.spec.horizon
+        self._score[slots] = score
+        self._state[slots] = np.column_stack([state, score, left])
+
+    def _scenario(self, slot: int) -> Scenario:
+        scenario = self._played[slot]
+        if scenario is None:
+            raise SimulatorError(f"maniskill slot {slot} was never reset; reset it before stepping or observing")
+        return scenario
+
+
+def find_task(name: str, assets: str) -> Task:
+    """The task of this name. Raises ConfigError for an unknown one, SimulatorError for missing assets."""
+    if name == PUT_ON_PLATE:
+        return PutOnPlateTask(Path(assets) if assets else None)
+    if name not in BUILT_IN:
+        names = ", ".join((PUT_ON_PLATE, *BUILT_IN))
+        raise ConfigError(f"simulator.options.task: found {name!r}; choose one of {names}")
+    if assets:
+        raise ConfigError(
+            f"simulator.options.assets: found {assets!r} with task {name}; only {PUT_ON_PLATE} has assets"
+        )
+    return BUILT_IN[name]

@@ -1,0 +1,104 @@
+"""What a task of ManiSkill supplies to the simulator. Imports numpy alone; ManiSkill only where `make` is called.
+
+Shapes: n rows of an engine, S privileged state.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.data.scenario import Scenario, Split
+from treadle.errors import ConfigError
+
+NAME = "maniskill"
+
+
+class Task(Protocol):
+    """One kind of scene, its suites, and how it is controlled and scored."""
+
+    name: str
+    cameras: tuple[str, ...]
+    control_hz: float
+    state_dim: int
+    """Size of `state`."""
+    scale: tuple[float, float]
+    """What 1 means to the controller: metres on each axis, radians about each axis."""
+    segmentation: bool
+    """Whether `picture` reads which thing each pixel shows."""
+    success_bonus: float
+    """What the shaped reward adds at success to the differences of the score."""
+
+    def suites(self) -> tuple[str, ...]:
+        """As `Simulator.suites`."""
+        ...
+
+    def scenarios(self, suite: str, split: Split) -> Sequence[Scenario]:
+        """As `Simulator.scenarios`."""
+        ...
+
+    def instructions(self, scenario: Scenario) -> Sequence[str]:
+        """As `Simulator.instructions`."""
+        ...
+
+    def vocabulary(self) -> Sequence[str]:
+        """Texts that hold every word of the instructions."""
+        ...
+
+    def make(self, rows: int, image_size: int, backend: dict[str, str]) -> Any:
+        """A ManiSkill environment of `rows` scenes. Raises what ManiSkill raises."""
+        ...
+
+    def start(self, scenario: Scenario) -> tuple[int, dict[str, Any]]:
+        """Seed and options of the environment's reset that lead to the scenario's start."""
+        ...
+
+    def score(self, environment: Any, seen: dict[str, Any], action: Any, info: dict[str, Any]) -> Any:
+        """A tensor [rows], how far along each is, at most 1, in the present state."""
+        ...
+
+    def picture(self, environment: Any, textures: dict[str, Any], size: int) -> Any:
+        """A uint8 tensor [rows, size, size, 3], on the device that rendered: what the policy sees of a camera's
+        textures [rows, H, W, ...].
+        """
+        ...
+
+
+def to_controller(actions: NDArray[np.float32], scale: tuple[float, float]) -> NDArray[np.float32]:
+    """Actions [n, 7] in metres, radians and gripper opening (> 0.5 opens) as the controller of ManiSkill takes them."""
+    translation, rotation = scale
+    command = actions.copy()
+    command[:, :3] /= translation
+    command[:, 3:6] /= rotation
+    command[:, 6] = np.where(actions[:, 6] > 0.5, 1, -1)
+    return command
+
+
+class Enumeration(Sequence[Scenario]):
+    """Scenarios that are made when they are asked for, by their place."""
+
+    def __init__(self, length: int, make: Callable[[int], Scenario]) -> None:
+        self._length = length
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Scenario: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Scenario]: ...
+    def __getitem__(self, index: int | slice) -> Scenario | list[Scenario]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._length))]
+        place = index + self._length if index < 0 else index
+        if not 0 <= place < self._length:
+            raise IndexError(index)
+        return self._make(place)
+
+
+def check_split(split: str) -> None:
+    """Raises ConfigError for what is no split."""
+    if split not in ("train", "evaluation"):
+        raise ConfigError(f"{NAME} has no split {split!r}; choose 'train' or 'evaluation'")

@@ -1,0 +1,177 @@
+"""ManiSkill itself, in its own environment and through worker processes, as users have it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from treadle.config.schema import SimulatorConfig
+from treadle.data.observation import Observation
+from treadle.simulators.build import build_simulator, simulator_environment
+from treadle.simulators.maniskill.put_on_plate.settings import SETTINGS
+
+pytestmark = pytest.mark.simulator
+
+SOURCE = Path(__file__).parents[3] / "src"
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def interpreter():
+    environment = simulator_environment("maniskill")
+    assert environment is not None
+    return environment.interpreter()
+
+
+@pytest.fixture(scope="module")
+def pick_cube(interpreter):
+    simulator = build_simulator(
+        SimulatorConfig(name="maniskill", slots=2, horizon=50, processes=2, options={"reward": "dense"})
+    )
+    yield simulator
+    simulator.close()
+
+
+def empty(simulator):
+    spec = simulator.spec
+    return Observation.empty(
+        simulator.slots, len(spec.cameras), spec.height, spec.width, spec.proprioception_dim, spec.state_dim
+    )
+
+
+def random_actions(count=1):
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-0.05, 0.05, (count, STEPS, 7)).astype(np.float32)
+    actions[..., 6] = rng.random((count, STEPS))
+    return actions
+
+
+# Runs in ManiSkill's interpreter, where nothing of Treadle is loaded.
+DIRECT = """
+import sys
+import gymnasium, mani_skill.envs, numpy as np
+actions = np.load(sys.argv[1])
+env = gymnasium.make("PickCube-v1", obs_mode="rgb", reward_mode="normalized_dense", control_mode="pd_ee_delta_pose",
+                     sim_backend="physx_cpu", render_backend="cpu", sensor_configs=dict(width=128, height=128))
+for goal in env.unwrapped._hidden_objects:
+    goal.show_visual()
+env.unwrapped._hidden_objects.clear()
+seen, _ = env.reset(seed=1)
+frames, rewards, success = [seen["sensor_data"]["base_camera"]["rgb"][0].numpy()], [], []
+for action in actions:
+    command = np.concatenate([action[:3] / 0.1, action[3:6] / -0.1, [1.0 if action[6] > 0.5 else -1.0]])
+    seen, reward, _, _, info = env.step(command.astype(np.float32))
+    rewards.append(float(reward))
+    success.append(bool(info["success"]))
+frames.append(seen["sensor_data"]["base_camera"]["rgb"][0].numpy())
+np.savez(sys.argv[2], frames=frames, rewards=rewards, success=success)
+"""
+
+
+def test_parity_with_maniskill_called_directly(interpreter, pick_cube, tmp_path):
+    actions = random_actions()
+    np.save(tmp_path / "actions.npy", actions[0])
+    subprocess.run(
+        [interpreter.python, "-c", DIRECT, tmp_path / "actions.npy", tmp_path / "direct.npz"],
+        env={**os.environ, **interpreter.variables},
+        check=True,
+        capture_output=True,
+    )
+    direct = np.load(tmp_path / "direct.npz")
+    slot, seen = np.arange(1), empty(pick_cube)
+    pick_cube.reset(slot, pick_cube.scenarios("train", "evaluation")[:1])
+    pick_cube.observe(slot, seen)
+    first = seen.frames[0, 0].copy()
+    outcome = pick_cube.step(slot, actions, np.array([STEPS]))
+    pick_cube.observe(slot, seen)
+    assert np.array_equal(first, direct["frames"][0])
+    assert np.array_equal(seen.frames[0, 0], direct["frames"][1])
+    assert np.allclose(outcome.reward[0], direct["rewards"], atol=1e-6)
+    assert outcome.success[0].tolist() == direct["success"].tolist()
+
+
+def test_a_scenario_is_the_same_in_any_slot_and_after_others(pick_cube):
+    slots, seen = np.arange(2), empty(pick_cube)
+    one, other = pick_cube.scenarios("train", "train")[:2]
+    pick_cube.reset(slots, [one, other])
+    pick_cube.observe(slots, seen)
+    frames = seen.frames.copy()
+    assert (frames[0] != frames[1]).any()
+    pick_cube.step(slots, random_actions(2), np.full(2, STEPS))
+    pick_cube.reset(slots, [other, one])
+    pick_cube.observe(slots, seen)
+    assert np.array_equal(seen.frames, frames[::-1])
+
+
+@pytest.mark.parametrize("task", ["PickCube-v1", "PushCube-v1", "StackCube-v1"])
+def test_experts_solve_their_tasks(interpreter, task):
+    """Without frames, which are what takes time."""
+    code = f"""
+import numpy as np
+from treadle.simulators.host import Host, one_after_another
+from treadle.simulators.maniskill import ManiSkill
+simulator = ManiSkill(1, horizon=80, task={task!r})
+simulator.observe = lambda slots, out: None
+host = Host(simulator, one_after_another(simulator.scenarios("train", "train")[:3]), 80)
+expert = simulator.expert(0)
+host.start()
+solved = []
+while len(host.playing):
+    solved += [episode.success_once for episode in host.step(expert.act(np.arange(1))[:, None]).episodes]
+print(sum(solved))
+"""
+    done = subprocess.run(
+        [interpreter.python, "-c", code],
+        env={**os.environ, **interpreter.variables, "PYTHONPATH": str(SOURCE)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split()[-1] == "3"
+
+
+def test_every_setting_starts_steps_and_differs(interpreter):
+    simulator = build_simulator(
+        SimulatorConfig(
+            name="maniskill", slots=1, horizon=80, options={"task": "PutOnPlateInScene25", "image_size": 64}
+        )
+    )
+    slot, seen = np.arange(1), empty(simulator)
+    frames, after = {}, {}
+    try:
+        for suite in SETTINGS:
+            scenario = simulator.scenarios(suite, "evaluation")[0]
+            simulator.reset(slot, [scenario])
+            simulator.observe(slot, seen)
+            assert seen.instructions[0] == scenario.instruction
+            frames[suite] = seen.frames[0, 0].copy()
+            still = np.tile(np.array([0, 0, 0, 0, 0, 0, 1], np.float32), (1, STEPS, 1))
+            outcome = simulator.step(slot, still, np.array([STEPS]))
+            assert not outcome.success.any()
+            assert not outcome.reward.any(), "nothing was grasped"
+            simulator.observe(slot, seen)
+            after[suite] = np.abs(seen.frames[0, 0].astype(int) - frames[suite]).mean()
+    finally:
+        simulator.close()
+    assert all(frame.std() > 10 for frame in frames.values())
+    pictured = [name for name in SETTINGS if name not in ("train", "semantic/object-seen", "semantic/wording")]
+    for name in pictured:
+        assert np.abs(frames[name].astype(int) - frames["train"]).mean() > 1, name
+    # The scene of these is training's; what is asked, or that the object will move, is not.
+    assert np.array_equal(frames["semantic/object-seen"], frames["train"])
+    assert after["execution/moved"] > 5 * after["train"]
+
+
+def test_recorded_rates_need_no_gpu(interpreter, tmp_path):
+    """The script for a GPU, on its CPU path."""
+    script = SOURCE.parent / "benchmarks/gpu_simulators.py"
+    words = ["--device", "cpu", "--simulators", "maniskill", "--slots", "1", "2", "--chunks", "1"]
+    subprocess.run(
+        [sys.executable, script, *words, "--json", tmp_path / "out.json"],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        check=True,
+    )
+    assert '"slots": 2' in (tmp_path / "out.json").read_text()
