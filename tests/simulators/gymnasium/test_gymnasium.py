@@ -20,8 +20,8 @@ ID = "reaching:Reaching-v0"
 SLOTS = np.arange(2)
 
 
-def make(slots: int = 2, id: str = ID, **options) -> GymnasiumSimulator:
-    return GymnasiumSimulator(slots, id=id, horizon=10, **options)
+def make(slots: int = 2, **options) -> GymnasiumSimulator:
+    return GymnasiumSimulator(slots, **{"id": ID, "horizon": 10} | options)
 
 
 def observed(simulator: GymnasiumSimulator) -> Observation:
