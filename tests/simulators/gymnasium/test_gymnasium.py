@@ -149,6 +149,7 @@ def test_frames_for_people_keep_their_shape():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"id": ""}, "write gymnasium:ID"),
         ({"id": "NoSuch-v0"}, "cannot make the Gymnasium environment 'NoSuch-v0'"),
         ({"id": "no_such_module:NoSuch-v0"}, "No module named 'no_such_module'"),
         ({"environment": {"wheels": 4}}, "wheels"),

@@ -60,7 +60,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (described / "objects_description" / name / "base0.json").write_text(json.dumps(texts))
     for module in (tasks, instructions):
         monkeypatch.setattr(module, "package_folder", lambda: folder)
-    for cached in (instructions.templates, instructions._names):
+    for cached in (instructions.templates, instructions._things, instructions._names):
         cached.cache_clear()
     assert simulator.task_source("beat_block_hammer") == HAMMER
     return folder

@@ -43,7 +43,7 @@ class GymnasiumSimulator:
         self,
         slots: int,
         *,
-        id: str,  # noqa: A002 - what a name after the colon becomes
+        id: str = "",  # noqa: A002 - what follows the colon of a simulator's name
         horizon: int = 60,
         threads: int = 1,
         image: str | Sequence[str] | None = None,
@@ -76,6 +76,8 @@ class GymnasiumSimulator:
         Raises:
             ConfigError: an unknown ID, or an option that does not fit what the environment offers.
         """
+        if not id:
+            raise ConfigError("simulator.name: 'gymnasium' needs the ID of an environment; write gymnasium:ID")
         if instruction is not None and instruction_key is not None:
             raise ConfigError(f"{_KEY}instruction and {_KEY}instruction_key: set one of the two")
         self.slots = slots

@@ -58,7 +58,8 @@ def _embodiment(folder: Path) -> Iterator[Path]:
     urdf = folder / config["urdf_path"]
     if urdf.is_file():
         meshes = [mesh.get("filename", "") for mesh in ElementTree.parse(urdf).iter("mesh")]  # noqa: S314 - own files
-        yield from _absent(*(urdf.parent / mesh.removeprefix("package://") for mesh in dict.fromkeys(meshes)))
+        # Where a package lies is the loader's to say.
+        yield from _absent(*(urdf.parent / mesh for mesh in dict.fromkeys(meshes) if "://" not in mesh))
 
 
 def _object(folder: Path, models: set[int]) -> Iterator[Path]:

@@ -23,7 +23,7 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 def templates(task: str, wording: Wording) -> tuple[str, ...]:
     """Templates of a task that need nothing of the scene."""
     described = _described("task_instruction", task)
-    return usable(described[wording], things_named(task_source(task)), described["full_description"])
+    return usable(described[wording], _things(task), described["full_description"])
 
 
 def usable(found: Sequence[str], things: Mapping[str, Thing | None], description: str) -> tuple[str, ...]:
@@ -38,7 +38,7 @@ def usable(found: Sequence[str], things: Mapping[str, Thing | None], description
 
 def word(task: str, wording: Wording, rng: np.random.Generator) -> str:
     """An instruction of a task, drawn with `rng`."""
-    things = things_named(task_source(task))
+    things = _things(task)
     text = str(rng.choice(np.array(templates(task, wording), dtype=object)))
     for name in dict.fromkeys(_PLACEHOLDER.findall(text)):
         thing = things[name]
@@ -47,6 +47,11 @@ def word(task: str, wording: Wording, rng: np.random.Generator) -> str:
         # Some templates have the article already.
         text = text.replace(f"the {{{name}}}", f"the {said}").replace(f"{{{name}}}", f"the {said}")
     return text
+
+
+@cache
+def _things(task: str) -> Mapping[str, Thing | None]:
+    return things_named(task_source(task))
 
 
 @cache
