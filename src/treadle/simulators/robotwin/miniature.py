@@ -168,12 +168,14 @@ def _hammer_data() -> dict[str, object]:
         return [[*rotation[0], x], [*rotation[1], 0], [*rotation[2], 0], [0, 0, 0, 1]]
 
     upright = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    # A gripper comes along -y of a contact and closes along its z; the hammer lies with its own z down.
+    from_above = ((1, 0, 0), (0, 0, 1), (0, -1, 0))
     extents = [_HEAD[0][0] + _HEAD[1][0] + _HANDLE[1][0], 2 * _HEAD[1][1], 2 * _HEAD[1][2]]
     return {
         "scale": [1, 1, 1],
         "extents": extents,
         "center": [0, 0, 0],
-        "contact_points_pose": [at(-0.03, upright)],
+        "contact_points_pose": [at(-0.03, from_above)],
         "functional_matrix": [at(_HEAD[0][0], upright)],
         "target_pose": [at(0, upright)],
         "orientation_point": at(0, upright),
