@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from treadle.errors import SimulatorError
+from treadle.errors import ConfigError
 from treadle.simulators.robotwin import miniature, tasks
 from treadle.simulators.robotwin.assets import check_assets, missing_assets
 
@@ -62,7 +62,7 @@ def test_objects_and_backgrounds_that_are_not_there(root):
 
 def test_the_error_says_where_assets_come_from(root):
     shutil.rmtree(root / "assets" / "objects")
-    with pytest.raises(SimulatorError) as caught:
+    with pytest.raises(ConfigError) as caught:
         check_assets(root, [tasks.task_source("beat_block_hammer")], ["piper"], randomized=False)
     said = str(caught.value)
     assert "simulator.options.assets: 1 missing" in said

@@ -93,7 +93,7 @@ def test_options_that_do_not_fit(package, options, said):
 
 
 def test_missing_assets_are_an_error_before_anything_starts(package, tmp_path):
-    with pytest.raises(SimulatorError, match=r"embodiments/piper/config.yml\n .*curobo_left_tmp.yml"):
+    with pytest.raises(ConfigError, match=r"embodiments/piper/config.yml\n .*curobo_left_tmp.yml"):
         RoboTwin(1, assets=str(tmp_path / "nothing"))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from treadle.errors import SimulatorError
+from treadle.errors import ConfigError
 from treadle.simulators.robotwin.tasks import objects_used
 
 _DOWNLOAD = "robotwin-download-assets --output FOLDER, a program of RoboTwin's environment"
@@ -21,13 +21,13 @@ def check_assets(root: Path, sources: Sequence[str], embodiments: Sequence[str],
         randomized: backgrounds and clutter are drawn too.
 
     Raises:
-        SimulatorError: something is missing; names it, file by file, and where it comes from.
+        ConfigError: something is missing; names it, file by file, and where it comes from.
     """
     missing = list(dict.fromkeys(missing_assets(root, sources, embodiments, randomized=randomized)))
     if missing:
         names = "".join(f"\n  {path}" for path in missing[:_SHOWN])
         more = f"\n  and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        raise SimulatorError(
+        raise ConfigError(
             f"simulator.options.assets: {len(missing)} missing below {root}:{names}{more}\n"
             f"get RoboTwin's assets with {_DOWNLOAD}; or play the generated ones with assets 'miniature'"
         )

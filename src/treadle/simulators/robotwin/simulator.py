@@ -79,8 +79,8 @@ class RoboTwin:
             success_reward: the reward of the action that solves the task.
 
         Raises:
-            ConfigError: an option that RoboTwin does not have.
-            SimulatorError: RoboTwin is not installed here, or assets are missing; names every file.
+            ConfigError: an option that RoboTwin does not have, or missing assets; names the files.
+            SimulatorError: RoboTwin is not installed here.
         """
         self.slots = slots
         self.tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
