@@ -31,7 +31,7 @@ assert not simulator.step(slot, actions, np.array([3])).success.any()
 hammer, block = scene._task.hammer, scene._task.block
 shift = block.get_functional_point(1, "pose").p - hammer.get_functional_point(0, "pose").p
 pose = hammer.actor.get_pose()
-hammer.actor.set_pose(sapien.Pose(pose.p + shift + [0, 0, 0.022], pose.q))
+hammer.actor.set_pose(sapien.Pose(pose.p + shift + [0, 0, 0.002], pose.q))
 outcome = simulator.step(slot, actions, np.array([3]))
 print(outcome.reward.tolist(), outcome.terminated.tolist(), outcome.success.tolist())
 simulator.close()

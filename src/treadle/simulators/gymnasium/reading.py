@@ -48,8 +48,9 @@ def describe(space: spaces.Space[Any]) -> str:
 
 def is_image(space: spaces.Space[Any] | None) -> bool:
     """Whether values are [H, W, 3] uint8."""
-    shaped = isinstance(space, spaces.Box) and len(space.shape) == 3 and space.shape[2] == 3
-    return shaped and space.dtype == np.uint8
+    if not isinstance(space, spaces.Box):
+        return False
+    return len(space.shape) == 3 and space.shape[2] == 3 and space.dtype == np.uint8
 
 
 def is_vector(space: spaces.Space[Any] | None) -> bool:

@@ -162,10 +162,10 @@ def _hammer_materials() -> str:
 
 
 def _hammer_data() -> dict[str, object]:
-    """Points of the hammer as matrices: its head beats, its handle is grasped from above."""
+    """Points of the hammer as matrices: its head beats with its lower side, its handle is grasped from above."""
 
-    def at(x: float, rotation: tuple[tuple[int, ...], ...]) -> list[list[float]]:
-        return [[*rotation[0], x], [*rotation[1], 0], [*rotation[2], 0], [0, 0, 0, 1]]
+    def at(x: float, rotation: tuple[tuple[int, ...], ...], z: float = 0) -> list[list[float]]:
+        return [[*rotation[0], x], [*rotation[1], 0], [*rotation[2], z], [0, 0, 0, 1]]
 
     upright = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
     # A gripper comes along -y of a contact and closes along its z; the hammer lies with its own z down.
@@ -176,7 +176,7 @@ def _hammer_data() -> dict[str, object]:
         "extents": extents,
         "center": [0, 0, 0],
         "contact_points_pose": [at(-0.03, from_above)],
-        "functional_matrix": [at(_HEAD[0][0], upright)],
+        "functional_matrix": [at(_HEAD[0][0], upright, _HEAD[1][2])],
         "target_pose": [at(0, upright)],
         "orientation_point": at(0, upright),
     }
