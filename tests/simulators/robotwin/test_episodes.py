@@ -11,7 +11,6 @@ from treadle.simulators.process import Interpreter
 import treadle
 from treadle.config.schema import SimulatorConfig
 from treadle.data.scenario import Scenario
-from treadle.errors import SimulatorError
 from treadle.simulators.build import build_simulator, simulator_environment
 from treadle.simulators.host import Host, one_after_another
 from treadle.simulators.protocol import Simulator
@@ -42,10 +41,7 @@ simulator.close()
 def interpreter() -> Interpreter:
     environment = simulator_environment("robotwin")
     assert environment is not None
-    try:
-        return environment.interpreter()
-    except SimulatorError as error:
-        pytest.skip(str(error))
+    return environment.interpreter()
 
 
 @pytest.fixture(scope="module")
