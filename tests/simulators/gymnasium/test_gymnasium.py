@@ -10,8 +10,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import reaching
 
+from treadle.config.schema import SimulatorConfig
 from treadle.data.observation import Observation
 from treadle.errors import ConfigError, SimulatorError
+from treadle.simulators.build import build_simulator
 from treadle.simulators.gymnasium import GymnasiumSimulator
 from treadle.simulators.host import Host, one_after_another
 from treadle.simulators.tabletop import Tabletop
@@ -210,3 +212,27 @@ def test_the_tabletop_through_gymnasium_is_the_tabletop():
     through.close()
     through.close()
     direct.close()
+
+
+@pytest.mark.integration
+def test_it_runs_in_an_interpreter_of_ones_own():
+    options = {"id": "treadle.gymnasium:treadle/Tabletop-v0", "environment": {"image_size": 32}}
+    config = SimulatorConfig(
+        name="treadle.simulators.gymnasium:GymnasiumSimulator", python=sys.executable, processes=1, slots=2,
+        horizon=8, options=options,
+    )  # fmt: skip
+    apart, here = build_simulator(config), GymnasiumSimulator(2, horizon=8, **options)
+    try:
+        scenarios = here.scenarios("train", "train")[:2]
+        assert apart.scenarios("train", "train")[:2] == scenarios
+        seen = []
+        for simulator in (apart, here):
+            host = Host(simulator, one_after_another(scenarios), 8)
+            host.start()
+            host.step(np.full((2, 3, 7), 0.01, np.float32))
+            seen.append(host.observation)
+        assert np.array_equal(seen[0].frames, seen[1].frames)
+        assert np.array_equal(seen[0].proprioception, seen[1].proprioception)
+    finally:
+        apart.close()
+        here.close()

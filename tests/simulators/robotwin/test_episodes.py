@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from treadle.simulators.process import Interpreter
 
 import treadle
 from treadle.config.schema import SimulatorConfig
 from treadle.data.scenario import Scenario
 from treadle.simulators.build import build_simulator, simulator_environment
 from treadle.simulators.host import Host, one_after_another
+from treadle.simulators.process import Interpreter
 from treadle.simulators.protocol import Simulator
 
 pytestmark = pytest.mark.simulator
