@@ -50,7 +50,7 @@ def test_a_class_that_takes_any_option_gets_it():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("tabeltop", "unknown simulator 'tabeltop', did you mean 'tabletop'?; installed: tabletop"),
+        ("tabeltop", "unknown simulator 'tabeltop', did you mean 'tabletop'?; installed: "),
         ("no_such_module:Class", "No module named 'no_such_module'"),
         ("json:Nothing", "module 'json' has no class 'Nothing'"),
         (":Class", "not of the form package.module:Class"),

@@ -1,0 +1,228 @@
+"""RoboTwin 2.0 as a batch of slots: each holds one of its scenes. Imports RoboTwin's packages when a scene is set up.
+
+Shapes: n slots addressed, C actions of a chunk, 14 action dimensions.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.data.observation import Observation
+from treadle.data.scenario import Scenario, Split
+from treadle.data.step import Outcome
+from treadle.errors import ConfigError, SimulatorError
+from treadle.simulators.enumeration import Enumeration, fit_square
+from treadle.simulators.protocol import SimulatorSpec, Slots
+from treadle.simulators.robotwin import miniature
+from treadle.simulators.robotwin.assets import check_assets
+from treadle.simulators.robotwin.instructions import Wording, word
+from treadle.simulators.robotwin.scene import CAMERAS, FRAME_HEIGHT, FRAME_WIDTH, Scene, Shader, Workshop
+from treadle.simulators.robotwin.seeds import read_seeds
+from treadle.simulators.robotwin.tasks import TASKS, task_source
+
+NAME = "robotwin"
+MINIATURE = "miniature"
+ACTION_DIM = 14
+Variation = Literal["clean", "randomized"]
+_SETTINGS: dict[str, tuple[Variation | None, Wording]] = {
+    "train": (None, "seen"),
+    "semantic/instruction": (None, "unseen"),
+    "vision/randomized": ("randomized", "seen"),
+}
+"""Each suite's variation, None for that of training, and wording."""
+
+
+class RoboTwin:
+    """Two arms at a table.
+
+    Actions [14]: six joint targets in radians and the gripper, 0 closed and 1 open, of the left arm, then of the right.
+    They are played one after another, each a motion of its own as fast as the joints allow, as in the published runs.
+    The task is solved, and the episode ends, with the action in which RoboTwin's own test holds.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        *,
+        horizon: int = 200,
+        threads: int = 1,
+        tasks: str | Sequence[str] = "beat_block_hammer",
+        assets: str = MINIATURE,
+        variation: Variation = "clean",
+        train_seeds: str | None = None,
+        evaluation_seeds: str | None = None,
+        cameras: Sequence[str] = CAMERAS,
+        embodiment: Sequence[Any] = ("piper", "piper", 0.6),
+        shader: Shader = "auto",
+        success_reward: float = 5.0,
+    ) -> None:
+        """Nothing heavy is built yet, but it is checked that everything that is needed is there.
+
+        Args:
+            slots: scenes.
+            horizon: control steps of an episode; `PUBLISHED_HORIZONS` has those of the published runs.
+            threads: not used; processes run scenes side by side.
+            tasks: one or several of RoboTwin's tasks, which are taken in turn.
+            assets: the folder that `robotwin-download-assets` filled, or `miniature` for generated ones.
+            variation: `clean` tables, or `randomized` backgrounds, clutter, lights and heights, as published.
+            train_seeds: a JSON file with the seeds of training scenes, `{task: {"success_seeds": [...]}}`; by default
+                seeds are counted up, and may hold scenes that cannot be solved.
+            evaluation_seeds: the same for evaluation.
+            cameras: what the policy sees, in this order.
+            embodiment: names of the left and the right arm and their distance in metres, or one two-armed robot's name.
+            shader: `rt` traces rays, as published; `default` does not; `auto` does where the graphics card can.
+            success_reward: the reward of the action that solves the task.
+
+        Raises:
+            ConfigError: an option that RoboTwin does not have, or missing assets; names the files.
+            SimulatorError: RoboTwin is not installed here.
+        """
+        self.slots = slots
+        self.tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+        _check("tasks", self.tasks, TASKS)
+        _check("cameras", cameras, CAMERAS)
+        _check("variation", [variation], get_args(Variation))
+        _check("shader", [shader], get_args(Shader))
+        arms = [name for name in embodiment if isinstance(name, str)]
+        if (len(embodiment), len(arms)) not in ((1, 1), (3, 2)):
+            raise ConfigError(
+                f"simulator.options.embodiment: {list(embodiment)}; give one robot's name, or two arms' and their "
+                "distance in metres, ['piper', 'piper', 0.6]"
+            )
+        self.spec = SimulatorSpec(
+            name=NAME,
+            cameras=tuple(cameras),
+            height=FRAME_HEIGHT,
+            width=FRAME_WIDTH,
+            action_dim=ACTION_DIM,
+            proprioception_dim=ACTION_DIM,
+            state_dim=0,
+            horizon=horizon,
+            control_hz=10.0,
+        )
+        self._seeds: dict[Split, Mapping[str, Sequence[int]]] = {
+            "train": read_seeds("train", train_seeds, self.tasks),
+            "evaluation": read_seeds("evaluation", evaluation_seeds, self.tasks),
+        }
+        self._variation: Variation = variation
+        self._reward = success_reward
+        self._generated: TemporaryDirectory[str] | None = None
+        root = Path(assets).expanduser().resolve()
+        if assets == MINIATURE:
+            self._check_miniature(arms)
+            self._generated = TemporaryDirectory(prefix="treadle-robotwin-")
+            root = Path(self._generated.name)
+            miniature.write(root)
+        sources = [task_source(task) for task in self.tasks]
+        check_assets(root, sources, arms, randomized=variation == "randomized")
+        self._workshop = Workshop(root, embodiment, shader, wrists=bool(set(cameras) - {"head_camera"}))
+        self._scenes: list[Scene | None] = [None] * slots
+
+    def suites(self) -> tuple[str, ...]:
+        """`train`; `semantic/instruction`, worded as in no training; `vision/randomized` where training is clean."""
+        return tuple(
+            suite
+            for suite, (variation, _) in _SETTINGS.items()
+            if variation is None or (variation != self._variation and self._generated is None)
+        )
+
+    def scenarios(self, suite: str, split: Split) -> Sequence[Scenario]:
+        """A scenario for each seed of each task, tasks in turn. Raises ConfigError for an unknown suite."""
+        if suite not in self.suites():
+            raise ConfigError(f"robotwin has no suite {suite!r} here; choose one of {', '.join(self.suites())}")
+        length = len(self.tasks) * min(len(seeds) for seeds in self._seeds[split].values())
+        return Enumeration(length, lambda index: self._scenario(suite, split, index))
+
+    def instructions(self, scenario: Scenario) -> Sequence[str]:
+        """The scenario's own, and four others in which its task is asked for."""
+        words = [self._worded(scenario.task, scenario.suite, scenario.split, -1 - i) for i in range(4)]
+        return list(dict.fromkeys([scenario.instruction, *words]))
+
+    def reset(self, slots: Slots, scenarios: Sequence[Scenario]) -> None:
+        """Set up each slot's scene.
+
+        Raises SimulatorError where RoboTwin cannot; it is not tried again.
+        """
+        for slot, scenario in zip(slots.tolist(), scenarios, strict=True):
+            if scenario.simulator != NAME or scenario.task not in self.tasks or scenario.suite not in _SETTINGS:
+                raise SimulatorError(f"robotwin cannot play scenario {scenario.id}; take one of scenarios()")
+            variation = _SETTINGS[scenario.suite][0] or self._variation
+            if (old := self._scenes[slot]) is not None:
+                old.close()
+                self._scenes[slot] = None
+            seed = self._seeds[scenario.split][scenario.task][scenario.index // len(self.tasks)]
+            self._scenes[slot] = self._workshop.build(scenario, seed, randomized=variation == "randomized")
+
+    def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
+        """Play actions [n, C, 14], at most `limits` [n] in each slot, until its success."""
+        outcome = Outcome.empty(len(actions), actions.shape[1])
+        for row, slot in enumerate(slots.tolist()):
+            scene = self._at(slot)
+            played = actions[row, : limits[row]].astype(np.float64)
+            if not np.isfinite(played).all():
+                raise SimulatorError(f"{scene.scenario.id}, slot {slot}: an action is not finite")
+            for c, action in enumerate(played):
+                if scene.play(action):
+                    outcome.reward[row, c] = self._reward
+                    outcome.success[row, c] = outcome.terminated[row, c] = True
+                    break
+        return outcome
+
+    def observe(self, slots: Slots, out: Observation) -> None:
+        """Write frames, joint targets and instructions of each slot into row `slot` of `out`."""
+        for slot in slots.tolist():
+            scene = self._at(slot)
+            for camera, frame in enumerate(scene.frames(self.spec.cameras)):
+                out.frames[slot, camera] = frame
+            out.proprioception[slot] = scene.joints()
+            out.instructions[slot] = scene.scenario.instruction
+
+    def render(self, slots: Slots, size: int) -> NDArray[np.uint8]:
+        """The first camera's frames on black, [n, size, size, 3]."""
+        frames = [self._at(slot).frames(self.spec.cameras[:1])[0] for slot in slots.tolist()]
+        return np.stack([fit_square(frame, size) for frame in frames])
+
+    def close(self) -> None:
+        """Take the scenes down, and the generated assets away."""
+        for slot, scene in enumerate(self._scenes):
+            if scene is not None:
+                scene.close()
+                self._scenes[slot] = None
+        if self._generated is not None:
+            self._generated.cleanup()
+
+    def _at(self, slot: int) -> Scene:
+        scene = self._scenes[slot]
+        if scene is None:
+            raise SimulatorError(f"robotwin slot {slot} was never reset; reset it before it is used")
+        return scene
+
+    def _scenario(self, suite: str, split: Split, index: int) -> Scenario:
+        task = self.tasks[index % len(self.tasks)]
+        return Scenario(NAME, suite, task, split, index, self._worded(task, suite, split, index))
+
+    def _worded(self, task: str, suite: str, split: Split, index: int) -> str:
+        key = zlib.crc32(f"{task}/{suite}/{split}/{index}".encode())
+        return word(task, _SETTINGS[suite][1], np.random.default_rng(key))
+
+    def _check_miniature(self, arms: Sequence[str]) -> None:
+        beyond = [task for task in self.tasks if task not in miniature.TASKS]
+        what = f"tasks {beyond}" if beyond else f"arms {arms}" if set(arms) != {"piper"} else ""
+        what = what or ("variation 'randomized'" if self._variation == "randomized" else "")
+        if what:
+            raise ConfigError(
+                f"simulator.options.assets: the miniature assets are not enough for {what}, only for "
+                f"{', '.join(miniature.TASKS)}, clean, with two piper arms; name the folder of RoboTwin's own assets, "
+                "which robotwin-download-assets --output FOLDER fills"
+            )
+
+
+def _check(option: str, given: Sequence[str], allowed: Sequence[str]) -> None:
+    wrong = next((value for value in given if value not in allowed), None)
+    if wrong is not None or not given:
+        raise ConfigError(f"simulator.options.{option}: found {wrong!r}; choose from {', '.join(allowed)}")

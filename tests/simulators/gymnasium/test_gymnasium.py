@@ -1,0 +1,238 @@
+"""Any Gymnasium environment as a simulator."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import reaching
+
+from treadle.config.schema import SimulatorConfig
+from treadle.data.observation import Observation
+from treadle.errors import ConfigError, SimulatorError
+from treadle.simulators.build import build_simulator
+from treadle.simulators.gymnasium import GymnasiumSimulator
+from treadle.simulators.host import Host, one_after_another
+from treadle.simulators.tabletop import Tabletop
+
+ID = "reaching:Reaching-v0"
+SLOTS = np.arange(2)
+
+
+def make(slots: int = 2, **options) -> GymnasiumSimulator:
+    return GymnasiumSimulator(slots, **{"id": ID, "horizon": 10} | options)
+
+
+def observed(simulator: GymnasiumSimulator) -> Observation:
+    spec = simulator.spec
+    out = Observation.empty(
+        simulator.slots, len(spec.cameras), spec.height, spec.width, spec.proprioception_dim, spec.state_dim
+    )
+    simulator.observe(np.arange(simulator.slots), out)
+    return out
+
+
+def chunk(*actions: tuple[float, float]) -> np.ndarray:
+    return np.array([actions, actions], np.float32)
+
+
+def test_what_there_is_only_one_of_needs_no_name():
+    simulator = make()
+    spec = simulator.spec
+    assert (spec.name, spec.cameras) == (f"gymnasium:{ID}", ("agent/image0",))
+    assert (spec.height, spec.width, spec.action_dim, spec.proprioception_dim, spec.control_hz) == (4, 6, 2, 2, 5.0)
+
+
+def test_a_scenario_is_a_seed_and_says_what_is_asked():
+    simulator = make()
+    training, evaluation = (simulator.scenarios("train", split) for split in ("train", "evaluation"))
+    assert len(training) == len(evaluation) == 1_000_000
+    assert len({s.instruction for s in (*training[:10], *evaluation[:10])}) > 10
+    assert training[3] == make().scenarios("train", "train")[3]
+    assert training[-1].index == 999_999
+    simulator.reset(SLOTS, [training[3], evaluation[3]])
+    seen = observed(simulator)
+    assert seen.instructions == [training[3].instruction, evaluation[3].instruction]
+    assert [f"go to {frame[0, 0, 0, 0]}" for frame in seen.frames] == seen.instructions
+
+
+@pytest.mark.parametrize("options", [{"instruction_key": "agent/asked"}, {}])
+def test_an_instruction_in_the_observation(options):
+    simulator = make(environment={"says": "text"}, **options)
+    assert simulator.scenarios("train", "train")[0].instruction.startswith("go to ")
+
+
+def test_one_instruction_for_all():
+    simulator = make(environment={"says": "nothing"}, instruction="cross the line")
+    assert {s.instruction for s in simulator.scenarios("train", "train")[:5]} == {"cross the line"}
+
+
+def test_an_environment_that_does_not_follow_its_seed_is_found_out(monkeypatch):
+    simulator = make()
+    scenarios = simulator.scenarios("train", "train")[:2]
+    drawn = iter(range(100))
+    monkeypatch.setattr(reaching.Reaching, "info", lambda self, at_end: {"instruction": f"go {next(drawn)}"})
+    with pytest.raises(SimulatorError, match=r"000000, slot 0: .* must follow from the seed"):
+        simulator.reset(SLOTS, scenarios)
+
+
+def test_a_chunk_is_played_until_the_goal_or_the_limit():
+    simulator = make()
+    simulator.reset(SLOTS, simulator.scenarios("train", "train")[:2])
+    outcome = simulator.step(SLOTS, chunk((0.5, 1), (0.5, 2), (0.5, 2)), np.array([3, 1]))
+    assert outcome.reward.tolist() == [[1, 2, 0], [1, 0, 0]]
+    assert outcome.terminated.tolist() == outcome.success.tolist() == [[False, True, False], [False] * 3]
+    assert observed(simulator).proprioception.tolist() == [[1, 0], [0.5, 0]]
+
+
+def test_slots_that_are_not_addressed_stand_still():
+    simulator = make()
+    simulator.reset(SLOTS, simulator.scenarios("train", "train")[:2])
+    simulator.step(SLOTS[1:], chunk((0.25, 0))[1:], np.ones(1, np.intp))
+    assert observed(simulator).proprioception[:, 0].tolist() == [0, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("action_range", "given", "played"),
+    [
+        (None, (0.2, 1.5), (0.2, 1.5)),
+        (None, (7, -7), (0.5, 0)),
+        ([-1, 1], (-1, -1), (-0.5, 0)),
+        ([-1, 1], (0.5, 0.5), (0.25, 1.5)),
+        ([0, 1], (3, 1), (0.5, 2)),
+    ],
+)
+def test_actions_are_mapped_and_clipped(action_range, given, played):
+    simulator = make(1, action_range=action_range)
+    simulator.reset(SLOTS[:1], simulator.scenarios("train", "train")[:1])
+    simulator.step(SLOTS[:1], chunk(given)[:1], np.ones(1, np.intp))
+    assert simulator._environments[0].unwrapped.played == pytest.approx(played)
+
+
+@pytest.mark.parametrize(
+    ("success", "expected"),
+    [(None, True), ("nested/reached", True), ("late", True), ("terminated", True)],
+)
+def test_success_is_where_it_is_said_to_be(success, expected):
+    simulator = make(1, success=success)
+    simulator.reset(SLOTS[:1], simulator.scenarios("train", "train")[:1])
+    outcome = simulator.step(SLOTS[:1], chunk((0.5, 0), (0.5, 0))[:1], np.full(1, 2))
+    assert outcome.success.tolist() == [[False, expected]]
+
+
+def test_several_cameras_and_no_proprioception():
+    simulator = make(environment={"cameras": 2}, image=["agent/image1", "agent/image0"], proprioception="")
+    assert (simulator.spec.cameras, simulator.spec.proprioception_dim) == (("agent/image1", "agent/image0"), 0)
+    simulator.reset(SLOTS, simulator.scenarios("train", "train")[:2])
+    frames = observed(simulator).frames.astype(int)
+    assert (frames[:, 0] - frames[:, 1] == 1).all()
+
+
+def test_an_environment_that_only_draws():
+    simulator = make(id="reaching:Drawn-v0", image="render", instruction="move", success="terminated")
+    assert (simulator.spec.cameras, simulator.spec.height, simulator.spec.proprioception_dim) == (("render",), 8, 3)
+    simulator.reset(SLOTS, simulator.scenarios("train", "train")[:2])
+    assert (observed(simulator).frames == 7).all()
+    assert simulator.render(SLOTS, 16).shape == (2, 16, 16, 3)
+
+
+def test_frames_for_people_keep_their_shape():
+    simulator = make()
+    simulator.reset(SLOTS, simulator.scenarios("train", "train")[:2])
+    frame = simulator.render(SLOTS, 12)[0]
+    assert frame.shape == (12, 12, 3)
+    assert (frame[[0, 1, 10, 11]] == 0).all()
+    assert (frame[2:10] == int(simulator._playing[0].instruction.split()[-1])).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"id": ""}, "write gymnasium:ID"),
+        ({"id": "NoSuch-v0"}, "cannot make the Gymnasium environment 'NoSuch-v0'"),
+        ({"id": "no_such_module:NoSuch-v0"}, "No module named 'no_such_module'"),
+        ({"environment": {"wheels": 4}}, "wheels"),
+        ({"image": "front"}, r"'front' is no image .* they hold: agent/image0 \[4, 6, 3\] uint8"),
+        ({"environment": {"cameras": 2}}, "2 images"),
+        ({"environment": {"cameras": 0}}, "no image"),
+        ({"image": "render"}, "no render_mode 'rgb_array'"),
+        ({"proprioception": "agent/image0"}, "no vector of numbers"),
+        ({"environment": {"vectors": 2}}, "agent/vector0, agent/vector1; name one, or '' for none"),
+        ({"environment": {"says": "nothing"}}, r"no text .*info of reset\(\) \(success, nested\)"),
+        ({"instruction_key": "asked"}, "no text at 'asked'"),
+        ({"instruction": "go", "instruction_key": "asked"}, "set one of the two"),
+        ({"action_range": [1, -1]}, "lowest and the highest"),
+        ({"id": "reaching:Drawn-v0", "image": "render", "instruction": "x", "action_range": [0, 1]}, "no bounds"),
+        ({"id": "CartPole-v1", "image": "render", "instruction": "x"}, "must be a Box"),
+    ],
+)
+def test_what_does_not_fit_is_said(options, said):
+    with pytest.raises(ConfigError, match=said):
+        make(**options)
+
+
+def test_success_that_is_nowhere_is_said_at_once():
+    simulator = make(id="reaching:Drawn-v0", image="render", instruction="x")
+    simulator.reset(SLOTS, simulator.scenarios("train", "train")[:2])
+    with pytest.raises(SimulatorError, match=r"holds no 'success' or 'is_success', only: nothing"):
+        simulator.step(SLOTS, np.zeros((2, 1, 1), np.float32), np.ones(2, np.intp))
+
+
+def test_a_time_limit_below_the_horizon_is_said():
+    simulator = make(environment={"limit": 3})
+    simulator.reset(SLOTS, simulator.scenarios("train", "train")[:2])
+    with pytest.raises(SimulatorError, match=r"cuts its episode after 3 steps, below simulator.horizon 10"):
+        simulator.step(SLOTS, chunk(*[(0, 0)] * 5), np.full(2, 5))
+
+
+@pytest.mark.integration
+def test_the_tabletop_through_gymnasium_is_the_tabletop():
+    """The same scenarios by index, through two interfaces, give the same episodes."""
+    through = GymnasiumSimulator(1, id="treadle.gymnasium:treadle/Tabletop-v0", horizon=6)
+    direct = Tabletop(1, horizon=6, threads=1)
+    asked = through.scenarios("train", "evaluation")[0]
+    environment = through._environments[0].unwrapped
+    environment.reset(seed=1_000_000 + asked.index)
+    index = int(np.random.default_rng(1_000_000).integers(1_000_000))
+    same = direct.scenarios("train", "train")[index]
+    assert asked.instruction == same.instruction
+    hosts = [Host(simulator, one_after_another([s]), 6) for simulator, s in ((through, asked), (direct, same))]
+    for host in hosts:
+        host.start()
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        assert np.array_equal(hosts[0].observation.frames, hosts[1].observation.frames)
+        actions = (rng.uniform(-1, 1, (1, 3, 7)) * [0.03, 0.03, 0.03, 0.15, 0.15, 0.15, 1]).astype(np.float32)
+        steps = [host.step(actions) for host in hosts]
+        assert np.array_equal(steps[0].reward, steps[1].reward)
+        assert np.array_equal(steps[0].truncated, steps[1].truncated)
+    through.close()
+    through.close()
+    direct.close()
+
+
+@pytest.mark.integration
+def test_it_runs_in_an_interpreter_of_ones_own():
+    options = {"id": "treadle.gymnasium:treadle/Tabletop-v0", "environment": {"image_size": 32}}
+    config = SimulatorConfig(
+        name="treadle.simulators.gymnasium:GymnasiumSimulator", python=sys.executable, processes=1, slots=2,
+        horizon=8, options=options,
+    )  # fmt: skip
+    apart, here = build_simulator(config), GymnasiumSimulator(2, horizon=8, **options)
+    try:
+        scenarios = here.scenarios("train", "train")[:2]
+        assert apart.scenarios("train", "train")[:2] == scenarios
+        seen = []
+        for simulator in (apart, here):
+            host = Host(simulator, one_after_another(scenarios), 8)
+            host.start()
+            host.step(np.full((2, 3, 7), 0.01, np.float32))
+            seen.append(host.observation)
+        assert np.array_equal(seen[0].frames, seen[1].frames)
+        assert np.array_equal(seen[0].proprioception, seen[1].proprioception)
+    finally:
+        apart.close()
+        here.close()
