@@ -3,7 +3,6 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from treadle.errors import ConfigError
 from treadle.files import read_json, to_json, write_atomically
 from treadle.reporting.machine import describe_machine
 from treadle.reporting.metrics import read_metrics
-from treadle.reporting.plots import Axes, Series, line_chart, moving_mean
+from treadle.reporting.plots import Axes, Series, moving_mean, standalone_chart
 from treadle.reporting.summary import SUMMARY_FILE
 from treadle.training.loop import train
 
@@ -34,11 +33,6 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Names of curves, each a recipe and what differs from it."""
 POINTS = 200
 """Points of a plotted curve."""
-STYLE = (
-    "<style>text{font:11.5px sans-serif;fill:#6a6e78}.grid{stroke:#ededea;fill:none}.line,.raw{fill:none}"
-    ".line{stroke-width:2}.raw{opacity:.3}.s0{stroke:#2f6fd0}.s1{stroke:#e08a2c}.s2{stroke:#24967f}.s3{stroke:#9a62c4}"
-    ".key{stroke-width:3}</style>"
-)
 
 
 def run(folder: Path, variants: Sequence[str], seeds: Sequence[int], runs: Path, overrides: Sequence[str]) -> None:
@@ -128,12 +122,4 @@ def plot(rows: Mapping[str, Mapping[str, Any]], key: str, label: str) -> str:
         mean = np.where(x <= ends[variant], np.mean(curves, axis=0), np.nan)
         series.append(Series(f"{variant}, {len(found)} seeds", mean.tolist()))
     axes = Axes(label, "success in rollouts", low=0.0, high=1.0, percent=True)
-    svg = line_chart(x.tolist(), series, axes)
-    legend = "".join(
-        f'<path class="key s{i}" d="M300 {130 + 14 * i}h18"/>'
-        f'<text x="324" y="{134 + 14 * i}">{escape(entry.label)}</text>'
-        for i, entry in enumerate(series)
-    )
-    head, _, body = svg.partition(">")
-    head += ' xmlns="http://www.w3.org/2000/svg" style="background:#fff">'
-    return head + STYLE + body.removesuffix("</svg>") + legend + "</svg>\n"
+    return standalone_chart(x.tolist(), series, axes)

@@ -9,6 +9,11 @@ from itertools import pairwise
 WIDTH, HEIGHT = 440, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
 _MAX_POINTS = 400
+_STYLE = (
+    "<style>text{font:11.5px sans-serif;fill:#6a6e78}.grid{stroke:#ededea;fill:none}.line,.raw{fill:none}"
+    ".line{stroke-width:2}.raw{opacity:.3}.s0{stroke:#2f6fd0}.s1{stroke:#e08a2c}.s2{stroke:#24967f}.s3{stroke:#9a62c4}"
+    ".key{stroke-width:3}</style>"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,21 @@ def line_chart(x: Sequence[float], series: Sequence[Series], axes: Axes) -> str:
 def stacked_chart(x: Sequence[float], series: Sequence[Series], axes: Axes) -> str:
     """An SVG of areas on top of each other, the first at the bottom."""
     return _chart(x, series, axes, _areas, stacked=True)
+
+
+def standalone_chart(
+    x: Sequence[float], series: Sequence[Series], axes: Axes, legend: tuple[int, int] = (300, 130)
+) -> str:
+    """A `line_chart` with its own colours and a legend at (x, y), for a file of its own."""
+    head, _, body = line_chart(x, series, axes).partition(">")
+    left, top = legend
+    keys = "".join(
+        f'<path class="key s{i}" d="M{left} {top + 14 * i}h18"/>'
+        f'<text x="{left + 24}" y="{top + 4 + 14 * i}">{escape(entry.label)}</text>'
+        for i, entry in enumerate(series)
+    )
+    head += ' xmlns="http://www.w3.org/2000/svg" style="background:#fff">'
+    return head + _STYLE + body.removesuffix("</svg>") + keys + "</svg>\n"
 
 
 def sparkline_svg(y: Sequence[float]) -> str:

@@ -23,7 +23,8 @@ from treadle.policies.prompt import build_tokenizer
 from treadle.reporting.console import RunConsole
 from treadle.reporting.log import RunLog
 from treadle.reporting.machine import write_machine
-from treadle.reporting.metrics import METRICS_FILE, MetricsWriter
+from treadle.reporting.metrics import METRICS_FILE, MetricsWriter, read_metrics
+from treadle.reporting.supervised import write_curves
 from treadle.simulators.build import build_simulator
 from treadle.simulators.protocol import SceneTeacher, Simulator, Teacher
 from treadle.training.demonstrations import record_demonstrations
@@ -85,6 +86,7 @@ def train_supervised(config: SupervisedConfig) -> Path:
             )
     finally:
         simulator.close()
+    write_curves(run, read_metrics(run))
     report["manifest"] = manifest(run / "policy", config.policy, config.simulator, config.evaluation)
     (run / "evaluation").mkdir(exist_ok=True)
     write_atomically(run / "evaluation" / "base.json", to_json(report))
