@@ -145,8 +145,8 @@ def _tables(folder: Path) -> None:
     for index in range(TABLES):
         rng = np.random.default_rng(index)
         name, texture = f"{index + 1:03d}_table.png", f"{index + 1:03d}.png"
-        Image.fromarray(_painting(rng)).save(folder / "imgs" / name)
-        Image.fromarray(_pattern(rng, 256, 256)).save(folder / "textures" / texture)
+        Image.fromarray(_painting(rng)).save(folder / "imgs" / name, compress_level=1)
+        Image.fromarray(_pattern(rng, 256, 256)).save(folder / "textures" / texture, compress_level=1)
         entries[name] = {"name": "table", "texture": texture, "mix": float(index > 0)}
     (folder / "model_db.json").write_text(json.dumps(entries, indent=1))
 
