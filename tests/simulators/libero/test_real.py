@@ -1,4 +1,4 @@
-"""LIBERO itself, in its own environment: skipped where that is not installed."""
+"""LIBERO itself, in its own environment."""
 
 import json
 import os
@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from treadle.data.observation import Observation
+from treadle.simulators.environments import find_environment
 from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.host import Host, one_after_another
-
-environments = pytest.importorskip("treadle.simulators.environments")
-remote = pytest.importorskip("treadle.simulators.remote")
+from treadle.simulators.remote import open_remote
 
 pytestmark = pytest.mark.simulator
 ROOT = Path(__file__).parents[3]
@@ -25,16 +24,15 @@ TASK = 0
 
 @pytest.fixture(scope="module")
 def interpreter():
-    environment = environments.find_environment("libero", TARGET)
-    if environment.stamp() is None:
-        pytest.skip("libero is not installed: treadle simulators install libero")
+    environment = find_environment("libero", TARGET)
+    assert environment is not None
     return environment.interpreter()
 
 
 @pytest.fixture(scope="module")
 def simulator(interpreter):
     options = {"horizon": 200, "threads": 1, "tasks": [TASK], "image_size": 96, "render": "fast"}
-    with closing(remote.open_remote(SimulatorFactory(TARGET, options, interpreter), 2, 1)) as opened:
+    with closing(open_remote(SimulatorFactory(TARGET, options, interpreter), 2, 1)) as opened:
         yield opened
 
 
