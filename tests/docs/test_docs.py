@@ -18,6 +18,7 @@ from treadle.config.loading import read_config
 from treadle.config.schema import SimulatorConfig, TrainConfig
 from treadle.data.observation import Observation
 from treadle.simulators.build import build_simulator
+from treadle.simulators.environments import read_environment
 from treadle.simulators.host import Host, one_after_another
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +101,10 @@ def test_recipes_in_the_docs_are_valid(tmp_path):
                 continue
             path = tmp_path / f"{page.stem}-{number}.toml"
             path.write_text(block)
-            read_config(TrainConfig, path)
+            if "requirements" in block:
+                read_environment("example", "example", path)
+            else:
+                read_config(TrainConfig, path)
 
 
 @pytest.fixture
