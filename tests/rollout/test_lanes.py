@@ -168,10 +168,12 @@ def test_nothing_is_left_behind():
 
 
 MAIN = """
-import sys, time
+import signal
 from treadle.rollout.lanes import Lanes, LanesPlan
 from treadle.simulators.factory import SimulatorFactory
 
+# A shell may have started the tests in the background, where Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 factory = SimulatorFactory("fake_simulator:DelayedSimulator", {"trouble": dict.fromkeys(range(20), "hang")})
 with Lanes(LanesPlan(factory, 2, 5, {"seed": 0}, lanes=2, workers=2, kind="processes"), 2) as lanes:
     lanes.start()

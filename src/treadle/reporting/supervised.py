@@ -29,7 +29,7 @@ def write_curves(run: Path, rows: Sequence[Mapping[str, float]]) -> list[Path]:
     ]
     loss = [Series("cross-entropy", [row.get("imitation/loss", float("nan")) for row in rows])]
     charts = {
-        "perception": (errors, Axes("minutes", "error in mm", low=0.0, high=_HIGHEST_ERROR), (300, 30)),
+        "perception": (errors, Axes("minutes", "error in mm", low=0.0, high=_HIGHEST_ERROR), (160, 30)),
         "imitation": (loss, Axes("minutes", "nats per token"), (300, 30)),
     }
     written: list[Path] = []

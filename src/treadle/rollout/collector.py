@@ -301,7 +301,8 @@ def _join(parts: Sequence[Rows]) -> Rows:
     slices = [part for part in parts if isinstance(part, slice)]
     if len(slices) == len(parts) and all(one.stop == other.start for one, other in pairwise(slices)):
         return slice(slices[0].start, slices[-1].stop)
-    return np.concatenate([np.arange(p.start, p.stop) if isinstance(p, slice) else p for p in parts])
+    each: list[NDArray[np.intp]] = [np.arange(p.start, p.stop) if isinstance(p, slice) else p for p in parts]
+    return np.concatenate(each)
 
 
 def _count(rows: Rows) -> int:

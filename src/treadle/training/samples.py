@@ -127,7 +127,8 @@ def select_slots(rollout: Rollout, algorithm: AlgorithmConfig) -> Tensor:
 def number_scenarios(scenarios: NDArray[np.object_]) -> Tensor:
     """int64 of the same shape, equal where scenarios are (in all that makes them up), -1 where there is none."""
     numbers: dict[Scenario | None, int] = {None: -1}
-    flat = [numbers.setdefault(scenario, len(numbers) - 1) for scenario in scenarios.flat]
+    each: list[Scenario | None] = scenarios.ravel().tolist()
+    flat = [numbers.setdefault(scenario, len(numbers) - 1) for scenario in each]
     return torch.tensor(flat).reshape(scenarios.shape)
 
 

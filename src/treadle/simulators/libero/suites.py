@@ -67,7 +67,7 @@ class Suites:
         Raises ConfigError for what there is not.
         """
         self._distribution = distribution
-        self._states = states
+        self._states: States = states
         self._base = tuple(STANDARD) if suite == UNIFIED else (suite,)
         if unknown := [base for base in self._base if base not in STANDARD]:
             raise ConfigError(f"libero: option suite: found {unknown[0]!r}; allowed: {', '.join((*STANDARD, UNIFIED))}")
@@ -149,7 +149,8 @@ class Scenarios(Sequence[Scenario]):
     """A lazy enumeration of tasks times initial states."""
 
     def __init__(self, tasks: Sequence[Task], split: Split, states: States) -> None:
-        self._tasks, self._split = tasks, split
+        self._tasks = tasks
+        self._split: Split = split
         both = range(STATE_COUNT)
         own = both[:TRAINING_STATES] if split == "train" else both[TRAINING_STATES:]
         self._states = both if states == "published" else own

@@ -1,3 +1,6 @@
+# ManiSkill is in an environment of its own.
+# pyright: reportMissingImports=false
+
 """ManiSkill's own tasks of a Panda arm that need no download, with the instruction that each lacks."""
 
 from collections.abc import Sequence
@@ -52,7 +55,7 @@ class BuiltIn:
         """The instructions of all these tasks, so that one policy can be trained on several."""
         return [task.instruction for task in BUILT_IN.values()]
 
-    def make(self, rows: int, image_size: int, backend: dict[str, str]) -> Any:
+    def make(self, rows: int, image_size: int, backend: dict[str, Any]) -> Any:
         """The registered environment, with goals that ManiSkill hides from its cameras left visible."""
         import gymnasium
         import mani_skill.envs

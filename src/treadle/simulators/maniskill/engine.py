@@ -1,3 +1,6 @@
+# ManiSkill is in an environment of its own.
+# pyright: reportMissingImports=false
+
 """One ManiSkill environment of one or more scenes, stepped and drawn row by row. The one file that touches tensors.
 
 On the CPU ManiSkill has one scene per environment; on CUDA one environment has them all. Shapes: R rows of the

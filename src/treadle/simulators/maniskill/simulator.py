@@ -158,7 +158,8 @@ class ManiSkill:
         for place, slot in enumerate(slots.tolist()):
             self._scenario(slot)
             engine, row = self.engine(slot)
-            frames[place] = Image.fromarray(engine.portrait(row)).resize((size, size), Image.Resampling.LANCZOS)
+            picture = Image.fromarray(engine.portrait(row)).resize((size, size), Image.Resampling.LANCZOS)
+            frames[place] = np.asarray(picture)
         return frames
 
     def close(self) -> None:

@@ -18,17 +18,40 @@ NAME = "maniskill"
 class Task(Protocol):
     """One kind of scene, its suites, and how it is controlled and scored."""
 
-    name: str
-    cameras: tuple[str, ...]
-    control_hz: float
-    state_dim: int
-    """Size of `state`."""
-    scale: tuple[float, float]
-    """What 1 means to the controller: metres on each axis, radians about each axis."""
-    segmentation: bool
-    """Whether `picture` reads which thing each pixel shows."""
-    success_bonus: float
-    """What the shaped reward adds at success to the differences of the score."""
+    @property
+    def name(self) -> str:
+        """Of the option `task`."""
+        ...
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of its cameras."""
+        ...
+
+    @property
+    def control_hz(self) -> float:
+        """Control steps per second."""
+        ...
+
+    @property
+    def state_dim(self) -> int:
+        """Size of `state`."""
+        ...
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """What 1 means to the controller: metres on each axis, radians about each axis."""
+        ...
+
+    @property
+    def segmentation(self) -> bool:
+        """Whether `picture` reads which thing each pixel shows."""
+        ...
+
+    @property
+    def success_bonus(self) -> float:
+        """What the shaped reward adds at success to the differences of the score."""
+        ...
 
     def suites(self) -> tuple[str, ...]:
         """As `Simulator.suites`."""
@@ -46,7 +69,7 @@ class Task(Protocol):
         """Texts that hold every word of the instructions."""
         ...
 
-    def make(self, rows: int, image_size: int, backend: dict[str, str]) -> Any:
+    def make(self, rows: int, image_size: int, backend: dict[str, Any]) -> Any:
         """A ManiSkill environment of `rows` scenes. Raises what ManiSkill raises."""
         ...
 

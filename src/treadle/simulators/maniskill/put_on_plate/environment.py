@@ -1,3 +1,6 @@
+# ManiSkill is in an environment of its own.
+# pyright: reportMissingImports=false
+
 """The scene in ManiSkill: a WidowX arm at a table, all objects and plates of the assets, two or three of them used.
 
 Shapes: R rows (scenes), O objects, P plates.

@@ -72,7 +72,7 @@ class PutOnPlateTask:
         """All wordings, objects and plates."""
         return [phrase.format(object="", plate="") for phrase in PHRASES] + [*self._words[0], *self._words[1]]
 
-    def make(self, rows: int, image_size: int, backend: dict[str, str]) -> Any:
+    def make(self, rows: int, image_size: int, backend: dict[str, Any]) -> Any:
         """Scenes with all objects and plates, and the camera of BridgeData at its 640 x 480 pixels."""
         import gymnasium
 
