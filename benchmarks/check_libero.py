@@ -95,11 +95,14 @@ def parity(suite: str, count: int) -> dict:
             observation, reward, *_ = direct.env.step(action)
             rewards.append(reward)
         theirs.append(direct.see(observation))
+        scene, place = simulator.at(0)
+        apart = np.abs(direct.env.env.sim.data.qpos - scene.raw(place).qpos).max()
         direct.env.close()
         pairs = list(zip(views, theirs, strict=True))
         rows.append(
             {
                 "scenario": scenario.id,
+                "joints_and_objects_difference": float(apart),
                 "pixels_differing": [float((a[0] != b[0]).mean()) for a, b in pairs],
                 "proprioception_difference": [float(np.abs(a[1] - b[1]).max()) for a, b in pairs],
                 "rewards_equal": bool((outcome.reward[0] == rewards).all()),
