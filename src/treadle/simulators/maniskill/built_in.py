@@ -9,7 +9,8 @@ from typing import Any
 
 from treadle.data.scenario import Scenario, Split
 from treadle.errors import ConfigError
-from treadle.simulators.maniskill.task import NAME, Enumeration, check_split
+from treadle.simulators.enumeration import Enumeration
+from treadle.simulators.maniskill.task import NAME, check_split
 
 LENGTH = 1_000_000
 """Scenarios of each split."""

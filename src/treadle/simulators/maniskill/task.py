@@ -3,8 +3,8 @@
 Shapes: n rows of an engine, S privileged state.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, overload
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,29 +96,6 @@ def to_controller(actions: NDArray[np.float32], scale: tuple[float, float]) -> N
     command[:, 3:6] /= rotation
     command[:, 6] = np.where(actions[:, 6] > 0.5, 1, -1)
     return command
-
-
-class Enumeration(Sequence[Scenario]):
-    """Scenarios that are made when they are asked for, by their place."""
-
-    def __init__(self, length: int, make: Callable[[int], Scenario]) -> None:
-        self._length = length
-        self._make = make
-
-    def __len__(self) -> int:
-        return self._length
-
-    @overload
-    def __getitem__(self, index: int) -> Scenario: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Scenario]: ...
-    def __getitem__(self, index: int | slice) -> Scenario | list[Scenario]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._length))]
-        place = index + self._length if index < 0 else index
-        if not 0 <= place < self._length:
-            raise IndexError(index)
-        return self._make(place)
 
 
 def check_split(split: str) -> None:

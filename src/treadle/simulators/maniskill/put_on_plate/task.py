@@ -7,9 +7,10 @@ from typing import Any
 
 from treadle.data.scenario import Scenario, Split
 from treadle.errors import ConfigError
+from treadle.simulators.enumeration import Enumeration
 from treadle.simulators.maniskill.put_on_plate import assets
 from treadle.simulators.maniskill.put_on_plate.settings import PHRASES, SETTINGS, Layout, axes
-from treadle.simulators.maniskill.task import NAME, Enumeration, check_split
+from treadle.simulators.maniskill.task import NAME, check_split
 
 PUT_ON_PLATE = "PutOnPlateInScene25"
 _CAMERA = "3rd_view_camera"
