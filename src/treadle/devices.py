@@ -28,3 +28,11 @@ def choose_device(name: str) -> torch.device:
 def use_threads(count: int) -> None:
     """Let torch use `count` threads; 0 takes every core that this process may run on."""
     torch.set_num_threads(count or len(usable_cores()))
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 in hardware; where it does not, float32 is the faster of the two."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

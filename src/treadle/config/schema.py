@@ -282,7 +282,7 @@ class GroundingConfig(Section):
     learning_rate: Rate = 2e-3
     """Top of the cosine schedule of each of the two."""
     bfloat16: bool = True
-    """Compute the towers in bfloat16; weights stay float32."""
+    """Compute the towers in bfloat16 where the device does so in hardware; weights stay float32."""
 
 
 class DemonstrationConfig(Section):

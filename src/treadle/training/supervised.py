@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from treadle.config.loading import resolve_checkpoint
 from treadle.config.run_directory import create_run_directory
-from treadle.config.schema import SupervisedConfig
+from treadle.config.schema import FineTuningConfig, SupervisedConfig
 from treadle.data.demonstrations import Demonstrations, read_demonstrations
-from treadle.devices import choose_device, use_threads
+from treadle.devices import choose_device, computes_bfloat16, use_threads
 from treadle.errors import ConfigError
 from treadle.evaluation.evaluate import evaluate_policy, manifest
 from treadle.files import to_json, write_atomically
@@ -34,12 +35,15 @@ from treadle.training.imitation import dataset_statistics, imitate
 
 REPORT_EVERY = 50
 """Steps between two lines of metrics."""
+PERCEPTION = "perception"
+"""Folder in a run's, with the policy before imitation."""
+GROUNDING_HEAD = "grounding_head.safetensors"
 
 
 def train_supervised(config: SupervisedConfig) -> Path:
     """Run a supervised recipe; returns the run's folder, whose `policy/` is the checkpoint.
 
-    The same call after a run that was cut short starts over, on the demonstrations that were recorded.
+    The same call after a run that was cut short goes on from what it finished: demonstrations, perception.
 
     Raises:
         TreadleError: Anything that is the user's to mend.
@@ -51,7 +55,8 @@ def train_supervised(config: SupervisedConfig) -> Path:
     run = create_run_directory(config)
     write_machine(run, str(device))
     simulator = build_simulator(config.simulator)
-    resumed = 0 if (run / METRICS_FILE).exists() else None
+    done = _lines_of_perception(config) if (run / PERCEPTION).exists() else 0
+    resumed = done if (run / METRICS_FILE).exists() else None
     try:
         _check_eyes(simulator, config)
         lines = _line_count(config, isinstance(simulator, SceneTeacher))
@@ -60,16 +65,19 @@ def train_supervised(config: SupervisedConfig) -> Path:
             RunLog(run, console.message),
             MetricsWriter(run, resumed) as writer,
         ):
-            stages = _Stages(console, writer)
+            stages = _Stages(console, writer, done)
             dataset = config.dataset or _record(_teacher(simulator, config), config, run, console)
             demonstrations = read_demonstrations(dataset)
             grounding = None
-            if start is None:
-                policy = make_tiny_policy(config, _teacher(simulator, config), demonstrations).to(device)
-                if isinstance(simulator, SceneTeacher):
-                    grounding = _ground(policy, simulator, config, stages)
-            else:
+            if start is not None:
                 policy = load_trainable(start, config.policy, device, freeze_vision=config.imitation.freeze_vision)
+            elif isinstance(simulator, SceneTeacher):
+                if not (run / PERCEPTION).exists():
+                    policy = make_tiny_policy(config, simulator, demonstrations).to(device)
+                    _learn_to_see(policy, simulator, config, stages, run)
+                policy, grounding = _resume_perception(run / PERCEPTION, simulator, config, device)
+            else:
+                policy = make_tiny_policy(config, _teacher(simulator, config), demonstrations).to(device)
             console.stage("imitating")
             imitate(
                 policy,
@@ -116,11 +124,11 @@ def make_tiny_policy(config: SupervisedConfig, simulator: Teacher, demonstration
 class _Stages:
     """Counts steps over all stages, and turns what they report into metrics."""
 
-    def __init__(self, console: RunConsole, writer: MetricsWriter) -> None:
+    def __init__(self, console: RunConsole, writer: MetricsWriter, lines: int) -> None:
         self.console = console
         self._writer = writer
         self._start = time.perf_counter()
-        self._lines = 0
+        self._lines = lines
 
     def report(self, stage: str, *names: str) -> Callable[..., None]:
         """A callback that averages what it is given and writes it every few steps."""
@@ -143,10 +151,12 @@ class _Stages:
 
 def _line_count(config: SupervisedConfig, has_scenes: bool) -> int:
     """How many lines of metrics a run has."""
-    stages = [config.imitation.steps]
-    if config.checkpoint is None and has_scenes:
-        stages += [config.grounding.detection_steps, config.grounding.joint_steps]
-    return sum(steps // REPORT_EVERY for steps in stages)
+    perception = _lines_of_perception(config) if config.checkpoint is None and has_scenes else 0
+    return perception + config.imitation.steps // REPORT_EVERY
+
+
+def _lines_of_perception(config: SupervisedConfig) -> int:
+    return sum(steps // REPORT_EVERY for steps in (config.grounding.detection_steps, config.grounding.joint_steps))
 
 
 def _teacher(simulator: Simulator, config: SupervisedConfig) -> Teacher:
@@ -181,7 +191,10 @@ def _record(simulator: Teacher, config: SupervisedConfig, run: Path, console: Ru
     return directory
 
 
-def _ground(policy: PrismaticPolicy, simulator: SceneTeacher, config: SupervisedConfig, stages: _Stages) -> Grounding:
+def _learn_to_see(
+    policy: PrismaticPolicy, simulator: SceneTeacher, config: SupervisedConfig, stages: _Stages, run: Path
+) -> None:
+    """Both stages of perception; leaves policy and grounding head in the run's folder, whole or not at all."""
     settings = config.grounding
     stages.console.stage("rendering scenes")
     scenes = simulator.scenes(settings.scenes, settings.seed)
@@ -195,7 +208,7 @@ def _ground(policy: PrismaticPolicy, simulator: SceneTeacher, config: Supervised
         settings.learning_rate,
         rng,
         stages.report("detection", "loss", "object_error", "second_object_error", "plate_error", "second_plate_error"),
-        settings.bfloat16,
+        settings.bfloat16 and computes_bfloat16(policy.device),
     )
     stages.console.stage("pre-training the whole policy")
     grounding = Grounding(policy, scenes, rng)
@@ -207,4 +220,20 @@ def _ground(policy: PrismaticPolicy, simulator: SceneTeacher, config: Supervised
         settings.learning_rate,
         stages.report("grounding", "loss", "object_error", "plate_error"),
     )
-    return grounding
+    unfinished = run / f".{PERCEPTION}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    policy.save(unfinished)
+    save_file(grounding.head.layer.state_dict(), unfinished / GROUNDING_HEAD)
+    unfinished.rename(run / PERCEPTION)
+
+
+def _resume_perception(
+    directory: Path, simulator: SceneTeacher, config: SupervisedConfig, device: torch.device
+) -> tuple[PrismaticPolicy, Grounding]:
+    """A policy that sees, and the grounding that keeps it so; the same whether its perception is old or new."""
+    policy = load_trainable(directory, FineTuningConfig(), device, freeze_vision=True)
+    assert isinstance(policy, PrismaticPolicy)
+    scenes = simulator.scenes(config.grounding.scenes, config.grounding.seed)
+    grounding = Grounding(policy, scenes, np.random.default_rng((config.seed, 1)))
+    grounding.head.layer.load_state_dict(load_file(directory / GROUNDING_HEAD, device=str(device)))
+    return policy, grounding
