@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from treadle.cores import usable_cores
-from treadle.devices import choose_device, use_threads
+from treadle.devices import choose_device, computes_bfloat16, use_threads
 from treadle.errors import ConfigError
 
 
@@ -31,3 +31,17 @@ def test_threads():
         assert torch.get_num_threads() == len(usable_cores())
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "found"),
+    [
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+        ({"neon": True, "bf16": True}, True),
+    ],
+)
+def test_bfloat16_is_for_processors_that_multiply_it(monkeypatch, capabilities, found):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert computes_bfloat16(torch.device("cpu")) is found

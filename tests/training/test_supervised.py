@@ -20,6 +20,7 @@ from treadle.config.schema import (
 from treadle.data.demonstrations import Demonstrations, read_demonstrations
 from treadle.errors import ConfigError
 from treadle.policies import load_policy
+from treadle.reporting.metrics import read_metrics
 from treadle.simulators.tabletop import Tabletop
 from treadle.training.demonstrations import action_names, cut_chunks, record_demonstrations
 from treadle.training.grounding import cosine
@@ -205,16 +206,33 @@ def test_a_supervised_run_makes_a_checkpoint(supervised: tuple[SupervisedConfig,
 
 
 @pytest.mark.integration
-def test_the_same_supervised_command_can_be_given_again(supervised: tuple[SupervisedConfig, Path]):
-    """A run that was cut short starts over, on the demonstrations that it had recorded."""
+def test_the_same_supervised_command_can_be_given_again(
+    supervised: tuple[SupervisedConfig, Path], monkeypatch: pytest.MonkeyPatch
+):
+    """A run that was cut short goes on from the demonstrations and the perception that it had, to the same weights."""
     config, directory = supervised
+    monkeypatch.delattr("treadle.training.supervised.pretrain_towers")
+    lines = read_metrics(directory)
     before = (directory / "policy" / "model.safetensors").read_bytes()
     half_written = directory / ".demonstrations"
     half_written.mkdir()
     (half_written / "data").touch()
     assert train_supervised(config) == directory
     assert (directory / "policy" / "model.safetensors").read_bytes() == before
-    assert len((directory / "metrics.jsonl").read_text().splitlines()) == 3
+    again = read_metrics(directory)
+    assert again[:2] == lines[:2], "what perception reported is kept"
+    assert [line["iteration"] for line in again] == [1, 2, 3]
+    assert again[2]["seconds"] > again[1]["seconds"]
+
+
+@pytest.mark.integration
+def test_perception_that_was_cut_short_is_learned_again(supervised: tuple[SupervisedConfig, Path]):
+    config, directory = supervised
+    before = (directory / "policy" / "model.safetensors").read_bytes()
+    (directory / "perception").rename(directory / ".perception")
+    assert train_supervised(config) == directory
+    assert (directory / "policy" / "model.safetensors").read_bytes() == before
+    assert not (directory / ".perception").exists()
 
 
 @pytest.mark.integration

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,7 @@ def train_supervised(config: SupervisedConfig) -> Path:
             RunLog(run, console.message),
             MetricsWriter(run, resumed) as writer,
         ):
-            stages = _Stages(console, writer, done)
+            stages = _Stages(console, writer, read_metrics(run) if done else [])
             dataset = config.dataset or _record(_teacher(simulator, config), config, run, console)
             demonstrations = read_demonstrations(dataset)
             grounding = None
@@ -124,11 +124,12 @@ def make_tiny_policy(config: SupervisedConfig, simulator: Teacher, demonstration
 class _Stages:
     """Counts steps over all stages, and turns what they report into metrics."""
 
-    def __init__(self, console: RunConsole, writer: MetricsWriter, lines: int) -> None:
+    def __init__(self, console: RunConsole, writer: MetricsWriter, before: Sequence[Mapping[str, float]]) -> None:
+        """`before`: the lines of stages that an earlier call finished."""
         self.console = console
         self._writer = writer
-        self._start = time.perf_counter()
-        self._lines = lines
+        self._start = time.perf_counter() - (before[-1]["seconds"] if before else 0.0)
+        self._lines = len(before)
 
     def report(self, stage: str, *names: str) -> Callable[..., None]:
         """A callback that averages what it is given and writes it every few steps."""
