@@ -4,10 +4,9 @@ Shapes: B slots of all lanes.
 """
 
 import logging
-import selectors
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -21,6 +20,7 @@ from treadle.data.step import EpisodeResult
 from treadle.errors import ConfigError
 from treadle.rollout.board import Board, BoardShape, board_bytes
 from treadle.rollout.division import Part, divide, share_cores
+from treadle.rollout.inbox import GONE, ProcessInbox, ThreadInbox
 from treadle.rollout.journal import Journal
 from treadle.rollout.worker import PLAY, RESTORE, START, Report, WorkerPlan
 from treadle.rollout.worker_handle import ProcessWorker, ThreadWorker, WorkerHandle
@@ -118,7 +118,9 @@ class Lanes:
         self._broken = False
         self._handles: list[WorkerHandle] = []
         self._exit = ExitStack()
-        self._select = self._exit.enter_context(selectors.DefaultSelector())
+        self._inbox: ThreadInbox[WorkerHandle] | ProcessInbox[WorkerHandle]
+        self._inbox = ThreadInbox() if plan.kind == "threads" else ProcessInbox()
+        self._exit.callback(self._inbox.close)
         try:
             self.spec, self.board = self._open(chunk)
         except BaseException:
@@ -207,12 +209,16 @@ class Lanes:
             self._exit.callback(self._memory.close)
         for worker in range(self.workers):
             self._handles.append(self._start(worker))
-        specs: list[SimulatorSpec] = []
-        for worker, handle in enumerate(self._handles):
-            said = self._read(worker) if handle.connection.poll(plan.timeout) else self._overdue(worker)
-            if isinstance(said, Failure):
-                said.throw()
-            specs.append(said)
+        specs: dict[int, SimulatorSpec] = {}
+        deadline = time.monotonic() + plan.timeout
+        while len(specs) < self.workers:
+            heard = self._inbox.wait(max(0.0, deadline - time.monotonic()))
+            if not heard and time.monotonic() >= deadline:
+                self._overdue(next(worker for worker in range(self.workers) if worker not in specs)).throw()
+            for worker, said in self._present(heard):
+                if isinstance(said, Failure):
+                    said.throw()
+                specs[worker] = said
         shape = BoardShape(plan.slots, chunk, specs[0])
         if self._memory is not None:
             self._memory.resize(board_bytes(shape))
@@ -233,9 +239,10 @@ class Lanes:
             stream=plan.stream,
             cores=share_cores(plan.cores, worker, self.workers),
         )
-        handle = ThreadWorker(worker_plan) if self._memory is None else ProcessWorker(worker_plan, self._memory)
-        self._select.register(handle.connection, selectors.EVENT_READ, worker)
-        return handle
+        if isinstance(self._inbox, ThreadInbox):
+            return ThreadWorker(worker_plan, self._inbox)
+        assert self._memory is not None
+        return ProcessWorker(worker_plan, self._memory, self._inbox)
 
     def _ask(self, lane: int, command: int) -> None:
         for worker, parts in enumerate(self._parts):
@@ -257,24 +264,22 @@ class Lanes:
 
     def _receive(self, *, wait: bool) -> None:
         """Take in what workers have said; where `wait`, at least one of them, within the time that it has."""
-        timeout = 0.0
-        if wait:
+        if not wait:
+            heard = self._inbox.wait(0.0)
+        else:
             if not self._asked:
                 raise RuntimeError("no lane is playing, so none will ever be ready")
             slowest = min({worker for worker, _ in self._asked}, key=lambda worker: self._heard[worker])
-            timeout = max(0.0, self._heard[slowest] + self.plan.timeout - time.monotonic())
-            events = self._select.select(timeout)
-            if not events:
+            deadline = self._heard[slowest] + self.plan.timeout
+            heard = self._inbox.wait(max(0.0, deadline - time.monotonic()))
+            if not heard and time.monotonic() >= deadline:
                 self._replace(slowest, self._overdue(slowest))
-        else:
-            events = self._select.select(timeout)
-        for key, _ in events:
-            said = self._read(key.data)
-            self._heard[key.data] = time.monotonic()
+        for worker, said in self._present(heard):
+            self._heard[worker] = time.monotonic()
             if isinstance(said, Failure):
-                self._replace(key.data, said)
+                self._replace(worker, said)
             elif isinstance(said, Report):
-                self._note(key.data, said)
+                self._note(worker, said)
 
     def _note(self, worker: int, report: Report) -> None:
         if self._asked[worker, report.part] != report.command:
@@ -299,17 +304,20 @@ class Lanes:
         self._reports[lane] = {}
         return arrival
 
-    def _read(self, worker: int) -> Any:
-        """What a worker says next, or how it ended."""
-        handle = self._handles[worker]
-        try:
-            return handle.connection.recv()
-        except (EOFError, ConnectionError):
-            lanes = sorted({part.lane for part in handle.plan.parts})
-            return Failure(
-                f"{handle.plan.name}: {handle.ending()} ({self._playing(handle.plan.parts)}; it serves lane"
-                f"{'s' * (len(lanes) > 1)} {', '.join(map(str, lanes))})"
-            )
+    def _present(self, heard: list[tuple[WorkerHandle, Any]]) -> Generator[tuple[int, Any], None, None]:
+        """What was heard, by worker, and how those ended that did. Looks one by one, for what a worker said last does
+        not count once it was replaced for what it said before.
+        """
+        for handle, said in heard:
+            if handle in self._handles:
+                yield self._handles.index(handle), self._ended(handle) if said is GONE else said
+
+    def _ended(self, handle: WorkerHandle) -> Failure:
+        lanes = sorted({part.lane for part in handle.plan.parts})
+        return Failure(
+            f"{handle.plan.name}: {handle.ending()} ({self._playing(handle.plan.parts)}; it serves lane"
+            f"{'s' * (len(lanes) > 1)} {', '.join(map(str, lanes))})"
+        )
 
     def _overdue(self, worker: int) -> Failure:
         handle = self._handles[worker]
@@ -340,7 +348,6 @@ class Lanes:
         self.restarts += 1
         _log.warning("%s. Its slots restart with their scenarios", failure.message)
         old = self._handles[worker]
-        self._select.unregister(old.connection)
         old.stop(time.monotonic())
         self._handles[worker] = self._start(worker)
         self._handles[worker].open(self.board)

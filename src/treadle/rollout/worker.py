@@ -4,8 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -145,7 +144,20 @@ class PartHost:
         report.playing = bool(len(self._host.playing))
 
 
-def serve(connection: Connection, plan: WorkerPlan, attach: Callable[[BoardShape], Board]) -> None:
+class Channel(Protocol):
+    """A worker's side of what it is asked and what it says."""
+
+    def recv(self) -> Any:
+        """Wait for what is asked next."""
+
+    def send(self, message: Any, /) -> None:
+        """Say something."""
+
+    def close(self) -> None:
+        """Say no more."""
+
+
+def serve(connection: Channel, plan: WorkerPlan, attach: Callable[[BoardShape], Board]) -> None:
     """The life of a worker: build the simulators, tell what they are, and do what is asked until told to end.
 
     Messages are small; everything with a row a slot goes by the board, which `attach` maps.

@@ -6,11 +6,10 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import Any
 
 from treadle.rollout.board import Board, BoardShape
+from treadle.rollout.inbox import ProcessInbox, ThreadInbox
 from treadle.rollout.worker import WorkerPlan, serve
 from treadle.simulators.process import SharedFile, WorkerProcess
 
@@ -18,18 +17,15 @@ from treadle.simulators.process import SharedFile, WorkerProcess
 class WorkerHandle(ABC):
     """A worker that was started."""
 
-    connection: Connection
-
     replaceable: bool
     """Whether it can be ended while it is busy."""
 
     def __init__(self, plan: WorkerPlan) -> None:
         self.plan = plan
 
+    @abstractmethod
     def send(self, message: Any) -> None:
         """Send a message; a worker that is gone gets none, and that it is gone shows where its answer is awaited."""
-        with suppress(ConnectionError):
-            self.connection.send(message)
 
     def open(self, board: Board) -> None:
         """Let the worker map the board."""
@@ -53,12 +49,17 @@ class ThreadWorker(WorkerHandle):
 
     replaceable = False
 
-    def __init__(self, plan: WorkerPlan) -> None:
+    def __init__(self, plan: WorkerPlan, inbox: ThreadInbox[WorkerHandle]) -> None:
         super().__init__(plan)
         self._board: Board | None = None
-        self.connection, theirs = Pipe()
-        self._thread = threading.Thread(target=serve, args=(theirs, plan, self._attach), name=plan.name, daemon=True)
+        self._channel = inbox.channel(self)
+        work = (self._channel, plan, self._attach)
+        self._thread = threading.Thread(target=serve, args=work, name=plan.name, daemon=True)
         self._thread.start()
+
+    def send(self, message: Any) -> None:
+        """See `WorkerHandle.send`."""
+        self._channel.ask(message)
 
     def open(self, board: Board) -> None:
         """See `WorkerHandle.open`."""
@@ -77,7 +78,6 @@ class ThreadWorker(WorkerHandle):
     def stop(self, deadline: float) -> None:
         """A thread cannot be ended from outside; one that hangs is left to the end of the process."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
-        self.connection.close()
 
     def _attach(self, shape: BoardShape) -> Board:
         assert self._board is not None
@@ -90,11 +90,17 @@ class ProcessWorker(WorkerHandle):
 
     replaceable = True
 
-    def __init__(self, plan: WorkerPlan, memory: SharedFile) -> None:
+    def __init__(self, plan: WorkerPlan, memory: SharedFile, inbox: ProcessInbox[WorkerHandle]) -> None:
         super().__init__(plan)
         self._process = WorkerProcess("treadle.rollout.worker_process", plan.factory.interpreter, memory)
-        self.connection = self._process.connection
+        self._inbox = inbox
+        self._inbox.add(self, self._process.connection)
         self.send(plan)
+
+    def send(self, message: Any) -> None:
+        """See `WorkerHandle.send`."""
+        with suppress(ConnectionError):
+            self._process.connection.send(message)
 
     @property
     def pid(self) -> int:
@@ -111,4 +117,6 @@ class ProcessWorker(WorkerHandle):
 
     def stop(self, deadline: float) -> None:
         """See `WorkerHandle.stop`."""
+        if not self._process.connection.closed:
+            self._inbox.remove(self._process.connection)
         self._process.stop(deadline)
