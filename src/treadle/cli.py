@@ -359,14 +359,14 @@ def bench_collect(
         ),
     ] = None,
     kind: Annotated[Kind, typer.Option(help="What plays the simulator.")] = "processes",
-    repeats: Annotated[int, typer.Option(min=1, help="Alternations of lockstep and lanes.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0, help="Least time spent; three alternations at least.")] = 60.0,
     json: JsonFile = None,
 ) -> None:
     """Measure rollouts in lanes against lockstep, and against the bound; simulator and policy on a core each."""
     check_destination(json)
     from treadle.benchmarks import collect
 
-    collect.run(pair, json, overrides or [], checkpoint=checkpoint, size=size, kind=kind, repeats=repeats)
+    collect.run(pair, json, overrides or [], checkpoint=checkpoint, size=size, kind=kind, seconds=seconds)
 
 
 @bench_app.command("exchange")

@@ -71,11 +71,11 @@ def random_policy(
 
     if size is None:
         with pinned(generate_cores):
-            size = _size_that_takes(simulate, lambda *tried: _generate_seconds(make(*tried), seen))
+            size = size_that_takes(simulate, lambda *tried: _generate_seconds(make(*tried), seen))
     return make(*size)
 
 
-def _size_that_takes(seconds: float, measure: Callable[[int, int], float]) -> tuple[int, int]:
+def size_that_takes(seconds: float, measure: Callable[[int, int], float]) -> tuple[int, int]:
     """The narrowest decoder that can take `seconds`, with as many layers, by what `measure` of width and layers says;
     where none can, the nearest.
     """

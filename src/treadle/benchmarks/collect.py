@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -41,9 +42,11 @@ from treadle.simulators.protocol import SimulatorSpec
 Kind = Literal["threads", "processes"]
 
 SYNTHETIC = "synthetic"
-REPEATS = 5
-"""Alternations of lockstep and lanes."""
-_LANES = 4
+LEAST_REPEATS = 3
+"""Alternations of lockstep and lanes, however long they take."""
+SECONDS = 60.0
+"""Least time of all alternations."""
+_LANES, _DECISIONS = 4, 10
 _SECONDS = 0.003
 """Of the synthetic pair, for each slot, to simulate and to generate alike: 48 ms for all slots."""
 _LONG = 10_000
@@ -71,7 +74,7 @@ _STRAGGLING_REPEATS = 3
 class CollectConfig(Section):
     """What `treadle bench collect` takes as key=value."""
 
-    decisions: Positive = 10
+    decisions: Positive = _DECISIONS
     """Of each slot in a rollout."""
     simulator: SimulatorConfig = SimulatorConfig()
     collection: CollectionConfig = CollectionConfig()
@@ -87,6 +90,9 @@ class Overlap:
     """In which lockstep's simulator was busy."""
     generate_seconds: float
     """In which its policy was."""
+    lanes_simulate_seconds: float
+    """In which the simulator was busy in lanes: more than in lockstep where lanes cost it something."""
+    lanes_generate_seconds: float
     ratio: float
     """Lockstep by lanes."""
     bound_ratio: float
@@ -120,15 +126,15 @@ def run(
     checkpoint: str | None = None,
     size: str | None = None,
     kind: Kind = "processes",
-    repeats: int = REPEATS,
+    seconds: float = SECONDS,
     straggling: Sequence[str] = (),
 ) -> dict[str, float]:
     """Measure `synthetic`, or a simulator with the settings of its first packaged recipe, where it has one.
 
     The policy is `checkpoint`, else the recipe's where that ships with Treadle, else one with random weights: of
-    `size`, or of one that takes as long as simulating. Simulator and policy are pinned to a core each. Prints a table
-    and writes JSON where asked. `overrides` have the keys of `CollectConfig`; so has `straggling`, for the lanes with
-    stragglers that the synthetic pair has beside.
+    `size`, or of one that takes as long as simulating. Simulator and policy are pinned to a core each. `seconds` is the
+    least time of all alternations. `overrides` have the keys of `CollectConfig`; so has `straggling`, for the lanes
+    with stragglers that the synthetic pair has beside. Prints a table and writes JSON where asked.
 
     Raises:
         PlacementError: Fewer than two cores, or a system that cannot pin.
@@ -137,6 +143,7 @@ def run(
         CheckpointError: The checkpoint cannot be loaded.
         OutputError: The file cannot be written.
     """
+    _check_policy(pair, checkpoint, size)
     config = _configure(pair, kind, overrides)
     plan = _plan(config)
     cores = usable_cores()
@@ -150,11 +157,12 @@ def run(
             lockstep, lanes = (
                 opened.enter_context(_collector(contest, replace(plan, lanes=count))) for count in (1, plan.lanes)
             )
-            overlap = _alternate(lockstep, lanes, config.decisions, repeats, plan.lanes)
+            rounds = _alternate(lockstep, lanes, config.decisions, plan.lanes, seconds)
+        overlap = Overlap(*(median(getattr(one, field.name) for one in rounds) for field in fields(Overlap)))
         stragglers = _stragglers(straggling) if pair == SYNTHETIC else {}
     finally:
         torch.set_num_threads(before)
-    Console().print(_table(f"{pair} pair, {contest.policy_facts['policy']}", asdict(overlap) | stragglers))
+    Console().print(_table(pair, contest.policy_facts["policy"], asdict(overlap) | stragglers))
     if json is not None:
         result = {
             "benchmark": "collect",
@@ -165,7 +173,7 @@ def run(
             "slots": plan.slots,
             "decisions": config.decisions,
             "lanes": plan.lanes,
-            "repeats": repeats,
+            "repeats": len(rounds),
             "simulator": config.simulator.model_dump(mode="json"),
             **contest.policy_facts,
             **asdict(overlap),
@@ -175,11 +183,24 @@ def run(
     return asdict(overlap) | stragglers
 
 
+def _check_policy(pair: str, checkpoint: str | None, size: str | None) -> None:
+    """Raises ConfigError or CheckpointError for what cannot be, before anything heavy starts."""
+    if pair == SYNTHETIC and (given := checkpoint or size):
+        raise ConfigError(f"found {given!r}: the synthetic pair has a policy of its own; leave out checkpoint and size")
+    if checkpoint and size:
+        raise ConfigError(f"found checkpoint {checkpoint!r} and size {size!r}: a size is of random weights; give one")
+    if checkpoint:
+        resolve_checkpoint(checkpoint)
+    if size:
+        parse_size(size)
+
+
 def _configure(pair: str, kind: Kind, overrides: Sequence[str]) -> TrainConfig:
     """What is to be played: the pair's own settings, and `overrides` over them."""
     read_config(CollectConfig, None, overrides)
     cores = usable_cores()
     common = (
+        f"decisions={_DECISIONS}",
         f"collection.lanes={_LANES}",
         "collection.workers=1",
         f"collection.kind={kind}",
@@ -212,13 +233,7 @@ class _Contest:
 def _contest(pair: str, config: TrainConfig, plan: LanesPlan, checkpoint: str | None, size: str | None) -> _Contest:
     cores = config.collection.generate_cores
     if pair == SYNTHETIC:
-        if given := checkpoint or size:
-            raise ConfigError(
-                f"found {given!r}: the synthetic pair has a policy of its own; leave out checkpoint and size"
-            )
         return _Contest(_paced_policy(_SECONDS), {"policy": "paced"}, lambda _: NoCritic(), cores)
-    if checkpoint and size:
-        raise ConfigError(f"found checkpoint {checkpoint!r} and size {size!r}: a size is of random weights; give one")
     if not (checkpoint or size) and config.policy.checkpoint in checkpoints() and recipe_of(pair, TrainConfig):
         checkpoint = config.policy.checkpoint
     if checkpoint:
@@ -259,12 +274,13 @@ def _collector(
         yield Collector(opened, policy, Sampling(), contest.critic(opened.spec), encode=True, cores=contest.cores)
 
 
-def _alternate(lockstep: Collector, lanes: Collector, decisions: int, repeats: int, count: int) -> Overlap:
-    """Lockstep and `count` lanes in turn; the first rollouts warm up."""
+def _alternate(lockstep: Collector, lanes: Collector, decisions: int, count: int, seconds: float) -> list[Overlap]:
+    """Lockstep and `count` lanes in turn, for so many seconds; the first rollouts warm up."""
     for collector in (lockstep, lanes):
         collector.collect(2, version=0)
     rounds: list[Overlap] = []
-    for _ in range(repeats):
+    start = time.perf_counter()
+    while len(rounds) < LEAST_REPEATS or time.perf_counter() - start < seconds:
         apart, together = (collector.collect(decisions, version=0).seconds for collector in (lockstep, lanes))
         simulate, generate = apart["simulate"], apart["generate"]
         more, less = max(simulate, generate), min(simulate, generate)
@@ -275,13 +291,15 @@ def _alternate(lockstep: Collector, lanes: Collector, decisions: int, repeats: i
                 lanes_seconds=together["collect"],
                 simulate_seconds=simulate,
                 generate_seconds=generate,
+                lanes_simulate_seconds=together["simulate"],
+                lanes_generate_seconds=together["generate"],
                 ratio=ratio,
                 bound_ratio=bound,
                 share_of_bound=ratio / bound,
                 reachable_share=more / (more + less / (count * decisions)),
             )
         )
-    return Overlap(*(median(getattr(one, field.name) for one in rounds) for field in fields(Overlap)))
+    return rounds
 
 
 def _stragglers(overrides: Sequence[str]) -> dict[str, float]:
@@ -304,10 +322,11 @@ def _stragglers(overrides: Sequence[str]) -> dict[str, float]:
     }
 
 
-def _table(what: str, result: dict[str, float]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=f"collecting, {what}: medians", title_justify="left")
+def _table(pair: str, policy: str, result: dict[str, float]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=f"collecting, {pair} pair: medians", title_justify="left")
     table.add_column("what")
     table.add_column("value", justify="right")
+    table.add_row("policy", policy)
     for name, value in result.items():
         table.add_row(name.replace("_", " "), f"{value:.3f}")
     return table
