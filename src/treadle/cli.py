@@ -334,20 +334,39 @@ def bench_gradient(
 
 @bench_app.command("collect")
 def bench_collect(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="`decisions` and settings of `simulator` and `collection` that differ from the simulator's recipe.",
+        ),
+    ] = None,
     pair: Annotated[
-        str, typer.Option(help="`synthetic`, or an installed simulator, as `tabletop`, played by the checkpoint.")
+        str, typer.Option(help="`synthetic`, or an installed simulator or package.module:Class, and what fits it.")
     ] = "synthetic",
     checkpoint: Annotated[
-        str, typer.Option(help="The policy of a real pair: a folder, or the name of a packaged one.")
-    ] = PolicyConfig().checkpoint,
+        str | None,
+        typer.Option(
+            help="The policy of a simulator: a folder, or the name of a packaged one. Default: the recipe's where that "
+            "is packaged, else random weights."
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTHxLAYERS",
+            help="Random weights, with a decoder of this size. Default: one that takes as long as simulating.",
+        ),
+    ] = None,
     kind: Annotated[Kind, typer.Option(help="What plays the simulator.")] = "processes",
+    seconds: Annotated[float, typer.Option(min=0, help="Least time spent; three alternations at least.")] = 60.0,
     json: JsonFile = None,
 ) -> None:
     """Measure rollouts in lanes against lockstep, and against the bound; simulator and policy on a core each."""
     check_destination(json)
     from treadle.benchmarks import collect
 
-    collect.run(pair, json, checkpoint, kind)
+    collect.run(pair, json, overrides or [], checkpoint=checkpoint, size=size, kind=kind, seconds=seconds)
 
 
 @bench_app.command("exchange")

@@ -2,9 +2,10 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -14,51 +15,69 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from treadle.benchmarks.balance import parse_size, random_policy
 from treadle.benchmarks.small_policy import SmallPolicy
-from treadle.config.loading import resolve_checkpoint
-from treadle.config.schema import PolicyConfig, SimulatorConfig
-from treadle.cores import check_cores, usable_cores
-from treadle.errors import PlacementError
+from treadle.config.loading import checkpoints, load_recipe, read_config, recipe_of, resolve_checkpoint
+from treadle.config.schema import (
+    CollectionConfig,
+    Positive,
+    Section,
+    SimulatorConfig,
+    SupervisedConfig,
+    TinyModelConfig,
+    TrainConfig,
+)
+from treadle.cores import usable_cores
+from treadle.errors import ConfigError, PlacementError
 from treadle.files import to_json, write_atomically
 from treadle.policies import load_policy
 from treadle.policies.critic import Critic, NoCritic, PrivilegedCritic
 from treadle.policies.protocol import Policy, Sampling
 from treadle.reporting.machine import describe_machine
+from treadle.rollout.build import plan_lanes
 from treadle.rollout.collector import Collector
 from treadle.rollout.lanes import Arrival, Lanes, LanesPlan, check_dimensions
-from treadle.simulators.build import simulator_factory
-from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.protocol import SimulatorSpec
 
 Kind = Literal["threads", "processes"]
 
 SYNTHETIC = "synthetic"
-_PACED = "treadle.benchmarks.paced:PacedSimulator"
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A simulator and a policy, and how they are run against each other."""
-
-    slots: int
-    decisions: int
-    """Of each slot in a rollout."""
-    lanes: int
-    repeats: int
-    """Alternations of lockstep and lanes."""
-
-
-SYNTHETIC_PAIR = Pair(slots=16, decisions=24, lanes=4, repeats=5)
-SIMULATOR_PAIR = Pair(slots=128, decisions=10, lanes=4, repeats=7)
+LEAST_REPEATS = 3
+"""Alternations of lockstep and lanes, however long they take."""
+SECONDS = 60.0
+"""Least time of all alternations."""
+_LANES, _DECISIONS = 4, 10
 _SECONDS = 0.003
 """Of the synthetic pair, for each slot, to simulate and to generate alike: 48 ms for all slots."""
-# A rollout lasts as long as its slowest lane: many decisions, so that chance is fair to all lanes.
-_STRAGGLING = Pair(slots=4, decisions=400, lanes=4, repeats=3)
-_STRAGGLING_SECONDS = (0.005, 0.0002)
-"""To simulate and to generate a slot."""
-_STRAGGLERS = 0.1
 _LONG = 10_000
 """Control steps: no episode of the synthetic pair ends."""
+_PACED = ("simulator.name=treadle.benchmarks.paced:PacedSimulator", f"simulator.horizon={_LONG}")
+_SYNTHETIC = (*_PACED, "simulator.slots=16", "decisions=24", f"simulator.options.seconds={_SECONDS}")
+
+_STRAGGLING_SECONDS = (0.005, 0.0002)
+"""To simulate and to generate a slot."""
+# A rollout lasts as long as its slowest lane: many decisions, so that chance is fair to all lanes.
+_STRAGGLING = (
+    *_PACED,
+    "simulator.slots=4",
+    "decisions=400",
+    f"simulator.options.seconds={_STRAGGLING_SECONDS[0]}",
+    "simulator.options.wait=sleep",
+    "simulator.options.stragglers=0.1",
+    "collection.lanes=4",
+    "collection.workers=4",
+    "collection.kind=threads",
+)
+_STRAGGLING_REPEATS = 3
+
+
+class CollectConfig(Section):
+    """What `treadle bench collect` takes as key=value."""
+
+    decisions: Positive = _DECISIONS
+    """Of each slot in a rollout."""
+    simulator: SimulatorConfig = SimulatorConfig()
+    collection: CollectionConfig = CollectionConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +86,13 @@ class Overlap:
 
     lockstep_seconds: float
     lanes_seconds: float
+    simulate_seconds: float
+    """In which lockstep's simulator was busy."""
+    generate_seconds: float
+    """In which its policy was."""
+    lanes_simulate_seconds: float
+    """In which the simulator was busy in lanes: more than in lockstep where lanes cost it something."""
+    lanes_generate_seconds: float
     ratio: float
     """Lockstep by lanes."""
     bound_ratio: float
@@ -95,48 +121,61 @@ class FixedOrderLanes(Lanes):
 def run(
     pair: str,
     json: Path | None,
-    checkpoint: str = PolicyConfig().checkpoint,
+    overrides: Sequence[str] = (),
+    *,
+    checkpoint: str | None = None,
+    size: str | None = None,
     kind: Kind = "processes",
-    sizes: Pair | None = None,
-    straggling: Pair = _STRAGGLING,
+    seconds: float = SECONDS,
+    straggling: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Measure `synthetic`, or an installed simulator with a checkpoint that was made for it.
+    """Measure `synthetic`, or a simulator with the settings of its first packaged recipe, where it has one.
 
-    Simulator and policy are pinned to a core each. Prints a table and writes JSON where asked.
+    The policy is `checkpoint`, else the recipe's where that ships with Treadle, else one with random weights: of
+    `size`, or of one that takes as long as simulating. Simulator and policy are pinned to a core each. `seconds` is the
+    least time of all alternations. `overrides` have the keys of `CollectConfig`; so has `straggling`, for the lanes
+    with stragglers that the synthetic pair has beside. Prints a table and writes JSON where asked.
 
     Raises:
         PlacementError: Fewer than two cores, or a system that cannot pin.
-        ConfigError: An unknown simulator, or a checkpoint that does not fit it.
+        ConfigError: An unknown simulator, settings that cannot be, or a checkpoint that does not fit the simulator.
+        SimulatorError: The simulator is not installed.
         CheckpointError: The checkpoint cannot be loaded.
         OutputError: The file cannot be written.
     """
+    _check_policy(pair, checkpoint, size)
+    config = _configure(pair, kind, overrides)
+    plan = _plan(config)
     cores = usable_cores()
     if len(cores) < 2:
         raise PlacementError(f"bench collect pins simulator and policy to a core each; this process may use {cores}")
-    check_cores("bench collect", cores[:2])
-    sizes = sizes or (SYNTHETIC_PAIR if pair == SYNTHETIC else SIMULATOR_PAIR)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        contest = _synthetic(_SECONDS, _SECONDS) if pair == SYNTHETIC else _real(pair, checkpoint)
+        contest = _contest(pair, config, plan, checkpoint, size)
         with ExitStack() as opened:
             lockstep, lanes = (
-                opened.enter_context(_collector(contest, sizes.slots, lanes, 1, kind, cores[:1], cores[1:2]))
-                for lanes in (1, sizes.lanes)
+                opened.enter_context(_collector(contest, replace(plan, lanes=count))) for count in (1, plan.lanes)
             )
-            overlap = _alternate(lockstep, lanes, sizes)
+            rounds = _alternate(lockstep, lanes, config.decisions, plan.lanes, seconds)
+        overlap = Overlap(*(median(getattr(one, field.name) for one in rounds) for field in fields(Overlap)))
         stragglers = _stragglers(straggling) if pair == SYNTHETIC else {}
     finally:
         torch.set_num_threads(before)
-    Console().print(_table(pair, asdict(overlap) | stragglers))
+    Console().print(_table(pair, contest.policy_facts["policy"], asdict(overlap) | stragglers))
     if json is not None:
         result = {
             "benchmark": "collect",
             "pair": pair,
             "command": shlex.join(["treadle", *sys.argv[1:]]),
             "machine": describe_machine(),
-            "kind": kind,
-            **asdict(sizes),
+            "kind": plan.kind,
+            "slots": plan.slots,
+            "decisions": config.decisions,
+            "lanes": plan.lanes,
+            "repeats": len(rounds),
+            "simulator": config.simulator.model_dump(mode="json"),
+            **contest.policy_facts,
             **asdict(overlap),
             **stragglers,
         }
@@ -144,89 +183,137 @@ def run(
     return asdict(overlap) | stragglers
 
 
+def _check_policy(pair: str, checkpoint: str | None, size: str | None) -> None:
+    """Raises ConfigError or CheckpointError for what cannot be, before anything heavy starts."""
+    if pair == SYNTHETIC and (given := checkpoint or size):
+        raise ConfigError(f"found {given!r}: the synthetic pair has a policy of its own; leave out checkpoint and size")
+    if checkpoint and size:
+        raise ConfigError(f"found checkpoint {checkpoint!r} and size {size!r}: a size is of random weights; give one")
+    if checkpoint:
+        resolve_checkpoint(checkpoint)
+    if size:
+        parse_size(size)
+
+
+def _configure(pair: str, kind: Kind, overrides: Sequence[str]) -> TrainConfig:
+    """What is to be played: the pair's own settings, and `overrides` over them."""
+    read_config(CollectConfig, None, overrides)
+    cores = usable_cores()
+    common = (
+        f"decisions={_DECISIONS}",
+        f"collection.lanes={_LANES}",
+        "collection.workers=1",
+        f"collection.kind={kind}",
+        f"collection.simulate_cores={list(cores[:1])}",
+        f"collection.generate_cores={list(cores[1:2])}",
+    )
+    if pair == SYNTHETIC:
+        return read_config(TrainConfig, None, [*common, *_SYNTHETIC, *overrides])
+    recipe, given = recipe_of(pair, TrainConfig), [*common, *overrides, f"simulator.name={pair}"]
+    return read_config(TrainConfig, None, given) if recipe is None else load_recipe(recipe, given)
+
+
+def _plan(config: TrainConfig) -> LanesPlan:
+    simulator = config.simulator.model_copy(update={"threads": config.simulator.threads or 1})
+    return plan_lanes(simulator, config.collection, {"seed": 0}, "truncated", accelerated=False)
+
+
 @dataclass(frozen=True, slots=True)
 class _Contest:
-    """A simulator and a policy that are to overlap."""
+    """A policy that is to overlap with a simulator."""
 
-    factory: SimulatorFactory
-    horizon: int
     policy: Policy
+    policy_facts: dict[str, Any]
+    """What the result says of it."""
     critic: Callable[[SimulatorSpec], Critic]
+    cores: tuple[int, ...]
+    """Of the policy."""
 
 
-def _synthetic(simulate: float, generate: float, **options: Any) -> _Contest:
-    """A pair that takes the given seconds for each slot."""
-    factory = SimulatorFactory(_PACED, {"horizon": _LONG, "seconds": simulate, **options})
-    return _Contest(factory, _LONG, SmallPolicy(1, generate), lambda _: NoCritic())  # type: ignore[arg-type]
-
-
-def _real(name: str, checkpoint: str) -> _Contest:
-    policy = load_policy(resolve_checkpoint(checkpoint), device="cpu")
-    config = SimulatorConfig(name=name)
+def _contest(pair: str, config: TrainConfig, plan: LanesPlan, checkpoint: str | None, size: str | None) -> _Contest:
+    cores = config.collection.generate_cores
+    if pair == SYNTHETIC:
+        return _Contest(_paced_policy(_SECONDS), {"policy": "paced"}, lambda _: NoCritic(), cores)
+    if not (checkpoint or size) and config.policy.checkpoint in checkpoints() and recipe_of(pair, TrainConfig):
+        checkpoint = config.policy.checkpoint
+    if checkpoint:
+        policy = load_policy(resolve_checkpoint(checkpoint), device="cpu")
+        facts: dict[str, Any] = {"policy": checkpoint}
+    else:
+        recipe = recipe_of(pair, SupervisedConfig)
+        model = TinyModelConfig() if recipe is None else load_recipe(recipe, model=SupervisedConfig).model
+        made = policy = random_policy(plan, model, parse_size(size) if size else None, cores)
+        width, layers = made.config.width, made.config.text["num_hidden_layers"]
+        parameters = sum(parameter.numel() for parameter in made.parameters())
+        facts = {
+            "policy": f"{model.kind} {width}x{layers} with random weights",
+            "size": f"{width}x{layers}",
+            "parameters": parameters,
+            "chunk": made.chunk,
+        }
     return _Contest(
-        simulator_factory(config, threads=1),
-        config.horizon,
         policy,
+        facts,
         lambda spec: PrivilegedCritic(spec.state_dim, policy.chunk, 128) if spec.state_dim else NoCritic(),
+        cores,
     )
+
+
+def _paced_policy(seconds: float) -> Policy:
+    """A policy that takes the given seconds for each slot."""
+    return SmallPolicy(1, seconds)  # type: ignore[return-value]
 
 
 @contextmanager
 def _collector(
-    contest: _Contest,
-    slots: int,
-    lanes: int,
-    workers: int,
-    kind: Kind,
-    simulate: tuple[int, ...],
-    generate: tuple[int, ...],
-    lanes_class: type[Lanes] = Lanes,
+    contest: _Contest, plan: LanesPlan, lanes_class: type[Lanes] = Lanes
 ) -> Generator[Collector, None, None]:
-    plan = LanesPlan(
-        contest.factory,
-        slots,
-        contest.horizon,
-        {"seed": 0},
-        lanes=lanes,
-        workers=workers,
-        kind=kind,
-        cores=simulate,
-        timeout=120.0,
-    )
     policy = contest.policy
     with lanes_class(plan, policy.chunk) as opened:
         check_dimensions(opened.spec, policy.action_dim)
-        yield Collector(opened, policy, Sampling(), contest.critic(opened.spec), encode=True, cores=generate)
+        yield Collector(opened, policy, Sampling(), contest.critic(opened.spec), encode=True, cores=contest.cores)
 
 
-def _alternate(lockstep: Collector, lanes: Collector, sizes: Pair) -> Overlap:
-    """Lockstep and lanes in turn; the first rollouts warm up."""
+def _alternate(lockstep: Collector, lanes: Collector, decisions: int, count: int, seconds: float) -> list[Overlap]:
+    """Lockstep and `count` lanes in turn, for so many seconds; the first rollouts warm up."""
     for collector in (lockstep, lanes):
         collector.collect(2, version=0)
     rounds: list[Overlap] = []
-    for _ in range(sizes.repeats):
-        apart, together = (collector.collect(sizes.decisions, version=0).seconds for collector in (lockstep, lanes))
+    start = time.perf_counter()
+    while len(rounds) < LEAST_REPEATS or time.perf_counter() - start < seconds:
+        apart, together = (collector.collect(decisions, version=0).seconds for collector in (lockstep, lanes))
         simulate, generate = apart["simulate"], apart["generate"]
         more, less = max(simulate, generate), min(simulate, generate)
         ratio, bound = apart["collect"] / together["collect"], (simulate + generate) / more
-        reachable = more / (more + less / (sizes.lanes * sizes.decisions))
-        rounds.append(Overlap(apart["collect"], together["collect"], ratio, bound, ratio / bound, reachable))
-    return Overlap(*(median(getattr(one, field.name) for one in rounds) for field in fields(Overlap)))
+        rounds.append(
+            Overlap(
+                lockstep_seconds=apart["collect"],
+                lanes_seconds=together["collect"],
+                simulate_seconds=simulate,
+                generate_seconds=generate,
+                lanes_simulate_seconds=together["simulate"],
+                lanes_generate_seconds=together["generate"],
+                ratio=ratio,
+                bound_ratio=bound,
+                share_of_bound=ratio / bound,
+                reachable_share=more / (more + less / (count * decisions)),
+            )
+        )
+    return rounds
 
 
-def _stragglers(sizes: Pair) -> dict[str, float]:
+def _stragglers(overrides: Sequence[str]) -> dict[str, float]:
     """Lanes whose simulators are slow by chance, each on a device of its own, served as they get ready and in turn."""
-    contest = _synthetic(*_STRAGGLING_SECONDS, wait="sleep", stragglers=_STRAGGLERS)
+    config = read_config(TrainConfig, None, [*_STRAGGLING, *overrides])
+    plan = _plan(config)
+    contest = _Contest(_paced_policy(_STRAGGLING_SECONDS[1]), {}, lambda _: NoCritic(), ())
     with ExitStack() as opened:
         ready, fixed = (
-            opened.enter_context(
-                _collector(contest, sizes.slots, sizes.lanes, sizes.lanes, "threads", (), (), lanes_class)
-            )
-            for lanes_class in (Lanes, FixedOrderLanes)
+            opened.enter_context(_collector(contest, plan, lanes_class)) for lanes_class in (Lanes, FixedOrderLanes)
         )
         rounds = [
-            [collector.collect(sizes.decisions, version=0).seconds["collect"] for collector in (fixed, ready)]
-            for _ in range(sizes.repeats)
+            [collector.collect(config.decisions, version=0).seconds["collect"] for collector in (fixed, ready)]
+            for _ in range(_STRAGGLING_REPEATS)
         ]
     return {
         "straggler_fixed_order_seconds": median(fixed for fixed, _ in rounds),
@@ -235,10 +322,11 @@ def _stragglers(sizes: Pair) -> dict[str, float]:
     }
 
 
-def _table(pair: str, result: dict[str, float]) -> Table:
+def _table(pair: str, policy: str, result: dict[str, float]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=f"collecting, {pair} pair: medians", title_justify="left")
     table.add_column("what")
     table.add_column("value", justify="right")
+    table.add_row("policy", policy)
     for name, value in result.items():
         table.add_row(name.replace("_", " "), f"{value:.3f}")
     return table

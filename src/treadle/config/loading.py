@@ -67,6 +67,16 @@ def recipes() -> dict[str, str]:
     return {path.stem: _first_comment(path) for path in sorted(RECIPES.glob("*.toml"))}
 
 
+def recipe_of(simulator: str, model: type[BaseModel]) -> str | None:
+    """The first packaged recipe of a command, told by its configuration class, that is for a simulator, if any."""
+    for name in recipes():
+        if _parse(RECIPES / f"{name}.toml").keys() <= model.model_fields.keys():
+            config: Any = read_config(model, RECIPES / f"{name}.toml")
+            if config.simulator.name == simulator:
+                return name
+    return None
+
+
 def find_recipe(name_or_path: str) -> Path:
     """The file of a packaged recipe's name, or of a path to a `.toml` or `.json`. Raises ConfigError."""
     path = Path(name_or_path)

@@ -1,7 +1,6 @@
 """The supervised stage: perception from rendered scenes, then imitation of demonstrations."""
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +17,8 @@ from treadle.devices import choose_device, computes_bfloat16, use_threads
 from treadle.errors import ConfigError
 from treadle.evaluation.evaluate import evaluate_policy, manifest
 from treadle.files import to_json, write_atomically
-from treadle.policies.load import policy_module
 from treadle.policies.prismatic import PrismaticPolicy
-from treadle.policies.prompt import build_tokenizer
+from treadle.policies.tiny import create_tiny
 from treadle.reporting.console import RunConsole
 from treadle.reporting.log import RunLog
 from treadle.reporting.machine import write_machine
@@ -103,22 +101,8 @@ def train_supervised(config: SupervisedConfig) -> Path:
 
 def make_tiny_policy(config: SupervisedConfig, simulator: Teacher, demonstrations: Demonstrations) -> PrismaticPolicy:
     """A policy from nothing, with a tokenizer of the simulator's words and the statistics of the demonstrations."""
-    spec, model = simulator.spec, config.model
-    module = policy_module(model.kind)
-    with tempfile.TemporaryDirectory() as folder:
-        sizes = module.tiny_config(
-            vocabulary=build_tokenizer(simulator.vocabulary(), Path(folder)),
-            width=model.width,
-            layers=model.layers,
-            heads=model.heads,
-            mlp=model.mlp,
-            image_size=spec.height,
-            chunk=model.chunk,
-            action_dim=spec.action_dim,
-            proprioception_dim=spec.proprioception_dim,
-            tower_widths=model.tower_widths,
-        )
-        return module.create(sizes, {spec.name: dataset_statistics(demonstrations)}, Path(folder), seed=config.seed)
+    statistics = dataset_statistics(demonstrations)
+    return create_tiny(config.model, simulator.spec, simulator.vocabulary(), statistics, seed=config.seed)
 
 
 class _Stages:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from treadle.benchmarks import collect
+from treadle.cores import usable_cores
 from treadle.data.observation import Observation
 from treadle.simulators.environments import find_environment
 from treadle.simulators.factory import SimulatorFactory
@@ -96,3 +98,13 @@ def test_libero_called_directly_gives_the_same(interpreter, tmp_path):
     assert row["joints_and_objects_difference"] == 0
     # robosuite takes its observations earlier in the control step than at its end: the arm has moved on a little.
     assert max(row["proprioception_difference"]) < 5e-3
+
+
+@pytest.mark.skipif(len(usable_cores()) < 2, reason="pins simulator and policy to a core each")
+def test_lanes_are_measured_with_a_policy_that_fits(tmp_path):
+    file, small = tmp_path / "collect.json", ["simulator.slots=2", "collection.lanes=2", "decisions=2"]
+    collect.run("libero", file, small, size="64x2", seconds=0)
+    written = json.loads(file.read_text())
+    assert written["policy"] == "openvla_oft 64x2 with random weights"
+    assert (written["slots"], written["chunk"], written["kind"]) == (2, 8, "processes")
+    assert written["share_of_bound"] > 0
