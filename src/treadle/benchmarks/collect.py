@@ -44,23 +44,24 @@ Kind = Literal["threads", "processes"]
 SYNTHETIC = "synthetic"
 LEAST_REPEATS = 3
 """Alternations of lockstep and lanes, however long they take."""
-SECONDS = 60.0
+SECONDS, SYNTHETIC_SECONDS = 60.0, 15.0
 """Least time of all alternations."""
 _LANES, _DECISIONS = 4, 10
-_SECONDS = 0.003
-"""Of the synthetic pair, for each slot, to simulate and to generate alike: 48 ms for all slots."""
+_SECONDS = 0.005
+"""Of the synthetic pair, for each slot, to simulate and to generate alike: 80 ms for all slots, less than any real
+simulator takes for a chunk."""
 _LONG = 10_000
 """Control steps: no episode of the synthetic pair ends."""
 _PACED = ("simulator.name=treadle.benchmarks.paced:PacedSimulator", f"simulator.horizon={_LONG}")
-_SYNTHETIC = (*_PACED, "simulator.slots=16", "decisions=24", f"simulator.options.seconds={_SECONDS}")
+_SYNTHETIC = (*_PACED, "simulator.slots=16", "decisions=20", f"simulator.options.seconds={_SECONDS}")
 
-_STRAGGLING_SECONDS = (0.005, 0.0002)
+_STRAGGLING_SECONDS = (0.01, 0.0002)
 """To simulate and to generate a slot."""
 # A rollout lasts as long as its slowest lane: many decisions, so that chance is fair to all lanes.
 _STRAGGLING = (
     *_PACED,
     "simulator.slots=4",
-    "decisions=400",
+    "decisions=200",
     f"simulator.options.seconds={_STRAGGLING_SECONDS[0]}",
     "simulator.options.wait=sleep",
     "simulator.options.stragglers=0.1",
@@ -126,15 +127,16 @@ def run(
     checkpoint: str | None = None,
     size: str | None = None,
     kind: Kind = "processes",
-    seconds: float = SECONDS,
+    seconds: float | None = None,
     straggling: Sequence[str] = (),
 ) -> dict[str, float]:
     """Measure `synthetic`, or a simulator with the settings of its first packaged recipe, where it has one.
 
     The policy is `checkpoint`, else the recipe's where that ships with Treadle, else one with random weights: of
     `size`, or of one that takes as long as simulating. Simulator and policy are pinned to a core each. `seconds` is the
-    least time of all alternations. `overrides` have the keys of `CollectConfig`; so has `straggling`, for the lanes
-    with stragglers that the synthetic pair has beside. Prints a table and writes JSON where asked.
+    least time of all alternations, by default `SYNTHETIC_SECONDS` or `SECONDS`. `overrides` have the keys of
+    `CollectConfig`; so has `straggling`, for the lanes with stragglers that the synthetic pair has beside. Prints a
+    table and writes JSON where asked.
 
     Raises:
         PlacementError: Fewer than two cores, or a system that cannot pin.
@@ -157,7 +159,8 @@ def run(
             lockstep, lanes = (
                 opened.enter_context(_collector(contest, replace(plan, lanes=count))) for count in (1, plan.lanes)
             )
-            rounds = _alternate(lockstep, lanes, config.decisions, plan.lanes, seconds)
+            least = seconds if seconds is not None else SYNTHETIC_SECONDS if pair == SYNTHETIC else SECONDS
+            rounds = _alternate(lockstep, lanes, config.decisions, plan.lanes, least)
         overlap = Overlap(*(median(getattr(one, field.name) for one in rounds) for field in fields(Overlap)))
         stragglers = _stragglers(straggling) if pair == SYNTHETIC else {}
     finally:
