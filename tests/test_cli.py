@@ -214,7 +214,7 @@ def test_an_expert_is_filmed(here):
 
 
 def test_completion_offers_recipes_and_keys(here):
-    from treadle.cli import complete_key, complete_recipe
+    from treadle.commands.options import complete_key, complete_recipe
 
     assert complete_recipe("qu") == [("quickstart", "Short [and] sweet.")]
     assert [name for name, _ in complete_key("algorithm.ga")] == ["algorithm.gamma=", "algorithm.gae_lambda="]
