@@ -1,7 +1,7 @@
 """Ranks for tests: shards of a rollout, ranks as threads, and what a spawned rank does."""
 
 import copy
-import os
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from treadle.algorithms.losses import PolicyBatch, PolicyMetrics, PolicyObjective, policy_loss
 from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout
 from treadle.errors import TreadleError
@@ -123,6 +124,30 @@ def play(case: Case, rollouts: Sequence[Rollout], ranks: Ranks = ALONE) -> Resul
     return Result(metrics, parameters, gradients, learner.state_dict()["reference_coefficient"])
 
 
+def play_cases(cases: dict[str, Case], ranks: ProcessRanks, count: int) -> dict[str, Result]:
+    """Every case, of which this rank has its part."""
+    return {
+        name: play(case, shards(case.rollouts, case.sizes[count])[ranks.rank], ranks) for name, case in cases.items()
+    }
+
+
+def spoilt(batch: PolicyBatch, objective: PolicyObjective, total: Tensor) -> tuple[Tensor, PolicyMetrics]:
+    """A loss that is NaN on rank 2."""
+    loss, metrics = policy_loss(batch, objective, total)
+    return loss * (math.nan if dist.get_rank() == 2 else 1), metrics
+
+
+def steep(batch: PolicyBatch, objective: PolicyObjective, total: Tensor) -> tuple[Tensor, PolicyMetrics]:
+    """A loss that is finite, and has a gradient that is not on rank 2."""
+    loss, metrics = policy_loss(batch, objective, total)
+    return loss + ((batch.log_probs * 0).sum().sqrt() if dist.get_rank() == 2 else 0), metrics
+
+
+def with_loss(case: Case, name: str) -> Case:
+    algorithm = case.config.algorithm.model_copy(update={"loss": f"rank_samples:{name}"})
+    return replace(case, config=case.config.model_copy(update={"algorithm": algorithm}))
+
+
 def complaint(work: Callable[[], object]) -> str:
     """The error that work raises, with its class."""
     try:
@@ -144,11 +169,9 @@ def complaints(case: Case, group_case: Case, ranks: ProcessRanks, count: int) ->
         moved.policy.language_model.lm_head.weight.data[0, 0] += 1e-6
     slots = group_case.rollouts[0].valid.shape[1]
     cut = shards(group_case.rollouts, [1, *[1] * (count - 2), slots - count + 1])[ranks.rank]
-    infinite = copy.deepcopy(case)
-    if last:
-        # Its values are fine, its gradient is not.
-        infinite.policy.value_head.last.weight.register_hook(lambda gradient: gradient / 0)  # type: ignore[union-attr]
     return {
+        "loss": complaint(lambda: play(with_loss(case, "spoilt"), parts, ranks)),
+        "gradient": complaint(lambda: play(with_loss(case, "steep"), parts, ranks)),
         "nan": complaint(lambda: play(case, broken, ranks)),
         "rollouts": complaint(lambda: play(case, parts * 2 if last else parts, ranks)),
         "parameters": complaint(lambda: play(moved, parts, ranks)),
@@ -166,16 +189,17 @@ def absence(timeout: float, ranks: Iterable[int]) -> str:
 
 
 def run_rank(rank: int, count: int, folder: Path) -> None:
-    """A spawned rank: all cases, then all faults; writes what it found."""
-    os.nice(0)
+    """A spawned rank: the cases by all of ranks and by the first two, then all faults. Writes what it finds."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{count}", rank=rank, world_size=count)
-    ranks = ProcessRanks(TIMEOUT)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
     cases: dict[str, Case] = torch.load(folder / "cases.pt", weights_only=False)
-    found: dict[str, Any] = {
-        name: play(case, shards(case.rollouts, case.sizes[count])[rank], ranks) for name, case in cases.items()
-    }
-    found["faults"] = complaints(cases["value head"], cases["groups"], ranks, count)
+    everyone = ProcessRanks(TIMEOUT)
+    found: dict[str, Any] = {"all": play_cases(cases, everyone, count)}
+    two = dist.new_group([0, 1], backend="gloo")
+    if rank < 2:
+        assert isinstance(two, dist.ProcessGroup)
+        found["two"] = play_cases(cases, ProcessRanks(TIMEOUT, two), 2)
+    found["faults"] = complaints(cases["value head"], cases["groups"], everyone, count)
     found["absence"] = absence(1.0, range(count - 1))
-    torch.save(found, folder / f"found-{count}-{rank}.pt")
+    torch.save(found, folder / f"found-{rank}.pt")
     dist.destroy_process_group()

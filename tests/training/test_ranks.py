@@ -1,22 +1,20 @@
 """Updates by several processes are the updates of one."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import hypothesis
 import pytest
 import torch
 import torch.multiprocessing
+from hypothesis import strategies
 
-from fakes import scenario
 from miniature import grouped, learning_config, make_policy, make_rollout
-from rank_samples import CPU, Case, Result, on_threads, play, run_rank, shards
+from rank_samples import Case, Result, on_threads, play, run_rank, shards
+from treadle.algorithms.advantages import Moments, normalize
 from treadle.config.algorithm import AlgorithmConfig
-from treadle.errors import DivergenceError
-from treadle.policies.critic import NoCritic
-from treadle.policies.openvla_oft import OpenVLAOFT
-from treadle.training.learner import Learner
-from treadle.training.ranks import ALONE
-from treadle.training.samples import estimate_advantages
+from treadle.training.ranks import ALONE, Ranks
+from treadle.training.samples import Samples, estimate_advantages, join_moments, measure_shares
 
 # Of four groups, the first and the last give a gradient; with three ranks, one has nothing but the others.
 SUCCESSES = [True, False, False, False, False, True, True, True, False, False, False]
@@ -111,22 +109,111 @@ def assert_same_update(ranks: list[Result], alone: Result) -> None:
         assert all(torch.equal(x, ranks[0].parameters[name]) for name, x in result.parameters.items())
 
 
+def test_normalisation_by_hand():
+    """Rewards 1, 2 | 6, 9: mean 4.5, deviations -3.5 -2.5 1.5 4.5, whose squares sum to 41. A shard alone would have
+    means of 1.5 and 7.5.
+    """
+    rewards = [torch.tensor([1.0, 2.0]), torch.tensor([6.0, 9.0, 50.0])]
+    valid = [torch.ones(2, dtype=torch.bool), torch.tensor([True, True, False])]
+
+    def work(ranks: Ranks) -> list[float]:
+        x, counted = rewards[ranks.rank], valid[ranks.rank]
+        (moments,) = join_moments([Moments.of(x, counted)], ranks)
+        return normalize(x, counted, eps=0.0, moments=moments).tolist()
+
+    std = (41 / 4) ** 0.5
+    first, second = on_threads(2, work)
+    assert first == pytest.approx([-3.5 / std, -2.5 / std])
+    assert second == pytest.approx([1.5 / std, 4.5 / std, 0])
+
+
+def test_samples_have_their_place_in_the_order_of_all():
+    """Orders 3 8 | 1 5 | none: the samples are 1 3 5 8, of which rank 0 holds the second and fourth."""
+    orders = [torch.tensor([3, 8]), torch.tensor([1, 5]), torch.tensor([], dtype=torch.long)]
+    found = on_threads(3, lambda ranks: ranks.place(orders[ranks.rank]).tolist())
+    assert found == [[-1, 0, -1, 1], [0, -1, 1, -1], [-1, -1, -1, -1]]
+    assert ALONE.place(orders[0]).tolist() == [0, 1]
+
+
+def test_sums_and_texts():
+    numbers = [torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0])]
+    assert on_threads(2, lambda ranks: ranks.sum(numbers[ranks.rank]).tolist()) == [[11, 22]] * 2
+    assert on_threads(2, lambda ranks: ranks.gather_text("é" * ranks.rank)) == [["", "é"]] * 2
+    assert on_threads(2, lambda ranks: ranks.gather_text("")) == [["", ""]] * 2
+    assert (ALONE.sum(numbers[0]).tolist(), ALONE.gather_text("a")) == ([1, 2], ["a"])
+
+
+@hypothesis.given(
+    sizes=strategies.lists(strategies.integers(1, 4), min_size=1, max_size=3).map(lambda parts: (*parts, 2)),
+    level=strategies.sampled_from(["action", "chunk"]),
+)
+@hypothesis.settings(max_examples=15)
+def test_samples_do_not_depend_on_the_number_of_ranks(
+    cases: dict[str, Case], sizes: tuple[int, ...], level: Literal["action", "chunk"]
+):
+    """Each sample has the advantage, the place and the weight that it has on one rank that holds all."""
+    policy, algorithm = cases["value head"].policy, AlgorithmConfig(reward_level=level)
+    rollouts = [make_rollout(policy, 2, sum(sizes), seed=seed) for seed in (1, 2)]
+    whole = estimate_advantages(rollouts, algorithm)
+    parts = shards(rollouts, sizes)
+
+    def work(ranks: Ranks) -> tuple[Samples, torch.Tensor, torch.Tensor]:
+        samples = estimate_advantages(parts[ranks.rank], algorithm, ranks=ranks)
+        return samples, samples.weights(ranks), ranks.place(samples.order)
+
+    found = on_threads(len(sizes), work)
+    held = torch.zeros(len(whole), dtype=torch.long)
+    for samples, weights, place in found:
+        mine = place >= 0
+        held += mine
+        rows = place[mine]
+        assert torch.equal(samples.tokens[rows], whole.tokens[mine])
+        assert torch.equal(samples.order[rows], whole.order[mine])
+        assert torch.allclose(samples.advantages[rows], whole.advantages[mine], atol=1e-5)
+        assert torch.allclose(weights[rows], whole.weights()[mine], atol=1e-5)
+    assert held.tolist() == [1] * len(whole)
+
+
+def test_a_rank_without_a_sample_takes_part(cases: dict[str, Case]):
+    """All of its groups are skipped, and metrics are those of one rank."""
+    case = cases["groups"]
+    algorithm = case.config.algorithm
+    parts = shards(case.rollouts, GROUP_SIZES[3])
+    dimensions = torch.ones(3, dtype=torch.bool)
+
+    def work(ranks: Ranks) -> tuple[int, dict[str, float]]:
+        samples = estimate_advantages(parts[ranks.rank], algorithm, ranks=ranks)
+        return int(samples.trained.sum()), measure_shares(parts[ranks.rank], samples, algorithm, dimensions, ranks)
+
+    found = on_threads(3, work)
+    alone = estimate_advantages(case.rollouts, algorithm)
+    wanted = measure_shares(case.rollouts, alone, algorithm, dimensions)
+    assert [count for count, _ in found] == [8, 0, int(alone.trained.sum()) - 8]
+    assert [metrics for _, metrics in found] == [wanted] * 3
+    assert wanted["update/filtered_group_share"] == 0.5
+
+
 @pytest.mark.integration
-@pytest.mark.parametrize("count", [2, 3])
-def test_processes_make_the_update_of_one(cases: dict[str, Case], tmp_path: Path, count: int):
+def test_processes_make_the_update_of_one(cases: dict[str, Case], tmp_path: Path):
+    """Three processes, and two of them; then, what one of three does wrong is told by all."""
     torch.save(cases, tmp_path / "cases.pt")
-    torch.multiprocessing.spawn(run_rank, (count, tmp_path), count)
-    found = [torch.load(tmp_path / f"found-{count}-{rank}.pt", weights_only=False) for rank in range(count)]
+    torch.multiprocessing.spawn(run_rank, (3, tmp_path), 3)
+    found = [torch.load(tmp_path / f"found-{rank}.pt", weights_only=False) for rank in range(3)]
     for name, case in cases.items():
-        assert_same_update([each[name] for each in found], play(case, case.rollouts))
-    last = count - 1
+        alone = play(case, case.rollouts)
+        assert_same_update([each["all"][name] for each in found], alone)
+        assert_same_update([each["two"][name] for each in found[:2]], alone)
     for rank, each in enumerate(found):
         faults = each["faults"]
-        assert faults["nan"].startswith(f"DivergenceError: rank {last}: rollout.reward is nan: training stopped")
-        assert faults["rollouts"].startswith(f"RankError: rank 0 has 2 rollouts and rank {last} has 4")
-        assert "lm_head.weight is not the same on ranks 0 and" in faults["parameters"]
+        assert faults["loss"].startswith("DivergenceError: rank 2: policy loss is nan")
+        assert faults["gradient"].startswith("DivergenceError: gradient of the policy, language_model.")
+        assert faults["nan"].startswith("DivergenceError: rank 2: rollout.reward is nan: training stopped")
+        assert faults["rollouts"].startswith("RankError: rank 0 has 2 rollouts and rank 2 has 4")
+        assert faults["parameters"].startswith(
+            "RankError: language_model.lm_head.weight is not the same on ranks 0 and 2"
+        )
         assert faults["group"].startswith("RankError: Scenario(")
         assert "is played on ranks 0 and 1" in faults["group"]
-        if rank < last:
-            assert f"rank {rank} waited for rank {last}, which" in each["absence"]
+        if rank < 2:
+            assert f"rank {rank} waited for rank 2, which" in each["absence"]
             assert "within 1 s" in each["absence"]

@@ -3,6 +3,7 @@
 Shapes: N decisions, K action tokens, V values per decision.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 
@@ -125,7 +126,7 @@ class PolicyPasses:
     @torch.no_grad()
     def log_probs(self, policy: Policy, samples: Samples, rows: Tensor) -> Tensor:
         """[rows, K] of the samples' tokens under a policy."""
-        found = [self._evaluate(policy, samples, part).log_probs.cpu() for part in rows.split(self._micro_batch)]
+        found = [self._evaluate(policy, samples, part).log_probs.cpu() for part in self._micro_batches(rows)]
         return torch.cat(found) if found else samples.log_probs[:0]
 
     def accumulate(
@@ -154,9 +155,8 @@ class PolicyPasses:
             totals = totals * (len(chosen) / len(minibatch))
         found = Passed.nothing()
         with self._ranks.together(DivergenceError):
-            rows = chosen[chosen >= 0]
-            for part in rows.split(self._micro_batch) if len(rows) else ():
-                found = found + self._pass(samples, weights, anchors, part, version, totals)
+            for rows in self._micro_batches(chosen[chosen >= 0]):
+                found = found + self._pass(samples, weights, anchors, rows, version, totals)
             check_finite("policy loss", found.loss)
             check_finite("value loss", found.value_loss)
         return found.joined(self._ranks)
@@ -190,6 +190,10 @@ class PolicyPasses:
             float(gap.amax()) if gap.numel() else 0.0,
             gap.numel(),
         )
+
+    def _micro_batches(self, rows: Tensor) -> Sequence[Tensor]:
+        """None of no rows, of which `split` would make one without rows."""
+        return rows.split(self._micro_batch) if len(rows) else ()
 
     def _evaluate(self, policy: Policy, samples: Samples, rows: Tensor) -> Evaluation:
         inputs = samples.inputs.take(rows).to(self._device)
