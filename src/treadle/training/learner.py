@@ -115,8 +115,8 @@ class Learner:
             check_finite("advantages", samples.advantages)
         metrics = measure_shares(rollouts, samples, config.algorithm, self._dimension_mask, ranks)
         behind = iteration - samples.versions
-        versions, decisions = ranks.sum(torch.tensor([int(behind.sum()), len(behind)])).tolist()
-        metrics["update/staleness"] = versions / max(decisions, 1)
+        versions_behind, decisions = ranks.sum(torch.tensor([int(behind.sum()), len(behind)])).tolist()
+        metrics["update/staleness"] = versions_behind / max(decisions, 1)
         self.optimizer.param_groups[0]["lr"] = metrics["update/learning_rate"] = self._learning_rate(iteration)
         if config.has_critic:
             metrics |= self._critic_fit.describe(samples)

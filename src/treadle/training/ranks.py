@@ -88,11 +88,11 @@ class ProcessRanks(Ranks):
         learner.update(my_rollouts, iteration)
 
     with the same policy, critic and config everywhere, and of each rank as many rollouts, of its own slots. Metrics are
-    of all ranks, but for `time/..`. Gradients are summed by the group's backend, over CPUs by gloo; all else is small
-    and goes from process to process by gloo.
+    of all ranks, but for `time/..`. Gradients on a CPU are summed by gloo, on another device by the group's own backend
+    (NCCL was not tested); all else is small, and goes from process to process by gloo.
 
     Args:
-        timeout: seconds that a rank waits for another. On NCCL the sum of gradients has its group's time-out.
+        timeout: seconds that a rank waits for another. The group's own backend has a time-out of its own.
         group: its processes; all by default.
 
     Raises:
