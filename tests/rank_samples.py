@@ -168,7 +168,7 @@ def complaints(case: Case, group_case: Case, ranks: ProcessRanks, count: int) ->
     if last:
         moved.policy.language_model.lm_head.weight.data[0, 0] += 1e-6
     slots = group_case.rollouts[0].valid.shape[1]
-    cut = shards(group_case.rollouts, [1, *[1] * (count - 2), slots - count + 1])[ranks.rank]
+    cut = shards(group_case.rollouts, [*[1] * (count - 1), slots - count + 1])[ranks.rank]
     return {
         "loss": complaint(lambda: play(with_loss(case, "spoilt"), parts, ranks)),
         "gradient": complaint(lambda: play(with_loss(case, "steep"), parts, ranks)),
@@ -189,7 +189,7 @@ def absence(timeout: float, ranks: Iterable[int]) -> str:
 
 
 def run_rank(rank: int, count: int, folder: Path) -> None:
-    """A spawned rank: the cases by all of ranks and by the first two, then all faults. Writes what it finds."""
+    """A spawned rank: the cases by all ranks and by the first two, then all faults. Writes what it finds."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=count)
     cases: dict[str, Case] = torch.load(folder / "cases.pt", weights_only=False)
@@ -200,6 +200,6 @@ def run_rank(rank: int, count: int, folder: Path) -> None:
         assert isinstance(two, dist.ProcessGroup)
         found["two"] = play_cases(cases, ProcessRanks(TIMEOUT, two), 2)
     found["faults"] = complaints(cases["value head"], cases["groups"], everyone, count)
-    found["absence"] = absence(1.0, range(count - 1))
+    found["absence"] = absence(2.0, range(count - 1))
     torch.save(found, folder / f"found-{rank}.pt")
     dist.destroy_process_group()

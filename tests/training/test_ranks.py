@@ -216,4 +216,4 @@ def test_processes_make_the_update_of_one(cases: dict[str, Case], tmp_path: Path
         assert "is played on ranks 0 and 1" in faults["group"]
         if rank < 2:
             assert f"rank {rank} waited for rank 2, which" in each["absence"]
-            assert "within 1 s" in each["absence"]
+            assert "within 2 s" in each["absence"]
