@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fakes import FakePolicy, FakeSimulator, Script, scenario
 from miniature import INSTRUCTIONS, learning_config, make_policy, make_rollout
-from treadle.algorithms.advantages import Moments, normalize
+from rank_samples import on_threads, shards
 from treadle.algorithms.masks import valid_actions
 from treadle.evaluation.evaluate import play
 from treadle.policies.critic import PrivilegedCritic, ValueHeadCritic
@@ -24,6 +24,8 @@ from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.host import Host
 from treadle.training.health import alarms
 from treadle.training.learner import Learner
+from treadle.training.ranks import ALONE, Ranks
+from treadle.training.samples import estimate_advantages
 from treadle.training.schedule import draw_minibatches
 
 CPU = torch.device("cpu")
@@ -105,14 +107,22 @@ def test_5_every_epoch_of_every_iteration_has_an_order_of_its_own():
     assert not has_fresh_orders(lambda iteration, epoch: draw_minibatches(30, 8, 0, iteration, 0))
 
 
-def test_6_advantages_are_normalised_over_all_ranks():
-    x = torch.tensor([1.0, 2.0, 3.0, 10.0, 20.0])
-    valid = torch.tensor([True, True, True, True, False])
-    parts = [(x[:3], valid[:3]), (x[3:], valid[3:])]
-    whole = normalize(x, valid)
-    moments = Moments.of(*parts[0]) + Moments.of(*parts[1])
-    assert torch.allclose(torch.cat([normalize(*part, moments=moments) for part in parts]), whole)
-    assert not torch.allclose(torch.cat([normalize(*part) for part in parts]), whole, atol=0.1)
+def test_6_advantages_are_normalised_over_all_ranks(base: OpenVLAOFT):
+    """Of four slots, two ranks have one and three; the first has larger rewards, which it would lose on its own."""
+    rollout, algorithm = make_rollout(base), learning_config().algorithm
+    rollout.reward[:, 0] += 10
+    slots = torch.arange(4).expand(3, 4).flatten()
+    whole = estimate_advantages([rollout], algorithm).advantages
+    parts = shards([rollout], (1, 3))
+
+    def normalised(ranks: Ranks, over: Ranks) -> Tensor:
+        return estimate_advantages(parts[ranks.rank], algorithm, ranks=over).advantages
+
+    together = on_threads(2, lambda ranks: normalised(ranks, ranks))
+    apart = on_threads(2, lambda ranks: normalised(ranks, ALONE))
+    for (first, other), sound in ((together, True), (apart, False)):
+        assert torch.allclose(first, whole[slots == 0], atol=1e-5) == sound
+        assert torch.allclose(other, whole[slots > 0], atol=1e-5) == sound
 
 
 def test_7_remainders_are_used():

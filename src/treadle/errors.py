@@ -28,5 +28,9 @@ class PlacementError(TreadleError):
     """Roles and devices that do not fit together."""
 
 
+class RankError(TreadleError):
+    """Ranks whose parts of a batch do not fit together, or one that others wait for in vain; names the ranks."""
+
+
 class DivergenceError(TreadleError):
     """A loss or gradient that is not finite; names the tensor. The last checkpoint is good."""

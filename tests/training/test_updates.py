@@ -194,7 +194,8 @@ def test_gradients_at_coarse_levels_do_not_depend_on_the_micro_batch(policy: Ope
         samples = estimate_advantages([rollout], settings.algorithm)
         samples = samples.take(samples.trained)
         found.append(gradient(policy, settings, samples, torch.arange(len(samples))))
-    assert torch.allclose(*found, atol=1e-6, rtol=1e-4)
+    # Entries are up to 10, and sums of terms of either sign.
+    assert torch.allclose(*found, atol=3e-5, rtol=1e-4)
 
 
 def test_order_of_decisions_does_not_change_a_steps_gradient(policy: OpenVLAOFT, rollout: Rollout):

@@ -79,18 +79,26 @@ def discounted_returns(rewards: Tensor, ended: Tensor, valid: Tensor, *, gamma: 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Count, mean and sum of squared deviations of some entries; those of parts (ranks, rollouts) add up."""
+    """Count, mean, sum of squared deviations and range of some entries; those of parts (ranks, rollouts) add up."""
 
     count: Tensor
     mean: Tensor
     deviations: Tensor
+    low: Tensor
+    """Infinite where there is no entry."""
+    high: Tensor
+    """Minus infinite where there is no entry."""
 
     @staticmethod
     def of(x: Tensor, valid: Tensor) -> "Moments":
         """Moments of the valid entries of x; both of one shape, which may be any."""
         count = valid.sum()
         mean = torch.where(valid, x, 0).sum() / count.clamp(min=1)
-        return Moments(count, mean, torch.where(valid, x - mean, 0).square().sum())
+        deviations = torch.where(valid, x - mean, 0).square().sum()
+        bound = x.new_full((1,), torch.inf)
+        low = torch.cat([torch.where(valid, x, torch.inf).flatten(), bound]).amin()
+        high = torch.cat([torch.where(valid, x, -torch.inf).flatten(), -bound]).amax()
+        return Moments(count, mean, deviations, low, high)
 
     def __add__(self, other: "Moments") -> "Moments":
         """Moments of both parts together (Chan et al. 1979, "Updating formulae and a pairwise algorithm")."""
@@ -98,7 +106,12 @@ class Moments:
         share = other.count / count.clamp(min=1)
         gap = other.mean - self.mean
         deviations = self.deviations + other.deviations + gap.square() * self.count * share
-        return Moments(count, self.mean + gap * share, deviations)
+        low, high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
+        return Moments(count, self.mean + gap * share, deviations, low, high)
+
+    def numbers(self) -> Tensor:
+        """[5] float64, from which `Moments(*numbers)` is made again."""
+        return torch.stack([self.count, self.mean, self.deviations, self.low, self.high]).double()
 
 
 def normalize(advantages: Tensor, valid: Tensor, eps: float = 1e-5, moments: Moments | None = None) -> Tensor:
@@ -115,11 +128,11 @@ def normalize(advantages: Tensor, valid: Tensor, eps: float = 1e-5, moments: Mom
     return torch.where(whole.count > 1, centered / (std + eps), masked)
 
 
-def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
-    """`1 - Var[returns - values] / Var[returns]` over the valid entries, a scalar: 1 is a perfect critic, 0 no better
-    than a constant. Returns that do not vary (or fewer than 2) give 0, as there is nothing to explain.
+def explained_variance(errors: Moments, returns: Moments) -> Tensor:
+    """`1 - Var[returns - values] / Var[returns]`, a scalar, of the moments of `returns - values` and of returns: 1 is a
+    perfect critic, 0 no better than a constant. Returns that do not vary (or fewer than 2) give 0, as there is nothing
+    to explain.
     """
-    wanted, error = returns[valid], (returns - values)[valid]
-    if wanted.numel() < 2 or bool(wanted.eq(wanted[0]).all()):
-        return torch.zeros((), dtype=returns.dtype, device=returns.device)
-    return 1 - error.var(correction=0) / wanted.var(correction=0)
+    # By comparing, as equal entries have a small deviation by rounding.
+    varied = returns.high > returns.low
+    return torch.where(varied, 1 - errors.deviations / torch.where(varied, returns.deviations, 1), 0)

@@ -103,6 +103,12 @@ class PolicyMetrics:
     stale_weight: Tensor
     """Mean weight of data from an older policy, 1 for fresh data."""
 
+    @classmethod
+    def nothing(cls) -> "PolicyMetrics":
+        """Of no decisions: leaves what it is added to as it is."""
+        zero = torch.zeros((), dtype=torch.float64)
+        return cls(**{field.name: zero + torch.inf if field.name == "ratio_min" else zero for field in fields(cls)})
+
     def __add__(self, other: "PolicyMetrics") -> "PolicyMetrics":
         """Metrics of two micro-batches of one minibatch."""
         joins = {"ratio_min": torch.minimum, "ratio_max": torch.maximum}

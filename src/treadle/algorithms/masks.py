@@ -69,7 +69,12 @@ def episode_lengths(ended: Tensor, valid: Tensor) -> Tensor:
     return torch.where(played > 0, totals.gather(0, episode), 0)
 
 
-def trajectory_weights(lengths: Tensor, valid: Tensor) -> Tensor:
+def trajectory_totals(lengths: Tensor, valid: Tensor) -> Tensor:
+    """[2] valid actions and episodes of decisions, as `trajectory_weights` counts them; those of parts add up."""
+    return torch.stack([valid.sum(), (valid.sum(-1) * _inverse_lengths(lengths, valid)).sum()]).double()
+
+
+def trajectory_weights(lengths: Tensor, valid: Tensor, totals: Tensor | None = None) -> Tensor:
     """Weights [N] of decisions under which the mean over valid actions is the mean over episodes of each one's mean.
 
         w_i = (total valid / episodes) / length_i
@@ -80,8 +85,11 @@ def trajectory_weights(lengths: Tensor, valid: Tensor) -> Tensor:
     Args:
         lengths: [N] valid actions of each decision's episode.
         valid: [N, C].
+        totals: `trajectory_totals` of the whole batch that the decisions are a part of, by default of these.
     """
-    played = valid.sum(-1)
-    raw = torch.where(played > 0, 1 / lengths.clamp(min=1).float(), 0)
-    episodes = (played * raw).sum()
-    return raw * played.sum() / torch.where(episodes > 0, episodes, 1)
+    played, episodes = trajectory_totals(lengths, valid) if totals is None else totals
+    return _inverse_lengths(lengths, valid) * played / torch.where(episodes > 0, episodes, 1)
+
+
+def _inverse_lengths(lengths: Tensor, valid: Tensor) -> Tensor:
+    return torch.where(valid.any(-1), 1 / lengths.clamp(min=1).float(), 0)

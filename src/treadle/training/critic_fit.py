@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from treadle.algorithms.advantages import explained_variance
-from treadle.algorithms.levels import masked_mean
+from treadle.algorithms.advantages import Moments, explained_variance
 from treadle.algorithms.value_loss import ValueBatch, value_loss
 from treadle.config.schema import TrainConfig
+from treadle.errors import DivergenceError
 from treadle.policies.critic import Critic
 from treadle.training.health import check_finite, check_gradients
-from treadle.training.samples import Samples
+from treadle.training.ranks import ALONE, Ranks
+from treadle.training.samples import Samples, join_moments
 from treadle.training.schedule import draw_minibatches
 
 
@@ -20,21 +21,24 @@ class CriticFit:
         critic: a head of the policy, a network of its own, or a stand-in without parameters.
         config: the run's settings.
         device: where updates are computed.
+        ranks: those that hold the batch.
     """
 
-    def __init__(self, critic: Critic, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, critic: Critic, config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> None:
         self.critic = critic
         self._config = config
         self._device = device
+        self._ranks = ranks
         self.is_head = config.has_critic and not critic.reads_state
         """The critic is the policy's head, and learns with it."""
 
     def describe(self, samples: Samples) -> dict[str, float]:
         """How good the values were that the rollouts noted, as metrics."""
-        played = self.entries(samples.valid)
+        played, own = self.entries(samples.valid), (samples.returns - samples.values, samples.returns)
+        errors, returns = join_moments([Moments.of(x, played) for x in own], self._ranks)
         return {
-            "critic/explained_variance": float(explained_variance(samples.values, samples.returns, played)),
-            "critic/mean_return": float(masked_mean(samples.returns, played)),
+            "critic/explained_variance": float(explained_variance(errors, returns)),
+            "critic/mean_return": float(returns.mean),
         }
 
     def entries(self, valid: Tensor) -> Tensor:
@@ -49,26 +53,33 @@ class CriticFit:
         return self._loss(samples, rows, values, entries)
 
     def fit(self, samples: Samples, optimizer: torch.optim.Optimizer, iteration: int) -> float:
-        """Epochs of minibatches through a network of its own; returns the mean loss.
+        """Epochs of minibatches of all ranks' samples through a network of its own; returns the mean loss.
 
         Raises:
             DivergenceError: a loss or gradient is not finite.
         """
-        network, config = self.critic, self._config
+        network, config, ranks = self.critic, self._config, self._ranks
         assert isinstance(network, nn.Module)
+        place = ranks.place(samples.order)
         losses: list[float] = []
         for epoch in range(config.critic.epochs):
-            for rows in draw_minibatches(len(samples), config.algorithm.minibatch, config.seed, iteration, -1 - epoch):
-                values = network(None, samples.state[rows].to(self._device))
-                loss = self._loss(samples, rows, values, self.entries(samples.valid[rows]).sum())
-                loss.backward()
+            for drawn in draw_minibatches(len(place), config.algorithm.minibatch, config.seed, iteration, -1 - epoch):
+                rows = place[drawn]
+                rows = rows[rows >= 0]
+                entries = ranks.sum(self.entries(samples.valid[rows]).sum())
+                with ranks.together(DivergenceError):
+                    values = network(None, samples.state[rows].to(self._device))
+                    loss = self._loss(samples, rows, values, entries)
+                    loss.backward()
+                    check_finite("value loss", loss.detach())
+                ranks.sum_gradients(network.parameters())
                 norm = nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.gradient_norm)
-                check_finite("value loss", loss.detach())
                 check_gradients("critic", norm, network, network.parameters())
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 losses.append(float(loss.detach()))
-        return sum(losses) / len(losses) if losses else 0.0
+        whole = ranks.sum(torch.tensor(losses, dtype=torch.float64)).tolist()
+        return sum(whole) / len(whole) if whole else 0.0
 
     def _loss(self, samples: Samples, rows: Tensor, values: Tensor, entries: Tensor) -> Tensor:
         batch = ValueBatch(

@@ -1,6 +1,6 @@
 """Updates of a policy and its critic from rollouts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from treadle.training.critic_fit import CriticFit
 from treadle.training.health import check_finite, check_gradients, check_rollouts
 from treadle.training.optimizer import MasterAdamW
 from treadle.training.passes import Anchors, Passed, PolicyPasses
+from treadle.training.ranks import ALONE, Ranks
 from treadle.training.samples import Samples, estimate_advantages, find_estimator, measure_shares
 from treadle.training.schedule import draw_minibatches, learning_rate_share
 
@@ -31,6 +32,7 @@ class Learner:
         config: the run's settings.
         device: where updates are computed.
         reference: the frozen policy that the loss keeps near, where it has a weight.
+        ranks: processes that make the update together, each with rollouts of its own slots.
 
     Raises:
         ConfigError: A frozen dimension that the policy does not have, or no other is left; an estimator or loss that
@@ -44,6 +46,7 @@ class Learner:
         config: TrainConfig,
         device: torch.device,
         reference: Policy | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         assert isinstance(policy, nn.Module)
         self._module: nn.Module = policy
@@ -51,14 +54,15 @@ class Learner:
         self.critic = critic
         self._config = config
         self._reference = reference
+        self._ranks = ranks
         self._reference_coefficient = config.algorithm.reference.coefficient
         self._estimator = find_estimator(config.algorithm.estimator)
         groups = policy.freeze(vision=config.policy.freeze_vision)
         self._policy_parameters = groups["policy"]
         self._critic_parameters = list(critic.parameters()) if isinstance(critic, nn.Module) else groups["value"]
         self._dimension_mask = _trained_dimensions(config.policy.frozen_dimensions, policy.action_dim)
-        self._critic_fit = CriticFit(critic, config, device)
-        self._passes = PolicyPasses(policy, self._critic_fit, config, self._dimension_mask, device)
+        self._critic_fit = CriticFit(critic, config, device, ranks)
+        self._passes = PolicyPasses(policy, self._critic_fit, config, self._dimension_mask, device, ranks)
         self.optimizer = MasterAdamW(
             [
                 {"params": self._policy_parameters, "lr": config.optimizer.learning_rate},
@@ -70,10 +74,12 @@ class Learner:
         )
 
     def update(self, rollouts: Sequence[Rollout], iteration: int) -> dict[str, float]:
-        """One iteration's epochs over what was collected for it. Returns metrics by name, `time/...` in seconds.
+        """One iteration's epochs over what was collected for it. Returns metrics by name, of all ranks; `time/...`, in
+        seconds, is of this one.
 
         Raises:
-            DivergenceError: Something is not finite; parameters are as before that step.
+            DivergenceError: Something is not finite, on whichever rank; parameters are as before that step.
+            RankError: Ranks do not fit together, or one is missing.
         """
         try:
             return self._update(rollouts, iteration)
@@ -85,25 +91,32 @@ class Learner:
         """[P] on the CPU: the gradient of the policy's loss over all that was collected, as one minibatch; 0 where
         nothing of it is trained. Changes nothing.
         """
-        samples = estimate_advantages(rollouts, self._config.algorithm, self._estimator)
+        samples = estimate_advantages(rollouts, self._config.algorithm, self._estimator, self._ranks)
         samples = samples.take(samples.trained)
-        if len(samples):
+        place = self._ranks.place(samples.order)
+        if len(place):
             self.policy.train()
-            weights = samples.weights() if self._config.algorithm.trajectory_weights else None
-            (rows,) = draw_minibatches(len(samples), len(samples), self._config.seed, iteration, 0)
-            self._passes.accumulate(samples, weights, self._anchors(samples, iteration), rows, iteration)
+            weights = samples.weights(self._ranks) if self._config.algorithm.trajectory_weights else None
+            (drawn,) = draw_minibatches(len(place), len(place), self._config.seed, iteration, 0)
+            self._passes.accumulate(samples, weights, self._anchors(samples, iteration), place[drawn], iteration)
+            self._ranks.sum_gradients(self._policy_parameters)
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._policy_parameters]
         gradient = torch.cat([part.flatten().float().cpu() for part in parts])
         self.optimizer.zero_grad(set_to_none=True)
         return gradient
 
     def _update(self, rollouts: Sequence[Rollout], iteration: int) -> dict[str, float]:
-        watch, config = Stopwatch(), self._config
-        check_rollouts(rollouts)
-        samples = estimate_advantages(rollouts, config.algorithm, self._estimator)
-        check_finite("advantages", samples.advantages)
-        metrics = measure_shares(rollouts, samples, config.algorithm, self._dimension_mask)
-        metrics["update/staleness"] = float(iteration - samples.versions.float().mean()) if len(samples) else 0.0
+        watch, config, ranks = Stopwatch(), self._config, self._ranks
+        ranks.check_same(self._named_parameters())
+        with ranks.together(DivergenceError):
+            check_rollouts(rollouts)
+        samples = estimate_advantages(rollouts, config.algorithm, self._estimator, ranks)
+        with ranks.together(DivergenceError):
+            check_finite("advantages", samples.advantages)
+        metrics = measure_shares(rollouts, samples, config.algorithm, self._dimension_mask, ranks)
+        behind = iteration - samples.versions
+        versions_behind, decisions = ranks.sum(torch.tensor([int(behind.sum()), len(behind)])).tolist()
+        metrics["update/staleness"] = versions_behind / max(decisions, 1)
         self.optimizer.param_groups[0]["lr"] = metrics["update/learning_rate"] = self._learning_rate(iteration)
         if config.has_critic:
             metrics |= self._critic_fit.describe(samples)
@@ -118,23 +131,24 @@ class Learner:
     def _fit_policy(self, samples: Samples, iteration: int) -> dict[str, float]:
         """Epochs of minibatches through the policy."""
         algorithm = self._config.algorithm
-        if not len(samples):
+        place = self._ranks.place(samples.order)
+        if not len(place):
             return {"update/steps": 0.0}
         self.policy.train()
-        weights = samples.weights() if algorithm.trajectory_weights else None
+        weights = samples.weights(self._ranks) if algorithm.trajectory_weights else None
         anchors = self._anchors(samples, iteration)
         passed: list[Passed] = []
         norms: list[float] = []
         for epoch in range(algorithm.epochs):
             start = len(passed)
-            for rows in draw_minibatches(len(samples), algorithm.minibatch, self._config.seed, iteration, epoch):
-                passed.append(self._passes.accumulate(samples, weights, anchors, rows, iteration))
+            for drawn in draw_minibatches(len(place), algorithm.minibatch, self._config.seed, iteration, epoch):
+                passed.append(self._passes.accumulate(samples, weights, anchors, place[drawn], iteration))
                 norms.append(self._step(iteration))
             if algorithm.target_kl is not None:
                 kl = [float(part.metrics.kl) for part in passed[start:]]
                 if sum(kl) / len(kl) > algorithm.target_kl:
                     break
-        metrics = _summarize(passed, len(samples))
+        metrics = _summarize(passed, len(place))
         metrics["update/gradient_norm"] = _mean(norms)
         if self._critic_fit.is_head:
             metrics["critic/loss"] = _mean([part.value_loss for part in passed])
@@ -146,7 +160,8 @@ class Learner:
         """Log-probs under policies that stand still; passes are spent only where they are not known already."""
         anchors = Anchors()
         stale = (samples.versions < iteration).nonzero()[:, 0]
-        if self._config.algorithm.decoupled and len(stale):
+        # Of fresh data the proximal policy is the one that acted, but its weight is capped like that of stale data.
+        if self._config.algorithm.decoupled and bool(self._ranks.sum(torch.tensor(len(stale)))):
             proximal = samples.log_probs.clone()
             proximal[stale] = self._passes.log_probs(self.policy, samples, stale)
             anchors.proximal = proximal
@@ -167,8 +182,11 @@ class Learner:
         self._passes.weigh_reference(coefficient)
 
     def _step(self, iteration: int) -> float:
-        """Clip, check and apply gradients; returns the policy's gradient norm."""
+        """Sum gradients over ranks, clip, check and apply them; returns the policy's gradient norm."""
         limit = self._config.optimizer.gradient_norm
+        self._ranks.sum_gradients(
+            [*self._policy_parameters, *(self._critic_parameters if self._critic_fit.is_head else [])]
+        )
         norm = nn.utils.clip_grad_norm_(self._policy_parameters, limit)
         check_gradients("policy", norm, self._module, self._policy_parameters)
         if self._critic_fit.is_head:
@@ -191,6 +209,14 @@ class Learner:
             config.final_share,
             config.schedule,
         )
+
+    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All that updates change."""
+        names = {id(parameter): name for name, parameter in self._module.named_parameters()}
+        critic = self.critic.named_parameters() if isinstance(self.critic, nn.Module) else ()
+        names |= {id(parameter): f"critic.{name}" for name, parameter in critic}
+        for parameter in (*self._policy_parameters, *self._critic_parameters):
+            yield names[id(parameter)], parameter
 
     @property
     def trained(self) -> list[nn.Parameter]:

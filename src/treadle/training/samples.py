@@ -20,14 +20,20 @@ from treadle.algorithms.masks import (
     episode_lengths,
     flatten_actions,
     reduce_to_chunk,
+    trajectory_totals,
     trajectory_weights,
     unflatten_actions,
 )
 from treadle.config.algorithm import GROUP_ESTIMATORS, AlgorithmConfig
 from treadle.data.rollout import Rollout
 from treadle.data.scenario import Scenario
+from treadle.errors import RankError
 from treadle.plugins import import_callable
 from treadle.policies.protocol import Inputs
+from treadle.training.ranks import ALONE, Ranks
+
+_PLACES = 2**21
+"""More than the rollouts, decisions or slots of an update; three such digits fill an int64."""
 
 
 @dataclass(slots=True)
@@ -55,6 +61,8 @@ class Samples:
     """[N] valid actions of the decision's episode."""
     trained: Tensor
     """[N] bool, gives the policy a gradient; the others are of groups that are skipped."""
+    order: Tensor
+    """[N] int64, grows with rollout, decision and slot, counted over all ranks: the same for any number of ranks."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -75,9 +83,9 @@ class Samples:
         tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         return Samples(Inputs.cat([part.inputs for part in parts]), **tensors)
 
-    def weights(self) -> Tensor:
-        """[N] under which every episode counts the same, however long."""
-        return trajectory_weights(self.lengths, self.valid)
+    def weights(self, ranks: Ranks = ALONE) -> Tensor:
+        """[N] under which every episode counts the same, however long and on whichever rank."""
+        return trajectory_weights(self.lengths, self.valid, ranks.sum(trajectory_totals(self.lengths, self.valid)))
 
 
 def find_estimator(name: str) -> Estimator:
@@ -86,9 +94,20 @@ def find_estimator(name: str) -> Estimator:
 
 
 def estimate_advantages(
-    rollouts: Sequence[Rollout], algorithm: AlgorithmConfig, estimator: Estimator | None = None
+    rollouts: Sequence[Rollout],
+    algorithm: AlgorithmConfig,
+    estimator: Estimator | None = None,
+    ranks: Ranks = ALONE,
 ) -> Samples:
-    """Advantages at the configured level, normalised over all that the rollouts hold of worth for a gradient."""
+    """Advantages at the configured level, normalised over all that the rollouts of all ranks hold of worth for a
+    gradient. An estimator sees a rollout of one rank, so groups are whole in it.
+
+    Raises:
+        RankError: A group is divided among ranks, or ranks have different numbers of rollouts.
+    """
+    if algorithm.group_size > 1:
+        _check_groups(rollouts, algorithm, ranks)
+    before = [int(sizes[: ranks.rank, 1].sum()) for sizes in _sizes(rollouts, ranks)]
     estimate = estimator or find_estimator(algorithm.estimator)
     timelines = [_timeline(rollout, algorithm) for rollout in rollouts]
     estimates = [estimate(timeline) for timeline in timelines]
@@ -96,13 +115,24 @@ def estimate_advantages(
     if algorithm.normalize_advantages:
         counted = [timeline.valid & slots for timeline, slots in zip(timelines, selected, strict=True)]
         moments = [Moments.of(e.advantages, count) for e, count in zip(estimates, counted, strict=True)]
-        whole = reduce(Moments.__add__, moments)
+        (whole,) = join_moments([reduce(Moments.__add__, moments)], ranks)
         estimates = [
             replace(e, advantages=normalize(e.advantages, count, moments=whole))
             for e, count in zip(estimates, counted, strict=True)
         ]
-    parts = zip(rollouts, estimates, selected, strict=True)
-    return Samples.cat([_samples(rollout, algorithm, e, slots) for rollout, e, slots in parts])
+    parts = zip(rollouts, estimates, selected, before, strict=True)
+    samples = [
+        _samples(rollout, algorithm, e, slots, _order(number, rollout, first))
+        for number, (rollout, e, slots, first) in enumerate(parts)
+    ]
+    return Samples.cat(samples)
+
+
+def join_moments(own: Sequence[Moments], ranks: Ranks) -> list[Moments]:
+    """Moments over all ranks of several things of which this rank has its own."""
+    each = ranks.gather(torch.stack([moments.numbers() for moments in own]))
+    dtype = own[0].mean.dtype
+    return [reduce(Moments.__add__, (Moments(*part[i].to(dtype)) for part in each)) for i in range(len(own))]
 
 
 def select_slots(rollout: Rollout, algorithm: AlgorithmConfig) -> Tensor:
@@ -140,24 +170,68 @@ def count_groups(rollout: Rollout, algorithm: AlgorithmConfig) -> tuple[int, int
 
 
 def measure_shares(
-    rollouts: Sequence[Rollout], samples: Samples, algorithm: AlgorithmConfig, dimension_mask: Tensor
+    rollouts: Sequence[Rollout],
+    samples: Samples,
+    algorithm: AlgorithmConfig,
+    dimension_mask: Tensor,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """What of the rollouts is of use to the policy, as metrics: actions that were played, groups that are skipped, and
-    tokens that can have no gradient since they were not played, are of a skipped group or a dimension that is not
-    trained (`dimension_mask` [A], False), or have an advantage of 0.
+    """What of all ranks' rollouts is of use to the policy, as metrics: actions that were played, groups that are
+    skipped, and tokens that can have no gradient since they were not played, are of a skipped group or a dimension that
+    is not trained (`dimension_mask` [A], False), or have an advantage of 0.
     """
-    actions = sum(rollout.valid.numel() for rollout in rollouts)
+    # Where ranks played different numbers of decisions, there was room for as many in every slot.
+    room = sum(int(sizes[:, 0].max() * sizes[:, 1].sum()) for sizes in _sizes(rollouts, ranks))
+    actions = room * rollouts[0].valid.shape[2]
     advantages = samples.advantages if samples.advantages.dim() == 2 else samples.advantages[:, None]
     alive = samples.valid & samples.trained[:, None] & (advantages != 0)
-    tokens = float(alive.sum() * dimension_mask.sum()) / (actions * len(dimension_mask))
+    valid = sum(int(rollout.valid.sum()) for rollout in rollouts)
+    counts = [count_groups(rollout, algorithm) for rollout in rollouts] if algorithm.group_size > 1 else []
+    kept, groups = sum(count[0] for count in counts), sum(count[1] for count in counts)
+    valid, tokens, kept, groups = ranks.sum(
+        torch.tensor([valid, int(alive.sum() * dimension_mask.sum()), kept, groups])
+    ).tolist()
     metrics = {
-        "update/valid_share": sum(float(rollout.valid.sum()) for rollout in rollouts) / actions,
-        "update/dead_token_share": 1 - tokens,
+        "update/valid_share": valid / actions,
+        "update/dead_token_share": 1 - tokens / (actions * len(dimension_mask)),
     }
-    if algorithm.group_size > 1:
-        kept, groups = (sum(counts) for counts in zip(*(count_groups(r, algorithm) for r in rollouts), strict=True))
+    if groups:
         metrics["update/filtered_group_share"] = 1 - kept / groups
     return metrics
+
+
+def _sizes(rollouts: Sequence[Rollout], ranks: Ranks) -> list[Tensor]:
+    """[ranks, 2] of each rollout: how many decisions it has on each rank, and how many slots. Raises RankError."""
+    each = ranks.gather(torch.tensor([rollout.valid.shape[:2] for rollout in rollouts]))
+    for rank, sizes in enumerate(each):
+        if len(sizes) != len(each[0]):
+            raise RankError(
+                f"rank 0 has {len(each[0])} rollouts and rank {rank} has {len(sizes)}: the parts of a batch belong "
+                "together by rollout; collect as many on every rank"
+            )
+    return list(torch.stack(each, 1))
+
+
+def _check_groups(rollouts: Sequence[Rollout], algorithm: AlgorithmConfig, ranks: Ranks) -> None:
+    """Raises RankError where two ranks play a scenario in one rollout."""
+    lines = [f"{i} {scenario!r}" for i, rollout in enumerate(rollouts) for scenario in set(rollout.scenarios[0])]
+    holders: dict[str, int] = {}
+    for rank, text in enumerate(ranks.gather_text("\n".join(lines))):
+        for line in text.splitlines():
+            holder = holders.setdefault(line, rank)
+            if holder != rank:
+                raise RankError(
+                    f"{line.partition(' ')[2]} is played on ranks {holder} and {rank}: the episodes of a group are "
+                    f"compared within a rank; give each rank groups of algorithm.group_size {algorithm.group_size} "
+                    "neighbouring slots, whole, and no scenario to two of them"
+                )
+
+
+def _order(number: int, rollout: Rollout, first: int) -> Tensor:
+    """[T, B] of one rank's part of rollout `number`, whose slots are `first` and on of all ranks' slots."""
+    decisions, slots = rollout.valid.shape[:2]
+    rows = number * _PLACES + torch.arange(decisions)[:, None]
+    return rows * _PLACES + first + torch.arange(slots)
 
 
 def _timeline(rollout: Rollout, algorithm: AlgorithmConfig) -> Timeline:
@@ -186,7 +260,9 @@ def _timeline(rollout: Rollout, algorithm: AlgorithmConfig) -> Timeline:
     )
 
 
-def _samples(rollout: Rollout, algorithm: AlgorithmConfig, estimate: Estimate, selected: Tensor) -> Samples:
+def _samples(
+    rollout: Rollout, algorithm: AlgorithmConfig, estimate: Estimate, selected: Tensor, order: Tensor
+) -> Samples:
     """One rollout's decisions that were played, time-major."""
     steps, slots, chunk = rollout.reward.shape
     advantages = estimate.advantages
@@ -209,6 +285,7 @@ def _samples(rollout: Rollout, algorithm: AlgorithmConfig, estimate: Estimate, s
         rollout.versions,
         episode_lengths(rollout.terminated | rollout.truncated, rollout.valid),
         selected.expand(steps, slots),
+        order,
     )
     samples = Samples(Inputs.cat(rollout.inputs), *(x.flatten(0, 1) for x in columns))
     return samples.take(samples.valid.any(-1))
