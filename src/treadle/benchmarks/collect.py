@@ -44,24 +44,24 @@ Kind = Literal["threads", "processes"]
 SYNTHETIC = "synthetic"
 LEAST_REPEATS = 3
 """Alternations of lockstep and lanes, however long they take."""
-SECONDS, SYNTHETIC_SECONDS = 60.0, 15.0
+SECONDS, SYNTHETIC_SECONDS = 60.0, 12.0
 """Least time of all alternations."""
 _LANES, _DECISIONS = 4, 10
-_SECONDS = 0.005
-"""Of the synthetic pair, for each slot, to simulate and to generate alike: 80 ms for all slots, less than any real
-simulator takes for a chunk."""
+_SECONDS = 0.008
+"""Of the synthetic pair, for each slot, to simulate and to generate alike: less than simulators with a renderer take
+for a chunk."""
 _LONG = 10_000
 """Control steps: no episode of the synthetic pair ends."""
 _PACED = ("simulator.name=treadle.benchmarks.paced:PacedSimulator", f"simulator.horizon={_LONG}")
-_SYNTHETIC = (*_PACED, "simulator.slots=16", "decisions=20", f"simulator.options.seconds={_SECONDS}")
+_SYNTHETIC = (*_PACED, "simulator.slots=16", "decisions=16", f"simulator.options.seconds={_SECONDS}")
 
-_STRAGGLING_SECONDS = (0.01, 0.0002)
+_STRAGGLING_SECONDS = (0.015, 0.0002)
 """To simulate and to generate a slot."""
 # A rollout lasts as long as its slowest lane: many decisions, so that chance is fair to all lanes.
 _STRAGGLING = (
     *_PACED,
     "simulator.slots=4",
-    "decisions=200",
+    "decisions=110",
     f"simulator.options.seconds={_STRAGGLING_SECONDS[0]}",
     "simulator.options.wait=sleep",
     "simulator.options.stragglers=0.1",

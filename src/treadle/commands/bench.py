@@ -35,7 +35,8 @@ def bench_curves(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            "--variant", help="ppo, grpo, grpo-scores, grpo-20-percent, grpo-filter, grpo-refill; repeatable."
+            "--variant",
+            help="ppo, ppo-half, grpo, grpo-scores, grpo-20-percent, grpo-filter, grpo-refill; repeatable.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each.")] = 2,
@@ -109,7 +110,7 @@ def bench_collect(
         float | None,
         typer.Option(
             min=0,
-            help="Least time spent, by default 15 for the synthetic pair and 60 else; three alternations at least.",
+            help="Least time spent, by default 12 for the synthetic pair and 60 else; three alternations at least.",
         ),
     ] = None,
     json: JsonFile = None,
