@@ -28,6 +28,8 @@ FRAME = 64
 SPLITS = ((2, 1), (2, 2), (4, 1), (4, 2), (4, 4))
 """Lanes and workers that the environments are also divided among."""
 _HORIZON = 200
+_WARM_UP = 3
+"""Rounds that are not counted."""
 
 Kind = Literal["threads", "processes"]
 
@@ -101,7 +103,7 @@ def _rows(slots: int, table: Iterable[int], splits: Iterable[tuple[int, int]], s
 
 
 def measure(slots: int, lanes: int, workers: int, kind: Kind, frame: int, seconds: float) -> Exchange:
-    """The cost of an exchange; the first round warms up."""
+    """The cost of an exchange; the first rounds warm up."""
     factory = SimulatorFactory("treadle.benchmarks.paced:PacedSimulator", {"horizon": _HORIZON, "image_size": frame})
     # On a machine with cores to spare, workers and policy do not take each other's.
     cores = usable_cores()
@@ -114,7 +116,8 @@ def measure(slots: int, lanes: int, workers: int, kind: Kind, frame: int, second
     policy: Any = SmallPolicy(frame)
     with Lanes(plan, policy.chunk) as opened:
         collector = Collector(opened, policy, Sampling(), NoCritic(), encode=True, cores=pins[1])
-        collector.collect(decisions, version=0)
+        for _ in range(_WARM_UP):
+            collector.collect(decisions, version=0)
         while len(rounds) < 3 or sum(rounds) < seconds:
             rounds.append(collector.collect(decisions, version=0).seconds["collect"])
     return Exchange(slots, lanes, workers, kind, frame, float(np.median(rounds)) / decisions * 1000)

@@ -26,7 +26,10 @@ class RolloutStorage:
         tensor = self._tensors.get(name)
         if tensor is None:
             tensor = self._tensors[name] = values.new_zeros(*self._shape, *values.shape[1:])
-        tensor[t, rows] = values
+        if isinstance(rows, slice):
+            tensor[t].narrow(0, rows.start, len(values)).copy_(values)
+        else:
+            tensor[t, rows] = values
 
     def put_inputs(self, t: int, rows: slice | NDArray[np.intp], inputs: Inputs) -> None:
         """Keep inputs [n] as rows of decision `t`."""
