@@ -32,13 +32,15 @@ class SmallPolicy(nn.Module):
         super().__init__()
         pixels = 3 * len(range(0, image_size, _STRIDE)) ** 2
         widths = (PROPRIOCEPTION + pixels, 64, 64, ACTIONS)
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        layers = [nn.Linear(*pair) for pair in pairwise(widths)]
+        # Bare tensors: calls of modules cost more than layers of this size.
+        self._layers = [(layer.bias.detach(), layer.weight.detach().t()) for layer in layers]
         self._seconds = seconds
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.layers[0].weight.device  # type: ignore[union-attr, return-value]
+        """Where the weights are."""
+        return self._layers[0][0].device
 
     def prepare(
         self, frames: NDArray[np.uint8], instructions: list[str], proprioception: NDArray[np.float32]
@@ -61,8 +63,8 @@ class SmallPolicy(nn.Module):
         if self._seconds:
             spin(self._seconds * len(inputs))
         x = inputs.features[:, 0]
-        # Without the modules' own calls, which cost more than layers of this size.
-        for layer in self.layers[:-1]:
-            x = torch.addmm(layer.bias, x, layer.weight.t()).tanh_()
-        actions = torch.addmm(self.layers[-1].bias, x, self.layers[-1].weight.t())
+        *hidden, last = self._layers
+        for bias, weight in hidden:
+            x = torch.addmm(bias, x, weight).tanh_()
+        actions = torch.addmm(last[0], x, last[1])
         return Decision(actions[:, None], actions.long(), torch.zeros_like(actions), None)
