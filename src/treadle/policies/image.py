@@ -58,7 +58,8 @@ def crop_centre(pixels: Tensor, share: float) -> Tensor:
 
 def _between(size: int, share: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Of each of `size` samples along a cropped side: the pixel before, the pixel after, and the way between them."""
-    kept = torch.tensor(share).sqrt()
+    # In float64 and then rounded: torch's float32 square root is not the nearest number on every processor.
+    kept = torch.tensor(share).double().sqrt().float()
     first = (1 - kept) / 2
     step = (first + kept - first) * (size - 1) / (size - 1)
     place = first * (size - 1) + torch.arange(size) * step
