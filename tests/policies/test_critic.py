@@ -15,7 +15,9 @@ def test_a_privileged_value_belongs_to_the_state_before_its_action():
     moved[:, 1] += 1
     assert torch.allclose(critic(None, moved)[:, 0], values[:, 0], atol=1e-6)
     assert not torch.isclose(critic(None, moved)[:, 1], values[:, 1]).any()
-    assert torch.allclose(critic(None, states[:, :1]), values[:, :1], atol=1e-6), "the first alone is valued as the first of all"
+    assert torch.allclose(critic(None, states[:, :1]), values[:, :1], atol=1e-6), (
+        "the first alone is valued as the first of all"
+    )
     same = states[:, :1].expand(-1, 2, -1)
     assert not torch.isclose(*critic(None, same).unbind(1)).any(), "the position in the chunk counts"
 
