@@ -92,6 +92,10 @@ def moving_mean(y: Sequence[float], window: int) -> list[float]:
     return means
 
 
+_HALF_CHARACTER = 3.4
+"""Of a label, so that the last one ends inside the picture."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Scale:
     x_low: float
@@ -152,7 +156,8 @@ def _frame(scale: _Scale, axes: Axes, grid: Sequence[float]) -> list[str]:
         parts.append(f'<text x="{scale.left - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
     if scale.x_high > scale.x_low:
         for value in ticks(scale.x_low, scale.x_high, 5):
-            x, text = scale.x(value), _tick(value)
+            text = _tick(value)
+            x = min(scale.x(value), WIDTH - len(text) * _HALF_CHARACTER)
             parts.append(f'<text x="{x:.1f}" y="{scale.bottom + 16}" text-anchor="middle">{text}</text>')
     middle = (scale.left + scale.right) / 2
     parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(axes.x_label)}</text>')
