@@ -172,22 +172,22 @@ class Collector:
             noise = torch.from_numpy(board.noise[together]).to(self._device)
             decision = self._policy.act(inputs, self._sampling, noise)
             actions = decision.actions.cpu().numpy()
-            pieces = [(work.decided[lane], *piece) for lane, piece in zip(lanes, _pieces(parts), strict=True)]
-            for lane, (t, rows, piece) in zip(lanes, pieces, strict=True):
-                # Now, for the simulator writes on the board again from here on.
-                work.scenarios[t, rows] = self._lanes.scenarios[rows]
-                work.state[t, rows, 0] = seen.state[piece]
-                work.storage.put_inputs(t, rows, inputs if len(pieces) == 1 else inputs.take(piece))
-                work.decided[lane] += 1
-                board.actions[rows] = actions[piece]
-                self._lanes.play(lane)
             kept = {"tokens": decision.tokens, "log_probs": decision.log_probs}
             if not self._critic.reads_state:
                 assert decision.values is not None
                 kept["values"] = decision.values
-            for t, rows, piece in pieces:
+            pieces = [(work.decided[lane], *piece) for lane, piece in zip(lanes, _pieces(parts), strict=True)]
+            for lane, (t, rows, piece) in zip(lanes, pieces, strict=True):
+                # All before it plays: the simulator writes on the board again from there on, and where it is a thread,
+                # every call that lets go of the interpreter's lock would wait for it.
+                work.scenarios[t, rows] = self._lanes.scenarios[rows]
+                work.state[t, rows, 0] = seen.state[piece]
+                work.storage.put_inputs(t, rows, inputs if len(pieces) == 1 else inputs.take(piece))
                 for name, tensor in kept.items():
                     work.storage.put(name, t, rows, tensor[piece])
+                work.decided[lane] += 1
+                board.actions[rows] = actions[piece]
+                self._lanes.play(lane)
 
     def _finish(self, work: "_Rollout", lane: int) -> None:
         """Value where a lane's rollout ends, in slots whose episode goes on."""
