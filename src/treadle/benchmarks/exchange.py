@@ -105,17 +105,18 @@ def _rows(slots: int, table: Iterable[int], splits: Iterable[tuple[int, int]], s
 def measure(slots: int, lanes: int, workers: int, kind: Kind, frame: int, seconds: float) -> Exchange:
     """The cost of an exchange; the first rounds warm up."""
     factory = SimulatorFactory("treadle.benchmarks.paced:PacedSimulator", {"horizon": _HORIZON, "image_size": frame})
-    # On a machine with cores to spare, workers and policy do not take each other's.
+    # Threads of one interpreter take turns, for which one core wakes them soonest; processes have one each.
     cores = usable_cores()
-    pins = (cores[1:], cores[:1]) if kind == "processes" and len(cores) > 1 else ((), ())
+    first = cores[:1]
+    simulate = first if kind == "threads" else cores[1:] or first
     plan = LanesPlan(
-        factory, slots, _HORIZON, {"seed": 0}, lanes=lanes, workers=workers, kind=kind, cores=pins[0], timeout=60.0
+        factory, slots, _HORIZON, {"seed": 0}, lanes=lanes, workers=workers, kind=kind, cores=simulate, timeout=60.0
     )
     rounds: list[float] = []
     decisions = 50
     policy: Any = SmallPolicy(frame)
     with Lanes(plan, policy.chunk) as opened:
-        collector = Collector(opened, policy, Sampling(), NoCritic(), encode=True, cores=pins[1])
+        collector = Collector(opened, policy, Sampling(), NoCritic(), encode=True, cores=first)
         for _ in range(_WARM_UP):
             collector.collect(decisions, version=0)
         while len(rounds) < 3 or sum(rounds) < seconds:
