@@ -100,6 +100,34 @@ def test_advantages_to_go_of_a_group_sum_to_zero_in_every_entry(entries: int, gr
     assert not advantages[~valid].any()
 
 
+def delayed(entries: int = 12, delay: int = 4) -> Timeline:
+    """Two episodes that earn the same, the second later; with an entry of a third, alone in its scenario."""
+    earns = torch.linspace(0.1, 1.0, entries, dtype=torch.float64)
+    rewards = torch.zeros(entries + delay, 3, dtype=torch.float64)
+    rewards[:entries, 0], rewards[delay:, 1], rewards[0, 2] = earns, earns, 3.0
+    last = torch.tensor([entries - 1, entries + delay - 1, 0])
+    place = torch.arange(len(rewards))[:, None]
+    valid, zero = place <= last, torch.zeros_like(rewards)
+    scenarios = torch.where(valid, torch.tensor([7, 7, 8]), -1)
+    return Timeline(rewards, zero, place == last, zero, zero[0], valid, scenarios, 0.5, 0.8)
+
+
+def test_an_episode_that_is_behind_is_compared_with_when_others_were_there() -> None:
+    x = delayed()
+    alike, to_go = (ESTIMATORS[name](x).advantages[:, :2] for name in ("rloo_alike", "rloo_to_go"))
+    # While both play, and the second is behind.
+    assert alike[4:12].square().mean() < to_go[4:12].square().mean() / 2
+
+
+def test_moments_alike_ignore_what_was_not_played_and_who_is_alone() -> None:
+    x = delayed()
+    advantages = ESTIMATORS["rloo_alike"](x).advantages
+    assert not advantages[~x.valid].any()
+    assert not advantages[:, 2].any()
+    other = replace(x, rewards=torch.where(x.valid, x.rewards, 99.0))
+    assert_close(ESTIMATORS["rloo_alike"](other).advantages, advantages)
+
+
 def test_gae_is_gae() -> None:
     x = timeline()
     advantages, returns = estimate_gae(
@@ -111,7 +139,7 @@ def test_gae_is_gae() -> None:
     assert torch.equal(found.returns, returns)
 
 
-@pytest.mark.parametrize("name", ["gae", "grpo", "dr_grpo", "rloo", "rloo_to_go", "reinforce_pp"])
+@pytest.mark.parametrize("name", ["gae", "grpo", "dr_grpo", "rloo", "rloo_to_go", "rloo_alike", "reinforce_pp"])
 def test_permuting_slots_permutes_advantages(name: str) -> None:
     generator = torch.Generator().manual_seed(1)
     x = timeline()

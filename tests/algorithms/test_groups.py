@@ -1,12 +1,21 @@
 """Advantages of episodes in groups, against arithmetic that is written out."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from treadle.algorithms.groups import dr_grpo_advantages, group_means, grpo_advantages, rloo_advantages, varied_groups
+from treadle.algorithms.groups import (
+    alike_advantages,
+    dr_grpo_advantages,
+    group_means,
+    grpo_advantages,
+    rloo_advantages,
+    varied_groups,
+)
 
 # Scenario 7 has returns 1, 2 and 6; scenario 4 has 5 twice; scenario 9 was played once.
 SCORES = torch.tensor([1.0, 5.0, 2.0, 8.0, 6.0, 5.0])
@@ -28,6 +37,30 @@ def test_dr_grpo_does_not() -> None:
 def test_rloo_leaves_its_own_score_out() -> None:
     # 1 less the mean of 2 and 6; 2 less that of 1 and 6; 6 less that of 1 and 2.
     assert_close(rloo_advantages(SCORES, GROUPS), torch.tensor([-3.0, 0, -1.5, 0, 4.5, 0]))
+
+
+def test_returns_are_compared_with_those_of_moments_alike() -> None:
+    # Of features 0, 0 and 3: deviation 2 ** 0.5, width 2 ** 0.5 * 3 ** -0.2, so 3 is 2.64 widths away.
+    far = math.exp(-(9 / (2 * 3**-0.4)) / 2)
+    found = alike_advantages(
+        torch.tensor([1.0, 3.0, 7.0]), torch.tensor([0, 1, 1]), torch.tensor([[0.0], [0.0], [3.0]])
+    )
+    assert_close(found, torch.tensor([1 - (3 + far * 7) / (1 + far), 3 - 1, 7 - 1.0]))
+
+
+def test_moments_that_do_not_differ_make_one_group() -> None:
+    scores, same = torch.tensor([1.0, 2.0, 6.0]), torch.zeros(3, 2)
+    found = alike_advantages(scores, torch.arange(3), same)
+    assert_close(found, rloo_advantages(scores, torch.zeros(3, dtype=torch.int64)))
+
+
+def test_moments_with_none_alike_have_no_advantage() -> None:
+    moments = torch.tensor([[0.0]] * 99 + [[1.0]])
+    found = alike_advantages(torch.arange(100.0), torch.arange(100), moments)
+    assert found[-1] == 0
+    assert found[:-1].any()
+    alone = alike_advantages(torch.tensor([1.0, 2.0]), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 1))
+    assert not alone.any(), "of one episode"
 
 
 @pytest.mark.parametrize("estimate", ESTIMATORS)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from treadle.algorithms.advantages import discounted_returns, estimate_gae
-from treadle.algorithms.groups import dr_grpo_advantages, grpo_advantages, rloo_advantages
+from treadle.algorithms.groups import alike_advantages, dr_grpo_advantages, grpo_advantages, rloo_advantages
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,25 @@ def rloo_to_go(timeline: Timeline) -> Estimate:
     return Estimate(advantages)
 
 
+def rloo_alike(timeline: Timeline) -> Estimate:
+    """What an episode earns from each entry on, less what the others of its group earn from moments alike on:
+    `groups.alike_advantages` of discounted returns, with time and what was earned before as features.
+
+    As `rloo_to_go`, but an episode that is behind is compared with others when they were there, too. GiGPO groups equal
+    states of a group's episodes (Feng et al. 2025, arXiv 2505.10978); here they are alike, and told apart by rewards
+    alone, which needs rewards inside the episode. For rollouts of fixed length.
+    """
+    rewards, valid = torch.where(timeline.valid, timeline.rewards, 0), timeline.valid
+    returns, earned = timeline.returns(), rewards.cumsum(0) - rewards
+    entries, slots = torch.meshgrid(*(torch.arange(size, device=rewards.device) for size in rewards.shape), indexing="ij")
+    advantages = torch.zeros_like(returns)
+    for scenario in timeline.scenarios[valid].unique():
+        group = valid & (timeline.scenarios == scenario)
+        moments = torch.stack([entries[group].to(earned.dtype), earned[group]], 1)
+        advantages[group] = alike_advantages(returns[group], slots[group], moments)
+    return Estimate(advantages)
+
+
 def reinforce_pp(timeline: Timeline) -> Estimate:
     """Discounted returns; with normalisation over the batch, REINFORCE++ (Hu et al. 2025)."""
     return Estimate(timeline.returns())
@@ -117,6 +136,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "dr_grpo": dr_grpo,
     "rloo": rloo,
     "rloo_to_go": rloo_to_go,
+    "rloo_alike": rloo_alike,
     "reinforce_pp": reinforce_pp,
     # Its baseline is the group's mean, and the division by the batch's spread follows in normalisation.
     "reinforce_pp_baseline": dr_grpo,

@@ -36,6 +36,27 @@ def rloo_advantages(scores: Tensor, groups: Tensor) -> Tensor:
     return centered * count / (count - 1).clamp(min=1)
 
 
+def alike_advantages(returns: Tensor, episodes: Tensor, moments: Tensor) -> Tensor:
+    """Returns less what the other episodes of one group got from moments alike: `G_i - sum_j w_ij G_j / sum_j w_ij`.
+
+    w_ij is a Gaussian of the distance of two moments, and 0 within an episode, so that no return is its own baseline:
+    kernel regression (Nadaraya 1964; Watson 1964), each feature as wide as Scott's rule has it, `std * n**(-1/(F + 4))`.
+    A moment that has none alike gets 0. Memory grows with n squared.
+
+    Args:
+        returns: [n], from each moment on.
+        episodes: [n] int, which episode it is of.
+        moments: [n, F], what tells moments apart; of the past alone, or the baseline would not be one.
+    """
+    width = moments.std(0, correction=0).clamp(min=1e-9) * len(moments) ** (-1 / (moments.shape[1] + 4))
+    scaled = moments / width
+    distances = torch.cdist(scaled, scaled, compute_mode="donot_use_mm_for_euclid_dist")
+    weights = torch.where(episodes[:, None] != episodes, torch.exp(-distances.square() / 2), 0)
+    total = weights.sum(1)
+    alike = total > 1e-3
+    return torch.where(alike, returns - weights @ returns / torch.where(alike, total, 1), 0)
+
+
 def varied_groups(scores: Tensor, groups: Tensor) -> Tensor:
     """Which episodes are of groups whose scores are not all equal; the others' advantages are 0. All are [E]."""
     return _centered(scores, groups)[2]

@@ -8,7 +8,9 @@ from treadle.config.section import Natural, NonNegative, Positive, Rate, Section
 
 SCORE_ESTIMATORS = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
 """Compare the scores of the episodes of one scenario, and give every action of an episode the same advantage."""
-GROUP_ESTIMATORS = (*SCORE_ESTIMATORS, "rloo_to_go")
+TO_GO_ESTIMATORS = ("rloo_to_go", "rloo_alike")
+"""Compare what follows each action of those episodes."""
+GROUP_ESTIMATORS = (*SCORE_ESTIMATORS, *TO_GO_ESTIMATORS)
 """Compare the episodes of one scenario."""
 EPISODE_ESTIMATORS = (*GROUP_ESTIMATORS, "reinforce_pp")
 """Need whole episodes, and no critic."""
@@ -58,7 +60,7 @@ class AlgorithmConfig(Section):
     """ppo: the defaults below. grpo: estimator grpo, group_size 8, partial_reset false, normalize_advantages false,
     trajectory_weights true, epochs 1, and groups filtered to success rates in [0.1, 0.9]."""
     estimator: str = "gae"
-    """Of advantages: gae, grpo, dr_grpo, rloo, rloo_to_go, reinforce_pp, reinforce_pp_baseline, or
+    """Of advantages: gae, grpo, dr_grpo, rloo, rloo_to_go, rloo_alike, reinforce_pp, reinforce_pp_baseline, or
     `package.module:function`."""
     loss: str = "clip"
     """Of the policy: clip, or `package.module:function`."""
@@ -128,10 +130,10 @@ class AlgorithmConfig(Section):
             "estimator": "grpo",
             "group_size": 8,
             "partial_reset": False,
-            "normalize_advantages": estimator in ("reinforce_pp", "reinforce_pp_baseline", "rloo_to_go"),
+            "normalize_advantages": estimator in ("reinforce_pp", "reinforce_pp_baseline", *TO_GO_ESTIMATORS),
             # Dr.GRPO is without this weight as it is without the division by the spread; returns to go are of actions,
             # not of episodes.
-            "trajectory_weights": estimator not in ("dr_grpo", "rloo_to_go"),
+            "trajectory_weights": estimator not in ("dr_grpo", *TO_GO_ESTIMATORS),
             "epochs": 1,
         }
         groups = {"low": 0.1, "high": 0.9} if settings.get("group_size") != 1 else {}
