@@ -116,11 +116,12 @@ def rloo_alike(timeline: Timeline) -> Estimate:
     """
     rewards, valid = torch.where(timeline.valid, timeline.rewards, 0), timeline.valid
     returns, earned = timeline.returns(), rewards.cumsum(0) - rewards
-    entries, slots = torch.meshgrid(*(torch.arange(size, device=rewards.device) for size in rewards.shape), indexing="ij")
+    entries = torch.arange(len(returns), dtype=returns.dtype, device=returns.device)[:, None].expand_as(returns)
+    slots = torch.arange(returns.shape[1], device=returns.device).expand_as(timeline.scenarios)
     advantages = torch.zeros_like(returns)
     for scenario in timeline.scenarios[valid].unique():
         group = valid & (timeline.scenarios == scenario)
-        moments = torch.stack([entries[group].to(earned.dtype), earned[group]], 1)
+        moments = torch.stack([entries[group], earned[group]], 1)
         advantages[group] = alike_advantages(returns[group], slots[group], moments)
     return Estimate(advantages)
 

@@ -40,8 +40,8 @@ def alike_advantages(returns: Tensor, episodes: Tensor, moments: Tensor) -> Tens
     """Returns less what the other episodes of one group got from moments alike: `G_i - sum_j w_ij G_j / sum_j w_ij`.
 
     w_ij is a Gaussian of the distance of two moments, and 0 within an episode, so that no return is its own baseline:
-    kernel regression (Nadaraya 1964; Watson 1964), each feature as wide as Scott's rule has it, `std * n**(-1/(F + 4))`.
-    A moment that has none alike gets 0. Memory grows with n squared.
+    kernel regression (Nadaraya 1964; Watson 1964), each feature as wide as Scott's rule has it,
+    `std * n**(-1/(F + 4))`. A moment that has none alike gets 0. Memory grows with n squared.
 
     Args:
         returns: [n], from each moment on.

@@ -33,6 +33,8 @@ class SmallPolicy(nn.Module):
         pixels = 3 * len(range(0, image_size, _STRIDE)) ** 2
         widths = (PROPRIOCEPTION + pixels, 64, 64, ACTIONS)
         layers = [nn.Linear(*pair) for pair in pairwise(widths)]
+        # Pixels are given as they are, from 0 to 255.
+        layers[0].weight.data[:, PROPRIOCEPTION:] /= 255
         # Bare tensors: calls of modules cost more than layers of this size.
         self._layers = [(layer.bias.detach(), layer.weight.detach().t()) for layer in layers]
         self._seconds = seconds
@@ -53,7 +55,7 @@ class SmallPolicy(nn.Module):
         """Thinned frames and proprioception in place of frames."""
         assert inputs.frames is not None
         assert inputs.proprioception is not None
-        thinned = inputs.frames[:, :, ::_STRIDE, ::_STRIDE].flatten(1).float() / 255
+        thinned = inputs.frames[:, :, ::_STRIDE, ::_STRIDE].flatten(1)
         features = torch.cat([inputs.proprioception, thinned], 1)[:, None]
         return Inputs(inputs.input_ids, inputs.attention_mask, features=features)
 

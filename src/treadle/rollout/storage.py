@@ -27,7 +27,7 @@ class RolloutStorage:
         if tensor is None:
             tensor = self._tensors[name] = values.new_zeros(*self._shape, *values.shape[1:])
         if isinstance(rows, slice):
-            tensor[t].narrow(0, rows.start, len(values)).copy_(values)
+            tensor[t, rows.start : rows.stop].copy_(values)
         else:
             tensor[t, rows] = values
 
