@@ -1,3 +1,5 @@
+# torch leaves tolist untyped.
+# pyright: reportUnknownMemberType=false
 """Estimators of advantages under one interface, so that a recipe can name one, built in or a user's own.
 
 Shapes: N entries in time, B slots. At chunk level N is T decisions; at action level N is T * C actions.
@@ -5,6 +7,7 @@ Shapes: N entries in time, B slots. At chunk level N is T decisions; at action l
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -119,7 +122,7 @@ def rloo_alike(timeline: Timeline) -> Estimate:
     entries = torch.arange(len(returns), dtype=returns.dtype, device=returns.device)[:, None].expand_as(returns)
     slots = torch.arange(returns.shape[1], device=returns.device).expand_as(timeline.scenarios)
     advantages = torch.zeros_like(returns)
-    for scenario in timeline.scenarios[valid].unique():
+    for scenario in set(cast("list[int]", timeline.scenarios[valid].tolist())):
         group = valid & (timeline.scenarios == scenario)
         moments = torch.stack([entries[group], earned[group]], 1)
         advantages[group] = alike_advantages(returns[group], slots[group], moments)
