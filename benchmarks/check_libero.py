@@ -22,11 +22,10 @@ from treadle.data.observation import Observation
 from treadle.simulators.host import Host, one_after_another
 from treadle.simulators.libero import Libero
 from treadle.simulators.libero.conventions import as_published, rotation_vector, to_control
-from treadle.simulators.libero.setup import use_renderer
-from treadle.simulators.libero.suites import Task, read_states, state_of
+from treadle.simulators.libero.direct import Direct
+from treadle.simulators.libero.suites import state_of
 
 SIZE = 256
-SETTLE = 10
 CHUNK = 8
 
 
@@ -45,31 +44,11 @@ def seen(simulator: Libero) -> Observation:
     return Observation.empty(simulator.slots, len(spec.cameras), *size, spec.proprioception_dim, spec.state_dim)
 
 
-class Direct:
-    """LIBERO called as its own documentation does."""
-
-    def __init__(self, task: Task, size: int, cameras: bool = True) -> None:
-        use_renderer()
-        from libero.libero.envs import OffScreenRenderEnv
-
-        self._states = read_states(task)
-        self.env = OffScreenRenderEnv(
-            bddl_file_name=str(task.description), camera_heights=size, camera_widths=size, use_camera_obs=cameras
-        )
-        self.env.seed(0)
-
-    def start(self, state: int) -> dict:
-        self.env.reset()
-        self.env.set_init_state(self._states[state])
-        for _ in range(SETTLE):
-            observation, *_ = self.env.step([0.0] * 6 + [-1.0])
-        return observation
-
-    @staticmethod
-    def see(observation: dict) -> tuple[np.ndarray, np.ndarray]:
-        frames = np.stack([as_published(observation[f"{c}_image"]) for c in ("agentview", "robot0_eye_in_hand")])
-        rotation = rotation_vector(observation["robot0_eef_quat"])
-        return frames, np.r_[observation["robot0_eef_pos"], rotation, observation["robot0_gripper_qpos"]]
+def see(observation: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Frames and proprioception of what LIBERO itself observed."""
+    frames = np.stack([as_published(observation[f"{c}_image"]) for c in ("agentview", "robot0_eye_in_hand")])
+    rotation = rotation_vector(observation["robot0_eef_quat"])
+    return frames, np.r_[observation["robot0_eef_pos"], rotation, observation["robot0_gripper_qpos"]]
 
 
 def parity(suite: str, count: int) -> dict:
@@ -89,12 +68,12 @@ def parity(suite: str, count: int) -> dict:
         views.append((out.frames[0].copy(), out.proprioception[0].copy()))
         task = simulator._suites.task(scenario)  # noqa: SLF001
         direct = Direct(task, SIZE)
-        theirs = [direct.see(direct.start(state_of(scenario)))]
+        theirs = [see(direct.start(state_of(scenario)))]
         rewards = []
         for action in to_control(actions)[0]:
             observation, reward, *_ = direct.env.step(action)
             rewards.append(reward)
-        theirs.append(direct.see(observation))
+        theirs.append(see(observation))
         scene, place = simulator.at(0)
         apart = np.abs(direct.env.env.sim.data.qpos - scene.raw(place).qpos).max()
         direct.env.close()

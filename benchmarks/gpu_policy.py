@@ -23,6 +23,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--train", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--compile", action="store_true", help="act through compiled blocks")
     parser.add_argument("--limit", type=float, default=420.0, help="seconds after which no further row is begun")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> int:
             training_batches=given.train,
             device=given.device,
             dtype=given.dtype,
+            compiled=given.compile,
             limit=given.limit,
             command=shlex.join(["python", "benchmarks/gpu_policy.py", *arguments]),
         )

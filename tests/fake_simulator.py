@@ -167,3 +167,24 @@ class FakeExpert:
         scenarios = [self.simulator.now[slot] for slot in slots.tolist()]
         rows = [(what.index, self.simulator.steps[slot]) for slot, what in zip(slots, scenarios, strict=True) if what]
         return np.array(rows, np.float32)
+
+
+class LibrarySimulator(FakeSimulator):
+    """Around a library, whose own loop counts hundreds of steps."""
+
+    def bare(self, scenario: Scenario):
+        self.reset(np.arange(1), [scenario])
+        return LibraryLoop(self)
+
+
+class LibraryLoop:
+    """See `treadle.simulators.bare.BareLoop`."""
+
+    def __init__(self, simulator: FakeSimulator) -> None:
+        self.simulator = simulator
+
+    def play(self, actions: NDArray[np.float32]) -> None:
+        self.simulator.steps[0] += 100 * len(actions)
+
+    def close(self) -> None:
+        self.simulator.steps[0] = 0

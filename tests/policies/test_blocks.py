@@ -55,3 +55,21 @@ def test_a_policy_acts_alike_in_blocks_of_any_size(policy: PrismaticPolicy, monk
         torch.testing.assert_close(parts.log_probs, whole.log_probs, atol=1e-5, rtol=0)
         torch.testing.assert_close(parts.values, whole.values, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(policy.encode(inputs).features, features, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.full
+def test_compiled_blocks_act_alike(policy: PrismaticPolicy) -> None:
+    inputs = sample_inputs(policy, 5)
+    noise = torch.rand(5, 6, generator=torch.Generator().manual_seed(0))
+    plain = policy.act(inputs, Sampling(), noise)
+    policy.compile_blocks()
+    try:
+        fast = policy.act(inputs, Sampling(), noise)
+        some = policy.act(inputs.take(slice(0, 3)), Sampling(), noise[:3])
+    finally:
+        policy.compile_blocks(False)
+    for decision in (fast, some):
+        rows = len(decision.tokens)
+        assert torch.equal(decision.tokens, plain.tokens[:rows])
+        torch.testing.assert_close(decision.log_probs, plain.log_probs[:rows], atol=1e-5, rtol=0)
+        torch.testing.assert_close(decision.values, plain.values[:rows], atol=1e-5, rtol=1e-5)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import psutil
 import pytest
 import torch
 
@@ -90,6 +91,34 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, iteration: int, act: Any) -> N
 
 def press_ctrl_c() -> None:
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_whose_simulator_is_killed_goes_on_to_the_same_weights(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """While the policy is updated, so that its episodes are in the middle; the log and the metrics tell."""
+    fields: dict[str, Any] = {"collection": CollectionConfig(lanes=2, workers=2, kind="processes")}
+    one = train(run_config(tmp_path / "one", checkpoint, **fields))
+    killed: list[psutil.Process] = []
+
+    def kill() -> None:
+        killed.append(next(p for p in psutil.Process().children() if "treadle" in " ".join(p.cmdline())))
+        killed[0].kill()
+        killed[0].wait(10)
+
+    interrupt_at(monkeypatch, 1, kill)
+    other = train(run_config(tmp_path / "other", checkpoint, **fields))
+    assert len(killed) == 1
+    assert [row["rollout/restarts"] for row in read_metrics(one)] == [0, 0, 0, 0]
+    assert [row["rollout/restarts"] for row in read_metrics(other)] == [0, 0, 1, 0]
+    for row in (rows := numbers(other)):
+        row["rollout/restarts"] = 0.0
+    assert rows == numbers(one)
+    left, right = final_weights(one), final_weights(other)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    log = (other / "run.log").read_text()
+    assert "Its slots restart with their scenarios" in log
+    assert "tabletop/train/" in log
 
 
 def test_a_run_writes_all_it_promises(whole: tuple[TrainConfig, Path]):

@@ -18,7 +18,7 @@ from treadle.config.schema import (
     TinyModelConfig,
 )
 from treadle.data.demonstrations import Demonstrations, read_demonstrations
-from treadle.errors import ConfigError
+from treadle.errors import CheckpointError, ConfigError
 from treadle.policies import load_policy
 from treadle.reporting.metrics import read_metrics
 from treadle.simulators.tabletop import Tabletop
@@ -233,6 +233,35 @@ def test_perception_that_was_cut_short_is_learned_again(supervised: tuple[Superv
     assert train_supervised(config) == directory
     assert (directory / "policy" / "model.safetensors").read_bytes() == before
     assert not (directory / ".perception").exists()
+
+
+@pytest.mark.integration
+def test_another_policy_takes_the_towers(
+    supervised: tuple[SupervisedConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """One that decodes otherwise, and has no proprioception; only the joint stage of perception is left to it."""
+    config, directory = supervised
+    monkeypatch.delattr("treadle.training.supervised.pretrain_towers")
+    towers = str(directory / "policy")
+    other = config.model_copy(
+        update={
+            "name": "other",
+            "output": tmp_path,
+            "model": config.model.model_copy(update={"kind": "openvla"}),
+            "grounding": config.grounding.model_copy(update={"towers": towers}),
+        }
+    )
+    run = train_supervised(other)
+    before, after = (load_policy(folder / "policy", device="cpu").state_dict() for folder in (directory, run))
+    seen = [name for name in after if name.partition(".")[0] in ("vision_backbone", "projector")]
+    assert seen
+    assert all(torch.equal(after[name], before[name]) for name in seen)
+    lines = read_metrics(run)
+    assert [line["iteration"] for line in lines] == [1, 2]
+    assert "grounding/loss" in lines[0]
+    wide = other.model.model_copy(update={"tower_widths": ((16, 16, 32, 64), (8, 8, 16, 16))})
+    with pytest.raises(CheckpointError, match="has shape"):
+        train_supervised(other.model_copy(update={"name": "third", "model": wide}))
 
 
 @pytest.mark.integration

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from treadle.benchmarks.balance import parse_size, random_policy
 from treadle.benchmarks.small_policy import SmallPolicy
-from treadle.config.loading import checkpoints, load_recipe, read_config, recipe_of, resolve_checkpoint
+from treadle.config.loading import checkpoint_of, load_recipe, read_config, recipe_of, resolve_checkpoint
 from treadle.config.schema import (
     CollectionConfig,
     Positive,
@@ -237,8 +237,8 @@ def _contest(pair: str, config: TrainConfig, plan: LanesPlan, checkpoint: str | 
     cores = config.collection.generate_cores
     if pair == SYNTHETIC:
         return _Contest(_paced_policy(_SECONDS), {"policy": "paced"}, lambda _: NoCritic(), cores)
-    if not (checkpoint or size) and config.policy.checkpoint in checkpoints() and recipe_of(pair, TrainConfig):
-        checkpoint = config.policy.checkpoint
+    if not size:
+        checkpoint = checkpoint or checkpoint_of(pair)
     if checkpoint:
         policy = load_policy(resolve_checkpoint(checkpoint), device="cpu")
         facts: dict[str, Any] = {"policy": checkpoint}

@@ -78,6 +78,7 @@ def run(
     dtype: str = "auto",
     threads: int = 0,
     seconds: float = 1.0,
+    compiled: bool = False,
     limit: float = math.inf,
     command: str | None = None,
 ) -> list[Measurement]:
@@ -87,7 +88,8 @@ def run(
     the JSON says to have made it, this process's own by default.
 
     Acting is measured at all batches, training at `training_batches`. `seconds` is the least time spent on each figure;
-    `dtype` "auto" is bfloat16 on a GPU and float32 on a CPU. Raises ConfigError or OutputError.
+    `dtype` "auto" is bfloat16 on a GPU and float32 on a CPU; `compiled`: ours acts through compiled blocks. Raises
+    ConfigError or OutputError.
     """
     if dtype not in ("auto", *DTYPES):
         raise ConfigError(f"dtype: {dtype!r}; allowed: auto, {', '.join(DTYPES)}")
@@ -107,6 +109,7 @@ def run(
                     continue
                 if policy is None:
                     policy = make_policy(kind, size, chosen, getattr(torch, dtype))
+                    policy.compile_blocks(compiled)
                     _warm_up(policy)
                 rows.append(_measure(policy, kind, size, batch, batch in training_batches, seconds))
     finally:
@@ -121,6 +124,7 @@ def run(
             "dtype": dtype,
             "threads": used,
             "seconds": seconds,
+            "compiled": compiled,
             "left_out": left_out,
             "rows": [asdict(row) for row in rows],
         }

@@ -7,7 +7,6 @@ import typer
 
 from treadle.commands.options import JsonFile, Overrides
 from treadle.commands.results import check_destination
-from treadle.config.schema import PolicyConfig
 
 bench_app = typer.Typer(help="Measure speed.", no_args_is_help=True)
 
@@ -17,16 +16,35 @@ Kind = Literal["threads", "processes"]
 @bench_app.command("simulator")
 def bench_simulator(
     name: Annotated[str, typer.Argument(help="An installed simulator, or package.module:Class.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as simulator.options.task=...")
+    ] = None,
+    slots: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--slots",
+            min=1,
+            help="May be given again. Default: 1 to 256; with an environment of its own 1 and 2, each in a process.",
+        ),
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option("--threads", min=1, help="May be given again. Default: 1 and 2.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Least time spent on each figure.")] = 1.0,
     checkpoint: Annotated[
-        str, typer.Option(help="The policy to measure beside it: a folder, or the name of a packaged one.")
-    ] = PolicyConfig().checkpoint,
+        str | None,
+        typer.Option(
+            help="The policy to measure beside it: a folder, or the name of a packaged one. Default: the one of the "
+            "simulator's recipe, where it is packaged."
+        ),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
-    """Measure control steps per second, with and without rendering, beside the cost of one policy forward."""
+    """Measure control steps per second beside the simulator's bare loop, and the cost of one policy forward."""
     check_destination(json)
     from treadle.benchmarks import simulator
 
-    simulator.run(name, json, checkpoint)
+    simulator.run(name, json, checkpoint, overrides or [], slots or [], threads or [], seconds)
 
 
 @bench_app.command("curves")
@@ -154,6 +172,7 @@ def bench_policy(
     dtype: Annotated[str, typer.Option(help="auto (bfloat16 on a GPU, else float32), float32, bfloat16.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch on a CPU; 0 takes every core.")] = 0,
     seconds: Annotated[float, typer.Option(min=0, help="Least time spent on each figure.")] = 1.0,
+    compiled: Annotated[bool, typer.Option("--compile", help="Act through compiled blocks.")] = False,
     json: JsonFile = None,
 ) -> None:
     """Measure decisions and training samples per second with random weights, beside the floor and a plain path."""
@@ -167,6 +186,7 @@ def bench_policy(
         dtype=dtype,
         threads=threads,
         seconds=seconds,
+        compiled=compiled,
         **{name: value for name, value in given.items() if value},
     )
 

@@ -77,6 +77,13 @@ def recipe_of(simulator: str, model: type[BaseModel]) -> str | None:
     return None
 
 
+def checkpoint_of(simulator: str) -> str | None:
+    """The checkpoint of a simulator's first packaged recipe for `treadle train`, where it is packaged, too."""
+    recipe = recipe_of(simulator, TrainConfig)
+    name = None if recipe is None else load_recipe(recipe).policy.checkpoint
+    return name if name in checkpoints() else None
+
+
 def find_recipe(name_or_path: str) -> Path:
     """The file of a packaged recipe's name, or of a path to a `.toml` or `.json`. Raises ConfigError."""
     path = Path(name_or_path)

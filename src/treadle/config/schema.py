@@ -90,6 +90,8 @@ class LoadingConfig(Section):
     """Type of the weights; `auto` keeps the checkpoint's. What is trained in bfloat16 has a float32 master."""
     options: dict[str, Any] = {}
     """Settings that the checkpoint lacks or has otherwise, such as chunk, prompt_length, center_crop or head."""
+    compile: bool = False
+    """Act through compiled transformer blocks (`torch.compile`): fewer kernels, after up to minutes of compiling."""
 
 
 class FineTuningConfig(LoadingConfig):
@@ -273,8 +275,10 @@ class GroundingConfig(Section):
     """Rendered scenes."""
     seed: Natural = 1
     """Seeds the scenes."""
+    towers: str | None = None
+    """Take vision towers and projector from this checkpoint, of the same architecture; None trains them."""
     detection_steps: Natural = 2000
-    """Steps of the vision towers alone, finding every thing on the table."""
+    """Steps of the vision towers alone, finding every thing on the table; none where they are taken."""
     joint_steps: Natural = 3000
     """Steps of the whole policy, finding the two things that an instruction names."""
     batch: Positive = 256

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaRMSNorm
 
 from treadle.policies.blocks import in_blocks
+from treadle.policies.compilation import compiled
 
 FUSED_SIZE = 2**18
 """Parameters of a layer up to which it is joined with its neighbours."""
@@ -68,6 +69,8 @@ class LeanLayer(LlamaDecoderLayer):
 
     recompute = False
     """Compute the layer again in the backward pass instead of keeping what is in it (gradient checkpointing)."""
+    fast = False
+    """Run compiled where no gradient is kept."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -89,16 +92,23 @@ class LeanLayer(LlamaDecoderLayer):
         return self._lean(hidden_states, context, read, past)
 
     def _lean(self, hidden_states: Tensor, context: Context, read: slice | None, past: Tensor | None = None) -> Tensor:
-        normed = rms_norm(self.input_layernorm, hidden_states)
-        residual = hidden_states if read is None else hidden_states[:, read]
-        hidden_states = residual + self._attend(normed, context, read, past)
-        normed = rms_norm(self.post_attention_layernorm, hidden_states)
-        gate, up = project(normed, self.mlp.gate_proj, self.mlp.up_proj)
-        return hidden_states + self.mlp.down_proj(F.silu(gate) * up)
-
-    def _attend(self, x: Tensor, context: Context, read: slice | None, past: Tensor | None) -> Tensor:
+        fast = self.fast and not torch.is_grad_enabled()
+        enter = compiled(LeanLayer._enter) if fast and read is None else LeanLayer._enter
+        leave = compiled(LeanLayer._leave) if fast else LeanLayer._leave
+        queries, keys, values = enter(self, hidden_states, context.cos, context.sin, read)
+        if past is not None:
+            past[0, :, :, -keys.shape[2] :] = keys
+            past[1, :, :, -keys.shape[2] :] = values
+            keys, values = past.unbind()
         attention = self.self_attn
-        cos, sin = context.cos, context.sin
+        shared = {"scale": attention.scaling, "enable_gqa": attention.num_key_value_groups > 1}
+        attended = attend(queries, keys, values, context, shared)
+        return leave(self, hidden_states if read is None else hidden_states[:, read], attended)
+
+    def _enter(self, x: Tensor, cos: Tensor, sin: Tensor, read: slice | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, H, columns, D] of hidden states [B, N, W]."""
+        attention = self.self_attn
+        x = rms_norm(self.input_layernorm, x)
         if read is None:
             q, k, v = project(x, attention.q_proj, attention.k_proj, attention.v_proj)
             query_cos, query_sin = cos, sin
@@ -109,13 +119,14 @@ class LeanLayer(LlamaDecoderLayer):
         heads = (-1, attention.head_dim)
         queries = rotate(q.unflatten(-1, heads), query_cos, query_sin).transpose(1, 2)
         keys = rotate(k.unflatten(-1, heads), cos, sin).transpose(1, 2)
-        values = v.unflatten(-1, heads).transpose(1, 2)
-        if past is not None:
-            past[0, :, :, -keys.shape[2] :] = keys
-            past[1, :, :, -keys.shape[2] :] = values
-            keys, values = past.unbind()
-        shared = {"scale": attention.scaling, "enable_gqa": attention.num_key_value_groups > 1}
-        return attention.o_proj(attend(queries, keys, values, context, shared))
+        return queries, keys, v.unflatten(-1, heads).transpose(1, 2)
+
+    def _leave(self, residual: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output [B, K, W], given what attention found [B, K, H * D]."""
+        hidden_states = residual + self.self_attn.o_proj(attended)
+        normed = rms_norm(self.post_attention_layernorm, hidden_states)
+        gate, up = project(normed, self.mlp.gate_proj, self.mlp.up_proj)
+        return hidden_states + self.mlp.down_proj(F.silu(gate) * up)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, context: Context, settings: dict[str, Any]) -> Tensor:

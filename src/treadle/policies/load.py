@@ -66,7 +66,7 @@ def load_policy(
 
 def load_configured(directory: Path, config: "LoadingConfig", *, device: str, merge: bool = True) -> "Policy":
     """Load a policy as the section `policy` of a configuration has it. Raises as `load_policy`."""
-    return load_policy(
+    policy = load_policy(
         directory,
         device=device,
         dtype=config.dtype,
@@ -75,6 +75,8 @@ def load_configured(directory: Path, config: "LoadingConfig", *, device: str, me
         merge=merge,
         **config.options,
     )
+    policy.compile_blocks(config.compile)
+    return policy
 
 
 def policy_module(kind: str) -> Any:

@@ -21,7 +21,7 @@ from treadle.policies.prismatic_config import to_json
 from treadle.policies.prismatic_model import PrismaticModel
 from treadle.policies.protocol import Decision, Evaluation, Inputs, Sampling
 from treadle.policies.value_head import ValueHead
-from treadle.policies.vision import Tower
+from treadle.policies.vision import Block, Tower
 
 LORA_TARGETS = (
     *("proj", "qkv", "fc1", "fc2", "q", "kv", "fc3", "out_proj"),
@@ -145,6 +145,12 @@ class PrismaticPolicy(PrismaticModel):
         for module in self.modules():
             if isinstance(module, Tower | LeanLayer):
                 module.recompute = enabled
+
+    def compile_blocks(self, enabled: bool = True) -> None:
+        """See `Policy.compile_blocks`. Blocks with FiLM stay as they are."""
+        for module in self.modules():
+            if isinstance(module, Block | LeanLayer):
+                module.fast = enabled
 
     def save(self, directory: Path, *, merge: bool = True) -> None:
         """Write a directory in the published layout, whole or not at all; raises OutputError.

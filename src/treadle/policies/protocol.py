@@ -181,6 +181,12 @@ class Policy(Protocol):
         """Gradient checkpointing: less memory in training, more time, the same gradients."""
         ...
 
+    def compile_blocks(self, enabled: bool = True) -> None:
+        """Let transformer blocks run compiled (`torch.compile`) where no gradient is kept: fewer kernels, after up to
+        minutes of compiling when they first run. Results are the same, up to rounding.
+        """
+        ...
+
     def save(self, directory: Path, *, merge: bool = True) -> None:
         """Write a Hugging Face directory in the published layout, adapters merged; or, without `merge`, adapters alone
         beside the path of their base.

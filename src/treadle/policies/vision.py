@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from treadle.errors import CheckpointError
+from treadle.policies.compilation import compiled
 
 
 class Tower(nn.Module):
@@ -86,6 +87,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block, with or without LayerScale."""
 
+    fast = False
+    """Run compiled where no gradient is kept."""
+
     def __init__(self, width: int, heads: int, mlp_dim: int, layer_scale: bool) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
@@ -97,6 +101,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, S, D] to [B, S, D]."""
+        if self.fast and not torch.is_grad_enabled():
+            return compiled(Block._through)(self, x)
+        return self._through(x)
+
+    def _through(self, x: Tensor) -> Tensor:
         return self.feed(self.attend(x))
 
     def attend(self, x: Tensor) -> Tensor:

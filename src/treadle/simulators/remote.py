@@ -239,6 +239,11 @@ class RemoteSimulator:
             frames[shares[worker]] = theirs
         return frames
 
+    def bare(self, scenario: Scenario) -> "RemoteLoop":
+        """See `treadle.simulators.bare.bare_loop`; it runs in the first worker."""
+        self._workers[0].call("bare", scenario)
+        return RemoteLoop(self._workers[0])
+
     def close(self) -> None:
         """See `Simulator.close`."""
         workers, self._workers = self._workers, []
@@ -262,6 +267,21 @@ class RemoteSimulator:
         for worker, arguments in calls.items():
             self._workers[worker].ask(name, *arguments)
         return {worker: self._workers[worker].answer(name, *arguments) for worker, arguments in calls.items()}
+
+
+class RemoteLoop:
+    """The `BareLoop` of a `RemoteSimulator`."""
+
+    def __init__(self, worker: RemoteWorker) -> None:
+        self._worker = worker
+
+    def play(self, actions: NDArray[np.float32]) -> None:
+        """See `BareLoop.play`; all of them are one call."""
+        self._worker.call("play_bare", actions)
+
+    def close(self) -> None:
+        """See `BareLoop.close`."""
+        self._worker.call("close_bare")
 
 
 class RemoteTeacher(RemoteSimulator):

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario, Split
+from treadle.errors import SimulatorError
+from treadle.simulators.bare import BareLoop, bare_loop
 from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.process import Failure
 from treadle.simulators.protocol import Expert, Simulator, Slots, Teacher
@@ -26,6 +28,7 @@ class Served:
             instructions=[""] * simulator.slots,
         )
         self._experts: list[Expert] = []
+        self._bare: BareLoop | None = None
 
     def length(self, suite: str, split: Split) -> int:
         """How many scenarios a suite has."""
@@ -70,6 +73,22 @@ class Served:
     def render(self, slots: Slots, size: int) -> NDArray[np.uint8]:
         """See `Simulator.render`."""
         return self._simulator.render(slots, size)
+
+    def bare(self, scenario: Scenario) -> None:
+        """Make a bare loop, in place of one that is there."""
+        self._bare = bare_loop(self._simulator, scenario)
+
+    def play_bare(self, actions: NDArray[np.float32]) -> None:
+        """See `BareLoop.play`."""
+        if self._bare is None:
+            raise SimulatorError("the bare loop is lost with the worker that had it; start over")
+        self._bare.play(actions)
+
+    def close_bare(self) -> None:
+        """See `BareLoop.close`."""
+        if self._bare is not None:
+            self._bare.close()
+            self._bare = None
 
     def vocabulary(self) -> list[str]:
         """See `Teacher.vocabulary`."""

@@ -14,9 +14,11 @@ from treadle.config.run_directory import create_run_directory
 from treadle.config.schema import FineTuningConfig, SupervisedConfig
 from treadle.data.demonstrations import Demonstrations, read_demonstrations
 from treadle.devices import choose_device, computes_bfloat16, use_threads
-from treadle.errors import ConfigError
+from treadle.errors import CheckpointError, ConfigError
 from treadle.evaluation.evaluate import evaluate_policy, manifest
 from treadle.files import to_json, write_atomically
+from treadle.policies.checkpoint import check_shapes, shapes
+from treadle.policies.load import load_policy
 from treadle.policies.prismatic import PrismaticPolicy
 from treadle.policies.tiny import create_tiny
 from treadle.reporting.console import RunConsole
@@ -50,6 +52,7 @@ def train_supervised(config: SupervisedConfig) -> Path:
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
     start = None if config.checkpoint is None else resolve_checkpoint(config.checkpoint)
+    towers = None if config.grounding.towers is None else resolve_checkpoint(config.grounding.towers)
     run = create_run_directory(config)
     write_machine(run, str(device))
     simulator = build_simulator(config.simulator)
@@ -72,6 +75,8 @@ def train_supervised(config: SupervisedConfig) -> Path:
             elif isinstance(simulator, SceneTeacher):
                 if not (run / PERCEPTION).exists():
                     policy = make_tiny_policy(config, simulator, demonstrations).to(device)
+                    if towers is not None:
+                        take_towers(policy, towers)
                     _learn_to_see(policy, simulator, config, stages, run)
                 policy, grounding = _resume_perception(run / PERCEPTION, simulator, config, device)
             else:
@@ -103,6 +108,17 @@ def make_tiny_policy(config: SupervisedConfig, simulator: Teacher, demonstration
     """A policy from nothing, with a tokenizer of the simulator's words and the statistics of the demonstrations."""
     statistics = dataset_statistics(demonstrations)
     return create_tiny(config.model, simulator.spec, simulator.vocabulary(), statistics, seed=config.seed)
+
+
+def take_towers(policy: PrismaticPolicy, source: Path) -> None:
+    """Copy the vision towers and the projector of a checkpoint. Raises CheckpointError where they do not fit."""
+    seen = load_policy(source, device="cpu")
+    if not isinstance(seen, PrismaticPolicy):
+        raise CheckpointError(f"{source}: grounding.towers: it has no vision towers")
+    for mine, theirs in ((policy.vision_backbone, seen.vision_backbone), (policy.projector, seen.projector)):
+        found = theirs.state_dict()
+        check_shapes(shapes(mine.state_dict()), shapes(found), source)
+        mine.load_state_dict(found)
 
 
 class _Stages:
@@ -141,7 +157,9 @@ def _line_count(config: SupervisedConfig, has_scenes: bool) -> int:
 
 
 def _lines_of_perception(config: SupervisedConfig) -> int:
-    return sum(steps // REPORT_EVERY for steps in (config.grounding.detection_steps, config.grounding.joint_steps))
+    settings = config.grounding
+    detection = settings.detection_steps if settings.towers is None else 0
+    return sum(steps // REPORT_EVERY for steps in (detection, settings.joint_steps))
 
 
 def _teacher(simulator: Simulator, config: SupervisedConfig) -> Teacher:
@@ -179,22 +197,26 @@ def _record(simulator: Teacher, config: SupervisedConfig, run: Path, console: Ru
 def _learn_to_see(
     policy: PrismaticPolicy, simulator: SceneTeacher, config: SupervisedConfig, stages: _Stages, run: Path
 ) -> None:
-    """Both stages of perception; leaves policy and grounding head in the run's folder, whole or not at all."""
+    """Both stages of perception, or the second where towers were taken; leaves policy and grounding head in the run's
+    folder, whole or not at all.
+    """
     settings = config.grounding
     stages.console.stage("rendering scenes")
     scenes = simulator.scenes(settings.scenes, settings.seed)
     rng = np.random.default_rng(config.seed)
-    stages.console.stage("pre-training the vision towers")
-    pretrain_towers(
-        policy,
-        scenes,
-        settings.detection_steps,
-        settings.batch,
-        settings.learning_rate,
-        rng,
-        stages.report("detection", "loss", "object_error", "second_object_error", "plate_error", "second_plate_error"),
-        settings.bfloat16 and computes_bfloat16(policy.device),
-    )
+    if settings.towers is None:
+        stages.console.stage("pre-training the vision towers")
+        names = ("loss", "object_error", "second_object_error", "plate_error", "second_plate_error")
+        pretrain_towers(
+            policy,
+            scenes,
+            settings.detection_steps,
+            settings.batch,
+            settings.learning_rate,
+            rng,
+            stages.report("detection", *names),
+            settings.bfloat16 and computes_bfloat16(policy.device),
+        )
     stages.console.stage("pre-training the whole policy")
     grounding = Grounding(policy, scenes, rng)
     pretrain_jointly(

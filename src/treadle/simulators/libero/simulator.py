@@ -24,6 +24,7 @@ from treadle.simulators.libero.suites import NAME, States, Suites, Task, state_o
 from treadle.simulators.protocol import SimulatorSpec, Slots
 
 if TYPE_CHECKING:
+    from treadle.simulators.libero.direct import Direct
     from treadle.simulators.libero.expert import Expert
     from treadle.simulators.libero.renderer import Profile, Renderer, Screen
     from treadle.simulators.libero.scene import Place, TaskScene
@@ -179,6 +180,14 @@ class Libero:
             scene, place = self.at(slot)
             frame[:] = self._renderer(scene).draw(scene.show(place), CAMERAS["agentview"], size)[::-1]
         return frames
+
+    def bare(self, scenario: Scenario) -> "Direct":
+        """See `treadle.simulators.bare`; it draws as LIBERO does, whatever `render` is."""
+        from treadle.simulators.libero.direct import Direct
+
+        loop = Direct(self._suites.task(scenario), self.spec.height)
+        loop.start(state_of(scenario), self._settle)
+        return loop
 
     def close(self) -> None:
         """Release scenes and renderers."""

@@ -123,6 +123,25 @@ class Engine:
         environment.elapsed_steps[rows] = elapsed[rows]
 
 
+class Bare:
+    """ManiSkill's own loop: an environment that draws with every step. See `treadle.simulators.bare`."""
+
+    def __init__(self, task: Task, scenario: Scenario, image_size: int, device: str) -> None:
+        self._environment = task.make(1, image_size, _backend(device), "rgb")
+        self._scale = task.scale
+        seed, options = task.start(scenario)
+        self._environment.reset(seed=seed, options=options)
+
+    def play(self, actions: NDArray[np.float32]) -> None:
+        """See `BareLoop.play`."""
+        for command in to_controller(actions, self._scale):
+            self._environment.step(command)
+
+    def close(self) -> None:
+        """See `BareLoop.close`."""
+        self._environment.close()
+
+
 def _backend(device: str) -> dict[str, str]:
     if device == "cuda":
         if not torch.cuda.is_available():

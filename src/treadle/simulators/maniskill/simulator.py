@@ -17,7 +17,7 @@ from treadle.simulators.maniskill.task import NAME, Task
 from treadle.simulators.protocol import SimulatorSpec, Slots
 
 if TYPE_CHECKING:
-    from treadle.simulators.maniskill.engine import Engine
+    from treadle.simulators.maniskill.engine import Bare, Engine
     from treadle.simulators.maniskill.expert import Expert
 
 PROPRIOCEPTION_DIM = 8
@@ -161,6 +161,12 @@ class ManiSkill:
             picture = Image.fromarray(engine.portrait(row)).resize((size, size), Image.Resampling.LANCZOS)
             frames[place] = np.asarray(picture)
         return frames
+
+    def bare(self, scenario: Scenario) -> "Bare":
+        """See `treadle.simulators.bare`."""
+        from treadle.simulators.maniskill.engine import Bare
+
+        return Bare(self.task, scenario, self.spec.height, self._device)
 
     def close(self) -> None:
         """Close every environment."""
