@@ -1,6 +1,6 @@
 """What is claimed of LIBERO, measured, in the simulator's own environment, with neither torch nor a policy:
 
-    ENVIRONMENT/bin/python benchmarks/check_libero.py speed|parity|tasks|expert|sheet [--suite S] [--count N]
+    ENVIRONMENT/bin/python benchmarks/check_libero.py speed|parity|tasks|expert [--suite S] [--count N]
 
 with PYTHONPATH=src and the variables in the environment's treadle.json (LIBERO_CONFIG_PATH, MUJOCO_GL).
 """
@@ -159,34 +159,6 @@ def speed(suite: str, count: int) -> dict:
     return figures
 
 
-def sheet(suite: str, count: int) -> dict:
-    """docs/images/libero.png: of the first task of each suite, both cameras as a policy sees them."""
-    del suite, count
-    from PIL import Image
-
-    simulator = Libero(slots=1, scenes=0)
-    names = [name for name in simulator.suites() if name not in ("train", "130", "vision", "semantic", "execution")]
-    chosen = [
-        "spatial",
-        "object",
-        "goal",
-        "10",
-        "90",
-        *(name for name in names if name.partition("/")[2][:6] == "object"),
-    ]
-    columns, out = [], seen(simulator)
-    for name in chosen:
-        simulator.reset(np.arange(1), simulator.scenarios(name, "evaluation")[:1])
-        simulator.observe(np.arange(1), out)
-        columns.append(np.concatenate([frame[::2, ::2] for frame in out.frames[0]], axis=0))
-        print(name, flush=True)
-    simulator.close()
-    path = Path("docs/images/libero.png")
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.concatenate(columns, axis=1)).quantize(128).save(path, optimize=True)
-    return {"suites": chosen, "bytes": path.stat().st_size}
-
-
 def clock(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
@@ -194,7 +166,7 @@ def clock(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    measures = {work.__name__: work for work in (speed, parity, tasks, expert, sheet)}
+    measures = {work.__name__: work for work in (speed, parity, tasks, expert)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measure", choices=measures)
     parser.add_argument("--suite", default="object")

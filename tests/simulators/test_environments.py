@@ -5,6 +5,7 @@ import os
 import sys
 import zipfile
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from fake_simulator import scenario
 from treadle import doctor
 from treadle.cli import app
 from treadle.config.schema import CollectionConfig, SimulatorConfig
+from treadle.cores import usable_cores
 from treadle.errors import ConfigError, SimulatorError
 from treadle.rollout.build import plan_lanes
 from treadle.simulators import install as installing
@@ -132,6 +134,27 @@ def test_a_changed_preparation_is_done_again_without_pip(made):
     said: list[str] = []
     assert install(environment, said.append)
     assert (made, said) == ([], ["preparing"])
+
+
+@pytest.mark.skipif(len(usable_cores()) < 2, reason="one at a time on one core")
+def test_environments_are_installed_side_by_side_and_a_failure_leaves_the_others(home, monkeypatch):
+    both, done = Barrier(2, timeout=30), []
+
+    def fake(environment: Environment, progress, **settings: bool) -> bool:
+        both.wait()
+        progress("half way")
+        if environment.name == "libero":
+            raise SimulatorError("no room")
+        done.append(environment.name)
+        return True
+
+    monkeypatch.setattr("treadle.commands.simulators.install", fake)
+    result = treadle("simulators", "install", "libero", "maniskill")
+    assert done == ["maniskill"]
+    assert f"maniskill: installed in {home}/environments/maniskill-" in result.stdout
+    assert "maniskill: half way" in result.stdout
+    assert result.exit_code == 2
+    assert "no room" in result.stderr
 
 
 def test_a_failing_pip_shows_its_tail_and_leaves_nothing_installed(home, monkeypatch):

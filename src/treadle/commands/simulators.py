@@ -2,7 +2,11 @@
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from threading import Lock
+from typing import Self
 
 from rich import box
 from rich.console import Console
@@ -10,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from treadle.cores import usable_cores
 from treadle.errors import ConfigError
 from treadle.simulators.build import installed_simulators, simulator_environment
 from treadle.simulators.environments import Environment
@@ -32,11 +37,11 @@ def simulators_table() -> Table:
 
 
 def install_environments(names: Sequence[str], every: bool, *, force: bool, system: bool) -> None:
-    """Install the environments of some simulators, one after another, with progress on the console.
+    """Install the environments of some simulators, as many at a time as there are cores, with progress on the console.
 
     Raises:
         ConfigError: An unknown simulator, or none was named.
-        SimulatorError: An environment could not be made.
+        SimulatorError: An environment could not be made; the others are installed all the same.
     """
     known = {name: simulator_environment(name) for name in installed_simulators()}
     if not names and not every:
@@ -44,36 +49,62 @@ def install_environments(names: Sequence[str], every: bool, *, force: bool, syst
         raise ConfigError(f"name a simulator, or give --all; those with an environment of their own: {own or 'none'}")
     if names:
         known = {name: simulator_environment(name) for name in names}
-    for name, environment in known.items():
-        if environment is not None:
-            _install(environment, force, system)
-        elif names:
+        for name in (name for name, environment in known.items() if environment is None):
             Console().print(f"{name}: needs no environment of its own", highlight=False)
+    chosen = [environment for environment in known.values() if environment is not None]
+    with _Installation() as shown, ThreadPoolExecutor(len(usable_cores())) as pool:
+        jobs = [pool.submit(shown.install, environment, force, system) for environment in chosen]
+    for job in jobs:
+        job.result()
 
 
-def _install(environment: Environment, force: bool, system: bool) -> None:
-    console, began, last = Console(), time.monotonic(), -_LINE_SECONDS
-    name = environment.name
+class _Installation:
+    """The console of several installations side by side; each has a line."""
 
-    def clock() -> str:
-        minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    def __init__(self) -> None:
+        self._console = Console()
+        self._status = self._console.status("installing")
+        self._began = time.monotonic()
+        self._lock = Lock()
+        self._lines: dict[str, str] = {}
+        self._printed: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def install(self, environment: Environment, force: bool, system: bool) -> None:
+        """Install one; to be called in a thread of its own."""
+        name = environment.name
+        try:
+            done = install(environment, partial(self._progress, name), force=force, system=system)
+        finally:
+            with self._lock:
+                self._lines.pop(name, None)
+        self._print(f"{name}: {'installed' if done else 'is installed'} in {environment.path} [{self._clock()}]")
+        if missing := environment.missing_assets():
+            self._print(assets_text(missing))
+
+    def _progress(self, name: str, text: str) -> None:
+        line, now = f"[{self._clock()}] {name}: {text}", time.monotonic()
+        with self._lock:
+            self._lines[name] = line
+            self._status.update(escape("\n".join(self._lines.values())))
+            due = now - self._printed.get(name, -_LINE_SECONDS) >= _LINE_SECONDS
+            if due:
+                self._printed[name] = now
+        if due and not self._console.is_terminal:
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        self._console.print(escape(line), highlight=False, soft_wrap=True)
+
+    def _clock(self) -> str:
+        minutes, seconds = divmod(round(time.monotonic() - self._began), 60)
         return f"{minutes}:{seconds:02d}"
-
-    with console.status(f"installing {name}") as status:
-
-        def progress(text: str) -> None:
-            nonlocal last
-            line = escape(f"[{clock()}] {name}: {text}")
-            status.update(line)
-            if not console.is_terminal and time.monotonic() - last >= _LINE_SECONDS:
-                last = time.monotonic()
-                console.print(line, highlight=False, soft_wrap=True)
-
-        done = install(environment, progress, force=force, system=system)
-    said = f"{name}: {'installed' if done else 'is installed'} in {environment.path} [{clock()}]"
-    console.print(escape(said), highlight=False, soft_wrap=True)
-    if missing := environment.missing_assets():
-        console.print(escape(assets_text(missing)), highlight=False, soft_wrap=True)
 
 
 def assets_text(missing: Sequence[Path], shown: int = 3) -> str:

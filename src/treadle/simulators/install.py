@@ -9,10 +9,14 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 from treadle.errors import SimulatorError
 from treadle.files import write_atomically
 from treadle.simulators.environments import STAMP, Environment
+
+_APT = Lock()
+"""apt-get refuses to run twice at a time."""
 
 Progress = Callable[[str], None]
 """Told what goes on, in a line."""
@@ -81,14 +85,15 @@ def _have_packages(environment: Environment, progress: Progress, system: bool) -
         )
     log = _log(environment)
     apt = ["apt-get", "-q", "-y", "--no-install-recommends"]
-    for command in ([*apt[:2], "update"], [*apt, "install", *missing]):
-        _run(
-            command,
-            log,
-            progress,
-            f"apt-get could not install {', '.join(missing)}",
-            {"DEBIAN_FRONTEND": "noninteractive"},
-        )
+    with _APT:
+        for command in ([*apt[:2], "update"], [*apt, "install", *missing]):
+            _run(
+                command,
+                log,
+                progress,
+                f"apt-get could not install {', '.join(missing)}",
+                {"DEBIAN_FRONTEND": "noninteractive"},
+            )
 
 
 def _make(environment: Environment, progress: Progress) -> None:
@@ -100,7 +105,8 @@ def _make(environment: Environment, progress: Progress) -> None:
     hint = "; on Debian the module venv is in the package python3-venv"
     _run([python, "-m", "venv", str(environment.path)], log, progress, what, hint=hint)
     pip = [str(environment.executable), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
-    pip += ["--progress-bar", "off", *(["--no-deps"] if environment.no_deps else [])]
+    # A module is compiled when it is first imported; of what a simulator brings most never is.
+    pip += ["--no-compile", "--progress-bar", "off", *(["--no-deps"] if environment.no_deps else [])]
     # The first on its own, so that whichever build of it the package index offers for this machine is kept.
     first, rest = environment.requirements[:1], environment.requirements[1:]
     for requirements in filter(None, (first, rest and environment.requirements)):
