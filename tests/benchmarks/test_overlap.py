@@ -75,5 +75,5 @@ def test_exchange(tmp_path: Path):
     rows = exchange.run(tmp_path / "exchange.json", slots=4, table=(), splits=((2, 2),), seconds=0.0)
     written = json.loads((tmp_path / "exchange.json").read_text())
     assert {"in_process_ms", "worker_ms", "frames_in_process_ms", "frames_worker_ms"} <= written.keys()
-    assert len(written["exchanges"]) == len(rows) == 2 * 2 + 2
+    assert len(written["exchanges"]) == len(rows) == 2 * 2 + 1 + 2
     assert {(row.lanes, row.workers) for row in rows} == {(1, 1), (2, 2)}

@@ -24,7 +24,7 @@ from treadle.rollout.lanes import Lanes, LanesPlan
 from treadle.simulators.factory import SimulatorFactory
 
 SLOTS = (16, 32, 64, 128, 256, 512, 1024)
-FRAME = 64
+FRAME, LARGE_FRAME = 64, 224
 SPLITS = ((2, 1), (2, 2), (4, 1), (4, 2), (4, 4))
 """Lanes and workers that the environments are also divided among."""
 _HORIZON = 200
@@ -46,6 +46,8 @@ class Exchange:
     """Side of the frames in pixels; 1 where the observation is the vector alone."""
     milliseconds: float
     """For one decision of every slot and what comes of it, the median over rounds."""
+    simulator_milliseconds: float
+    """Of it, the simulator's own, where it is: the time in its calls, writing frames included."""
 
 
 def run(
@@ -68,22 +70,24 @@ def run(
     Console().print(_table(rows))
     if json is not None:
 
-        def cost(kind: Kind, frame: int) -> float:
+        def cost(kind: Kind, frame: int) -> Exchange:
             return next(
-                row.milliseconds
+                row
                 for row in rows
                 if (row.slots, row.lanes, row.workers, row.kind, row.frame_size) == (slots, 1, 1, kind, frame)
             )
 
+        large = cost("processes", LARGE_FRAME)
         result = {
             "benchmark": "exchange",
             "command": shlex.join(["treadle", *sys.argv[1:]]),
             "machine": describe_machine(),
             "slots": slots,
-            "in_process_ms": cost("threads", 1),
-            "worker_ms": cost("processes", 1),
-            "frames_in_process_ms": cost("threads", FRAME),
-            "frames_worker_ms": cost("processes", FRAME),
+            "in_process_ms": cost("threads", 1).milliseconds,
+            "worker_ms": cost("processes", 1).milliseconds,
+            "frames_in_process_ms": cost("threads", FRAME).milliseconds,
+            "frames_worker_ms": cost("processes", FRAME).milliseconds,
+            "large_frames_worker_beyond_simulator_ms": large.milliseconds - large.simulator_milliseconds,
             "exchanges": [asdict(row) for row in rows],
         }
         write_atomically(json, to_json(result) + "\n")
@@ -98,6 +102,7 @@ def _rows(slots: int, table: Iterable[int], splits: Iterable[tuple[int, int]], s
         for kind in kinds
         for frame in (1, FRAME)
     ]
+    rows.append(measure(slots, 1, 1, "processes", LARGE_FRAME, seconds))
     fitting = [(lanes, workers) for lanes, workers in splits if max(lanes, workers) <= slots]
     return rows + [measure(slots, *split, kind, 1, seconds) for split in fitting for kind in kinds]
 
@@ -112,27 +117,30 @@ def measure(slots: int, lanes: int, workers: int, kind: Kind, frame: int, second
     plan = LanesPlan(
         factory, slots, _HORIZON, {"seed": 0}, lanes=lanes, workers=workers, kind=kind, cores=simulate, timeout=60.0
     )
-    rounds: list[float] = []
+    rounds: list[tuple[float, float]] = []
     decisions = 50
     policy: Any = SmallPolicy(frame)
     with Lanes(plan, policy.chunk) as opened:
         collector = Collector(opened, policy, Sampling(), NoCritic(), encode=True, cores=first)
         for _ in range(_WARM_UP):
             collector.collect(decisions, version=0)
-        while len(rounds) < 3 or sum(rounds) < seconds:
-            rounds.append(collector.collect(decisions, version=0).seconds["collect"])
-    return Exchange(slots, lanes, workers, kind, frame, float(np.median(rounds)) / decisions * 1000)
+        while len(rounds) < 3 or sum(whole for whole, _ in rounds) < seconds:
+            spent = collector.collect(decisions, version=0).seconds
+            rounds.append((spent["collect"], spent["simulate"]))
+    whole, own = (np.median(rounds, axis=0) / decisions * 1000).tolist()
+    return Exchange(slots, lanes, workers, kind, frame, whole, own)
 
 
 def _table(rows: Iterable[Exchange]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="one exchange, milliseconds", title_justify="left")
-    for column in ("slots", "lanes", "workers", "kind", "frames", "ms", "us per slot"):
+    for column in ("slots", "lanes", "workers", "kind", "frames", "ms", "simulator", "us per slot"):
         table.add_column(column, justify="right")
     for row in rows:
         frame = "none" if row.frame_size == 1 else f"{row.frame_size} px"
         table.add_row(
             *(str(x) for x in (row.slots, row.lanes, row.workers, row.kind, frame)),
             f"{row.milliseconds:.2f}",
+            f"{row.simulator_milliseconds:.2f}",
             f"{row.milliseconds / row.slots * 1000:.1f}",
         )
     return table
