@@ -88,14 +88,22 @@ def _weights(before: int, after: int) -> Tensor:
     return (weights.abs() * 2**22 + 0.5).floor() * weights.sign() / 2**22
 
 
-def pixel_values(frames: Tensor, means: Tensor, stds: Tensor, dtype: torch.dtype) -> Tensor:
-    """Frames [B, H, W, 3] uint8 to [B, 3 * towers, H, W]: divided by 255, less mean, over std of each tower.
+def pixel_values(frames: Tensor, means: Tensor, stds: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Frames [B, H, W, 3] uint8 to what each tower sees, [B, 3, H, W]: divided by 255, less its mean, over its std.
 
-    `means` and `stds`: [towers, 3] float32.
+    Channels lie last in memory, as in the frames; towers that agree share theirs. `means` and `stds`: [towers, 3]
+    float32.
     """
-    unit = frames.permute(0, 3, 1, 2).float() / 255
-    values = [(unit - mean[:, None, None]) / std[:, None, None] for mean, std in zip(means, stds, strict=True)]
-    return torch.cat(values, dim=1).to(dtype) if len(values) > 1 else values[0].to(dtype)
+    across = frames.shape[2]
+    unit = frames.flatten(2).float().div_(255)
+    seen: dict[tuple[float, ...], Tensor] = {}
+    keys = [(*mean, *std) for mean, std in zip(means.tolist(), stds.tolist(), strict=True)]
+    for key, mean, std in zip(keys, means, stds, strict=True):
+        if key not in seen:
+            # A row of an image at a time: three channels alone would be too short a loop.
+            values = (unit - mean.repeat(across)).div_(std.repeat(across)).to(dtype)
+            seen[key] = values.unflatten(2, (across, 3)).permute(0, 3, 1, 2)
+    return [seen[key] for key in keys]
 
 
 def read_normalization(files: Mapping[str, bytes], towers: int) -> tuple[Tensor, Tensor]:

@@ -182,8 +182,7 @@ class PrismaticModel(nn.Module):
         """Projected patches [n, S, W] of images [n, H, W, 3]."""
         dtype = self.projector.fc1.weight.dtype
         pixels = pixel_values(images, self._means.to(self.device), self._stds.to(self.device), dtype)
-        towers = zip(self.towers(), pixels.split(3, dim=1), strict=True)
-        patches = [tower(part, *language) for tower, part in towers]
+        patches = [tower(part, *language) for tower, part in zip(self.towers(), pixels, strict=True)]
         return self.projector(torch.cat(patches, dim=-1) if len(patches) > 1 else patches[0])
 
     def prefix(self, inputs: Inputs) -> Prefix:
