@@ -25,6 +25,7 @@ _FILTER = ("algorithm.filter.low=0.1", "algorithm.filter.high=0.9")
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ppo": ("quickstart", ()),
     "ppo-half": ("quickstart", ("algorithm.chunk_share=0.5",)),
+    "openvla": ("quickstart-openvla", ()),
     "grpo": ("quickstart-grpo", ()),
     "grpo-scores": ("quickstart-grpo", ("algorithm.estimator=grpo",)),
     "grpo-20-percent": ("quickstart-grpo", ("algorithm.chunk_share=0.2",)),
