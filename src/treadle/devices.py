@@ -1,16 +1,9 @@
 """Which device computes."""
 
-import ctypes
-from contextlib import suppress
-
 import torch
 
 from treadle.cores import usable_cores
 from treadle.errors import ConfigError
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Options of glibc's mallopt(3): bytes from which on free memory goes back, and a block has pages of its own."""
-_LARGEST = 2**30
 
 
 def choose_device(name: str) -> torch.device:
@@ -32,17 +25,9 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def prepare_cpu(threads: int) -> None:
-    """Let torch use so many threads, 0 for every core that this process may run on, and keep the memory that it frees.
-
-    glibc gives large blocks back to the system, and the next tensor's pages are then cleared anew: a sixth of the time
-    of a small policy's update. Elsewhere (macOS, musl) memory is left as it is.
-    """
-    torch.set_num_threads(threads or len(usable_cores()))
-    with suppress(OSError, AttributeError, TypeError):
-        tune = ctypes.CDLL(None).mallopt
-        for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-            tune(option, _LARGEST)
+def use_threads(count: int) -> None:
+    """Let torch use `count` threads; 0 takes every core that this process may run on."""
+    torch.set_num_threads(count or len(usable_cores()))
 
 
 def computes_bfloat16(device: torch.device) -> bool:
