@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -54,6 +54,11 @@ def install_environments(names: Sequence[str], every: bool, *, force: bool, syst
     chosen = [environment for environment in known.values() if environment is not None]
     with _Installation() as shown, ThreadPoolExecutor(len(usable_cores())) as pool:
         jobs = [pool.submit(shown.install, environment, force, system) for environment in chosen]
+        try:
+            wait(jobs)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)  # none that has not begun
+            raise
     for job in jobs:
         job.result()
 
