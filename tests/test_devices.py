@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from treadle.cores import usable_cores
-from treadle.devices import choose_device, computes_bfloat16, use_threads
+from treadle.devices import choose_device, computes_bfloat16, prepare_cpu
 from treadle.errors import ConfigError
 
 
@@ -25,9 +25,9 @@ def test_a_device_that_cannot_be_used_is_named(name):
 def test_threads():
     before = torch.get_num_threads()
     try:
-        use_threads(2)
+        prepare_cpu(2)
         assert torch.get_num_threads() == 2
-        use_threads(0)
+        prepare_cpu(0)
         assert torch.get_num_threads() == len(usable_cores())
     finally:
         torch.set_num_threads(before)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from treadle.config.loading import load_recipe, resolve_checkpoint
 from treadle.config.schema import TrainConfig
-from treadle.devices import choose_device, use_threads
+from treadle.devices import choose_device, prepare_cpu
 from treadle.errors import ConfigError
 from treadle.files import to_json, write_atomically
 from treadle.policies.protocol import Sampling
@@ -120,7 +120,7 @@ def _measure(cases: Sequence[TrainConfig], batches: int) -> list[Tensor]:
     """[batches, P] for each case."""
     # A critic is there if one of them reads it.
     config = next((case for case in cases if case.has_critic), cases[0])
-    use_threads(config.torch_threads)
+    prepare_cpu(config.torch_threads)
     device, base = choose_device(config.device), resolve_checkpoint(config.policy.checkpoint)
     torch.manual_seed(config.seed)
     policy = load_trainable(base, config.policy, device, freeze_vision=config.policy.freeze_vision)

@@ -25,7 +25,7 @@ from torch import Tensor
 from treadle.benchmarks.floor import Floor
 from treadle.benchmarks.reference import REFERENCES
 from treadle.benchmarks.timing import peak_memory, time_in_turn
-from treadle.devices import choose_device
+from treadle.devices import choose_device, prepare_cpu
 from treadle.errors import ConfigError
 from treadle.files import to_json, write_atomically
 from treadle.policies.load import DTYPES, KINDS, policy_module
@@ -99,7 +99,7 @@ def run(
     before = torch.get_num_threads()
     rows, left_out, start = [], [], time.monotonic()
     try:
-        torch.set_num_threads(threads or before)
+        prepare_cpu(threads or before)
         used = torch.get_num_threads()
         for size, kind in product(sizes, policies):
             policy = None

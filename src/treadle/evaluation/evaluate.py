@@ -18,6 +18,7 @@ from treadle.config.schema import EvaluationConfig, LoadingConfig, SimulatorConf
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult
+from treadle.devices import prepare_cpu
 from treadle.evaluation.statistics import SuccessRate
 from treadle.policies.load import load_configured
 from treadle.policies.protocol import Policy, Sampling
@@ -124,6 +125,7 @@ def evaluate_checkpoint(
         CheckpointError: The directory cannot be loaded.
         ConfigError: An unknown simulator or suite.
     """
+    prepare_cpu(0)
     loaded = load_configured(checkpoint, policy, device=device)
     built = build_simulator(simulator, slots=min(evaluation.slots, evaluation.episodes))
     ablation = Ablation(instructions, frames)

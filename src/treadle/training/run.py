@@ -13,7 +13,7 @@ from treadle.config.loading import resolve_checkpoint
 from treadle.config.run_directory import create_run_directory
 from treadle.config.schema import TrainConfig
 from treadle.data.span import Span
-from treadle.devices import choose_device, use_threads
+from treadle.devices import choose_device, prepare_cpu
 from treadle.errors import ConfigError
 from treadle.evaluation.evaluate import evaluate_policy, film, manifest
 from treadle.files import read_json, to_json, write_atomically
@@ -84,7 +84,7 @@ class Run:
     @classmethod
     def open(cls, config: TrainConfig) -> Self:
         """Make or resume the run of a config: load the policy, build the simulator and the learner."""
-        use_threads(config.torch_threads)
+        prepare_cpu(config.torch_threads)
         device = choose_device(config.device)
         base = resolve_checkpoint(config.policy.checkpoint)
         checkpoints = list_checkpoints(config.output / config.name / "checkpoints")

@@ -13,7 +13,7 @@ from treadle.config.loading import resolve_checkpoint
 from treadle.config.run_directory import create_run_directory
 from treadle.config.schema import FineTuningConfig, SupervisedConfig
 from treadle.data.demonstrations import Demonstrations, read_demonstrations
-from treadle.devices import choose_device, computes_bfloat16, use_threads
+from treadle.devices import choose_device, computes_bfloat16, prepare_cpu
 from treadle.errors import CheckpointError, ConfigError
 from treadle.evaluation.evaluate import evaluate_policy, manifest
 from treadle.files import to_json, write_atomically
@@ -48,7 +48,7 @@ def train_supervised(config: SupervisedConfig) -> Path:
     Raises:
         TreadleError: Anything that is the user's to mend.
     """
-    use_threads(config.torch_threads)
+    prepare_cpu(config.torch_threads)
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
     start = None if config.checkpoint is None else resolve_checkpoint(config.checkpoint)
