@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ def test_slots_in_processes_play_as_they_do_here():
         with_closing.close()
         with_closing.close()
     assert not psutil.Process().children(recursive=True)
+
+
+def test_libraries_of_a_worker_take_as_many_threads_as_its_simulator(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("LP_NUM_THREADS", "5")
+    factory = SimulatorFactory("treadle.simulators.tabletop:Tabletop", {"threads": 3, "horizon": 4})
+    with closing(open_remote(factory, 1, 1)) as opened:
+        there = psutil.Process(opened.pids[0]).environ()
+    assert (there["OMP_NUM_THREADS"], there["LP_NUM_THREADS"]) == ("3", "5"), "what the user has set holds"
 
 
 def test_only_what_was_asked_for_is_written():

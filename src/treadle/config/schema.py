@@ -19,7 +19,8 @@ class SimulatorConfig(Section):
     horizon: Positive = 80
     """Control steps after which an episode is cut."""
     threads: Natural = 0
-    """Threads that step the simulator; 0 takes every core."""
+    """Threads that step the simulator; 0 takes every core. In worker processes it is of each, their software renderers
+    included, and 0 divides the cores."""
     options: dict[str, Any] = {}
     """Further keyword arguments of the simulator's class."""
     python: str | None = None
@@ -278,7 +279,7 @@ class GroundingConfig(Section):
     towers: str | None = None
     """Start with vision towers and projector of this checkpoint, of the same architecture; None: from nothing."""
     detection_steps: Natural = 2000
-    """Steps of the vision towers alone, finding every thing on the table, and the robot if its pose is not told them."""
+    """Steps of the towers alone, finding every thing on the table, and the robot where the policy is not told of it."""
     joint_steps: Natural = 3000
     """Steps of the whole policy, finding the two things that an instruction names."""
     batch: Positive = 256

@@ -11,7 +11,7 @@ from typing import Any
 from treadle.rollout.board import Board, BoardShape
 from treadle.rollout.inbox import ProcessInbox, ThreadInbox
 from treadle.rollout.worker import WorkerPlan, serve
-from treadle.simulators.process import SharedFile, WorkerProcess
+from treadle.simulators.process import SharedFile
 
 
 class WorkerHandle(ABC):
@@ -92,7 +92,7 @@ class ProcessWorker(WorkerHandle):
 
     def __init__(self, plan: WorkerPlan, memory: SharedFile, inbox: ProcessInbox[WorkerHandle]) -> None:
         super().__init__(plan)
-        self._process = WorkerProcess("treadle.rollout.worker_process", plan.factory.interpreter, memory)
+        self._process = plan.factory.start("treadle.rollout.worker_process", memory)
         self._inbox = inbox
         self._inbox.add(self, self._process.connection)
         self.send(plan)

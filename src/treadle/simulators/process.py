@@ -17,6 +17,8 @@ from treadle import errors
 from treadle.errors import ConfigError, SimulatorError, TreadleError
 
 _LAUNCH = Path(__file__).with_name("launch.py")
+_THREADS = ("OMP_NUM_THREADS", "LP_NUM_THREADS")
+"""How many threads torch and BLAS take, and Mesa's software renderer; left alone, each takes every core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,14 @@ class SharedFile:
 class WorkerProcess:
     """Runs `main(connection, memory)` of a module in a process of its own, which ends with this one, however that ends.
 
+    Its libraries take `threads` threads, unless the variables here say otherwise.
     Raises SimulatorError where the interpreter cannot be started.
     """
 
-    def __init__(self, module: str, interpreter: Interpreter | None, memory: SharedFile) -> None:
+    def __init__(
+        self, module: str, interpreter: Interpreter | None, memory: SharedFile, threads: int | None = None
+    ) -> None:
+        limits = {} if threads is None else dict.fromkeys(_THREADS, str(threads))
         chosen = interpreter or Interpreter(sys.executable)
         self.connection, theirs = Pipe()
         try:
@@ -97,7 +103,7 @@ class WorkerProcess:
                 [chosen.python, "-P", str(_LAUNCH), module, str(theirs.fileno()), str(memory.number)],
                 pass_fds=(theirs.fileno(), memory.number),
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **chosen.variables, "PYTHONPATH": os.pathsep.join(_search_path(chosen))},
+                env={**limits, **os.environ, **chosen.variables, "PYTHONPATH": os.pathsep.join(_search_path(chosen))},
                 # Ctrl-C is for this process alone, which then ends its workers in order.
                 start_new_session=True,
             )

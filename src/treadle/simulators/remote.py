@@ -149,7 +149,7 @@ class RemoteWorker:
         return self._receive()
 
     def _start(self) -> WorkerProcess:
-        process = WorkerProcess("treadle.simulators.remote_worker", self._factory.interpreter, self._memory)
+        process = self._factory.start("treadle.simulators.remote_worker", self._memory)
         process.connection.send((self._factory, self.stop - self.first))
         return process
 
