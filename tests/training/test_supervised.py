@@ -248,7 +248,7 @@ def test_another_policy_takes_the_towers(
             "name": "other",
             "output": tmp_path,
             "model": config.model.model_copy(update={"kind": "openvla"}),
-            "grounding": config.grounding.model_copy(update={"towers": towers, "detection_steps": 0}),
+            "grounding": config.grounding.model_copy(update={"towers": towers}),
         }
     )
     run = train_supervised(other)

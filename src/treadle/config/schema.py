@@ -277,9 +277,9 @@ class GroundingConfig(Section):
     seed: Natural = 1
     """Seeds the scenes."""
     towers: str | None = None
-    """Start with vision towers and projector of this checkpoint, of the same architecture; None: from nothing."""
+    """Take vision towers and projector from this checkpoint, of the same architecture; None trains them."""
     detection_steps: Natural = 2000
-    """Steps of the towers alone, finding every thing on the table, and the robot where the policy is not told of it."""
+    """Steps of the vision towers alone, finding every thing on the table; none where they are taken."""
     joint_steps: Natural = 3000
     """Steps of the whole policy, finding the two things that an instruction names."""
     batch: Positive = 256

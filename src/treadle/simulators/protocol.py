@@ -95,8 +95,6 @@ class Scenes(Protocol):
     """[N, M] what each thing looks like, as an index below `class_count`."""
     positions: NDArray[np.float32]
     """[N, M, 3] metres."""
-    robot: NDArray[np.float32]
-    """[N, R] what a frame shows of the robot, in units of which one is a large difference."""
     class_count: int
 
     def ask(self, rng: np.random.Generator, rows: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:

@@ -1,8 +1,7 @@
 """Pre-training of perception on rendered scenes: first the towers find everything, then the policy finds what is named.
 
-A policy without proprioception must see the robot too. Both heads are thrown away afterwards. Lengths are in units of
-10 cm. Shapes: N scenes, M things on the table, S patches, W width, K action tokens, G classes of things, R numbers of
-the robot (0 for a policy that is told them).
+Both heads are thrown away afterwards. Lengths are in units of 10 cm.
+Shapes: N scenes, M things on the table, S patches, W width, K action tokens, G classes of things.
 """
 
 import math
@@ -11,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,50 +22,31 @@ UNIT = 0.1
 
 
 class DetectionHead(nn.Module):
-    """Each patch votes for where each class of things is, and for each number of the robot: a softmax over patches
-    weighs their estimates.
-    """
+    """Each patch votes for where each class of things is: a softmax over patches weighs their estimates."""
 
-    def __init__(self, width: int, classes: int, robot: int) -> None:
+    def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        self._counts = (classes, robot)
-        self.vote = nn.Linear(width, classes + robot)
-        self.place = nn.Linear(width, 3 * classes + robot)
+        self.vote = nn.Linear(width, classes)
+        self.place = nn.Linear(width, 3 * classes)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, S, W] to positions [N, G, 3] and the robot [N, R]."""
-        classes, robot = self._counts
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [N, S, W] to positions [N, G, 3]."""
         weights = self.vote(features).softmax(1)
-        places, numbers = self.place(features).split((3 * classes, robot), dim=-1)
-        found = (weights[..., :classes, None] * places.unflatten(-1, (-1, 3))).sum(1)
-        return found, (weights[..., classes:] * numbers).sum(1)
+        places = self.place(features).unflatten(-1, (-1, 3))
+        return (weights[..., None] * places).sum(1)
 
 
 @dataclass(slots=True)
 class GroundingHead:
-    """Positions of the two things that the instruction names, and the robot, read wherever actions are predicted."""
+    """Positions of the two things that the instruction names, read at every position that predicts actions."""
 
     layer: nn.Linear
 
-    def loss(self, hidden: Tensor, wanted: Tensor, robot: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Loss, and distance in metres [N, 2] at the last prompt token. `hidden` [N, K, W]; `wanted` [N, 2, 3];
-        `robot` [N, R].
-        """
-        read = self.layer(hidden).float()
-        found = read[..., :6].unflatten(-1, (2, 3))
-        loss = _distance(found, wanted[:, None] / UNIT)
-        if robot is not None:
-            loss = loss + _distance(read[..., 6:], robot[:, None])
+    def loss(self, hidden: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss, and distance in metres [N, 2] at the last prompt token. `hidden` [N, K, W]; `wanted` [N, 2, 3]."""
+        found = self.layer(hidden).float().unflatten(-1, (2, 3))
+        loss = F.smooth_l1_loss(found, wanted[:, None].expand_as(found) / UNIT, beta=0.1)
         return loss, (found[:, 0].detach() * UNIT - wanted)[..., :2].norm(dim=-1)
-
-
-def robot_of(scenes: Scenes, policy: PrismaticPolicy) -> NDArray[np.float32] | None:
-    """[N, R] what the policy must see of the robot, as it is not told; None where it is."""
-    return None if policy.config.proprioception_dim else scenes.robot
-
-
-def _distance(found: Tensor, wanted: Tensor) -> Tensor:
-    return F.smooth_l1_loss(found, wanted.expand_as(found), beta=0.1)
 
 
 def cosine(step: int, steps: int, warmup: int = 50) -> float:
@@ -88,9 +67,7 @@ def pretrain_towers(
     bfloat16: bool,
 ) -> None:
     """Train towers and projector to find every thing on the table. `report(step, loss, mean error in metres)`."""
-    robot = robot_of(scenes, policy)
-    numbers = 0 if robot is None else robot.shape[1]
-    head = DetectionHead(policy.config.width, scenes.class_count, numbers).to(policy.device)
+    head = DetectionHead(policy.config.width, scenes.class_count).to(policy.device)
     parameters = [*policy.vision_backbone.parameters(), *policy.projector.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     blank = policy.prepare(scenes.frames[:1, None], [""], scenes.proprioception[:1])
@@ -101,13 +78,11 @@ def pretrain_towers(
         )
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=bfloat16):
             features = policy.features(inputs)
-        found, seen = head(features.float())
+        found = head(features.float())
         classes = torch.from_numpy(scenes.classes[rows]).to(policy.device)
         wanted = torch.from_numpy(scenes.positions[rows]).to(policy.device)
         mine = found.gather(1, classes[..., None].expand(-1, -1, 3))
-        loss = _distance(mine, wanted / UNIT)
-        if robot is not None:
-            loss = loss + _distance(seen, torch.from_numpy(robot[rows]).to(policy.device))
+        loss = F.smooth_l1_loss(mine, wanted / UNIT, beta=0.1)
         _descend(optimizer, loss, learning_rate * cosine(step, steps))
         error = (mine.detach() * UNIT - wanted)[..., :2].norm(dim=-1).mean(0)
         report(step, float(loss.detach()), error.tolist())
@@ -124,9 +99,7 @@ class Grounding:
         self._scenes = scenes
         self._rng = rng
         self._generator = torch.Generator().manual_seed(0)
-        self._robot = robot_of(scenes, policy)
-        numbers = 6 if self._robot is None else 6 + self._robot.shape[1]
-        self.head = GroundingHead(nn.Linear(policy.config.width, numbers).to(policy.device))
+        self.head = GroundingHead(nn.Linear(policy.config.width, 6).to(policy.device))
         parts = []
         for start in range(0, len(scenes.frames), batch):
             frames = scenes.frames[start : start + batch, None]
@@ -145,8 +118,7 @@ class Grounding:
         # Random actions, for a policy that reads its own: whatever it did, it shall know where things are.
         codec, count = self._policy.codec, self._policy.config.tokens
         tokens = torch.randint(codec.first_id, codec.vocabulary, (batch, count), generator=self._generator)
-        robot = None if self._robot is None else torch.from_numpy(self._robot[rows]).to(self._policy.device)
-        return self.head.loss(self._policy.hidden_states(inputs, tokens.to(self._policy.device)), wanted, robot)
+        return self.head.loss(self._policy.hidden_states(inputs, tokens.to(self._policy.device)), wanted)
 
 
 def pretrain_jointly(

@@ -158,7 +158,8 @@ def _line_count(config: SupervisedConfig, has_scenes: bool) -> int:
 
 def _lines_of_perception(config: SupervisedConfig) -> int:
     settings = config.grounding
-    return sum(steps // REPORT_EVERY for steps in (settings.detection_steps, settings.joint_steps))
+    detection = settings.detection_steps if settings.towers is None else 0
+    return sum(steps // REPORT_EVERY for steps in (detection, settings.joint_steps))
 
 
 def _teacher(simulator: Simulator, config: SupervisedConfig) -> Teacher:
@@ -196,12 +197,14 @@ def _record(simulator: Teacher, config: SupervisedConfig, run: Path, console: Ru
 def _learn_to_see(
     policy: PrismaticPolicy, simulator: SceneTeacher, config: SupervisedConfig, stages: _Stages, run: Path
 ) -> None:
-    """Both stages of perception; leaves policy and grounding head in the run's folder, whole or not at all."""
+    """Both stages of perception, or the second where towers were taken; leaves policy and grounding head in the run's
+    folder, whole or not at all.
+    """
     settings = config.grounding
     stages.console.stage("rendering scenes")
     scenes = simulator.scenes(settings.scenes, settings.seed)
     rng = np.random.default_rng(config.seed)
-    if settings.detection_steps:
+    if settings.towers is None:
         stages.console.stage("pre-training the vision towers")
         names = ("loss", "object_error", "second_object_error", "plate_error", "second_plate_error")
         pretrain_towers(

@@ -61,11 +61,6 @@ class Scenes:
         return np.concatenate([self.object_positions, self.plate_positions], 1)
 
     @property
-    def robot(self) -> NDArray[np.float32]:
-        """[N, 5]: the tool's position in units of 10 cm, its yaw in units of 0.1 rad, and the share of the opening."""
-        return self.proprioception[:, [0, 1, 2, 3, 5]] * np.array([10, 10, 10, 10, 1], np.float32)
-
-    @property
     def class_count(self) -> int:
         """Colours of objects and of plates."""
         return len(OBJECT_COLOUR_NAMES) + len(PLATE_COLOUR_NAMES)
