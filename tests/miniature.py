@@ -16,6 +16,7 @@ from treadle.config.schema import (
     SimulatorConfig,
     TrainConfig,
 )
+from treadle.data.demonstrations import Demonstrations
 from treadle.data.rollout import Rollout
 from treadle.data.step import EpisodeResult
 from treadle.policies.openvla_oft import OpenVLAOFT, create, tiny_config
@@ -54,6 +55,28 @@ def make_policy(folder: Path, *, chunk: int = 4, action_dim: int = 7, **settings
     with torch.no_grad():
         policy.language_model.lm_head.weight.mul_(8)
     return policy
+
+
+def make_demonstrations(lengths: tuple[int, ...] = (6, 4)) -> Demonstrations:
+    """Random frames with actions that depend on the place in the episode."""
+    rng = np.random.default_rng(0)
+    count = sum(lengths)
+    frame_index = np.concatenate([np.arange(n) for n in lengths])
+    actions = np.repeat(np.sin(frame_index)[:, None] * 0.02, 7, axis=1).astype(np.float32)
+    actions[:, 6] = frame_index % 2
+    episodes = np.repeat(np.arange(len(lengths)), lengths)
+    return Demonstrations(
+        frames=rng.integers(0, 256, (count, 1, IMAGE, IMAGE, 3), dtype=np.uint8),
+        state=rng.uniform(-1, 1, (count, 7)).astype(np.float32),
+        actions=actions,
+        episode_index=episodes,
+        frame_index=frame_index,
+        instructions=[INSTRUCTIONS[episode] for episode in episodes],
+        success=None,
+        scenarios=None,
+        cameras=("front",),
+        fps=20,
+    )
 
 
 def learning_config(**sections: dict[str, Any]) -> TrainConfig:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from miniature import IMAGE, INSTRUCTIONS, SIMULATOR, make_policy
+from miniature import IMAGE, SIMULATOR, make_demonstrations, make_policy
 from treadle.config.schema import (
     DemonstrationConfig,
     EvaluationConfig,
@@ -17,7 +17,7 @@ from treadle.config.schema import (
     SupervisedConfig,
     TinyModelConfig,
 )
-from treadle.data.demonstrations import Demonstrations, read_demonstrations
+from treadle.data.demonstrations import read_demonstrations
 from treadle.errors import CheckpointError, ConfigError
 from treadle.policies import load_policy
 from treadle.reporting.metrics import read_metrics
@@ -26,28 +26,6 @@ from treadle.training.demonstrations import action_names, cut_chunks, record_dem
 from treadle.training.grounding import cosine
 from treadle.training.imitation import dataset_statistics, imitate
 from treadle.training.supervised import train_supervised
-
-
-def make_demonstrations(lengths: tuple[int, ...] = (6, 4)) -> Demonstrations:
-    """Random frames with actions that depend on the place in the episode."""
-    rng = np.random.default_rng(0)
-    count = sum(lengths)
-    frame_index = np.concatenate([np.arange(n) for n in lengths])
-    actions = np.repeat(np.sin(frame_index)[:, None] * 0.02, 7, axis=1).astype(np.float32)
-    actions[:, 6] = frame_index % 2
-    episodes = np.repeat(np.arange(len(lengths)), lengths)
-    return Demonstrations(
-        frames=rng.integers(0, 256, (count, 1, IMAGE, IMAGE, 3), dtype=np.uint8),
-        state=rng.uniform(-1, 1, (count, 7)).astype(np.float32),
-        actions=actions,
-        episode_index=episodes,
-        frame_index=frame_index,
-        instructions=[INSTRUCTIONS[episode] for episode in episodes],
-        success=None,
-        scenarios=None,
-        cameras=("front",),
-        fps=20,
-    )
 
 
 def test_chunks_end_with_their_episode_standing_still_with_the_gripper_as_it_was():
