@@ -111,17 +111,27 @@ def tasks(suite: str, count: int) -> dict:
 
 
 def expert(suite: str, count: int) -> dict:
-    """The expert through the host, on the first scenarios of the training split."""
+    """The expert through the host, on the first scenarios of the training split, and what it did there once more, played
+    to LIBERO called directly.
+    """
     simulator = Libero(slots=1, suite=suite, render="fast", image_size=32, horizon=300)
     host = Host(simulator, one_after_another(simulator.scenarios("train", "train")[:count]), 300)
-    script, results = simulator.expert(0), []
+    script, rows, played = simulator.expert(0), [], []
     host.start()
     while len(slots := host.playing):
-        for result in host.step(script.act(slots)[:, None]).episodes:
-            results.append([result.scenario.id, result.success_once, result.length])
-            print(*results[-1], flush=True)
+        played.append(script.act(slots)[0])
+        for result in host.step(played[-1][None, None]).episodes:
+            task = simulator._suites.task(result.scenario)  # noqa: SLF001
+            direct = Direct(task, 32, cameras=False)
+            direct.start(state_of(result.scenario))
+            alone = any(direct.env.step(action)[2] for action in to_control(np.stack(played)[None])[0])
+            direct.close()
+            rows.append([result.scenario.id, result.success_once, alone, result.length])
+            print(*rows[-1], flush=True)
+            played = []
     simulator.close()
-    return {"episodes": len(results), "successes": sum(result[1] for result in results), "rows": results}
+    through, directly = (sum(row[i] for row in rows) for i in (1, 2))
+    return {"episodes": len(rows), "successes": through, "successes_directly": directly, "rows": rows}
 
 
 def speed(suite: str, count: int) -> dict:
