@@ -111,7 +111,7 @@ def tasks(suite: str, count: int) -> dict:
 
 
 def expert(suite: str, count: int) -> dict:
-    """The expert through the host, on the first scenarios of the training split, and what it did there once more, played
+    """The expert through the host, on the first scenarios of the training split, and what it did there, played again
     to LIBERO called directly.
     """
     simulator = Libero(slots=1, suite=suite, render="fast", image_size=32, horizon=300)

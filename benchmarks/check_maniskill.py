@@ -44,7 +44,7 @@ def play_directly(task: str, scenario: Scenario, actions: np.ndarray) -> bool:
 def check(task: str, count: int) -> dict[str, object]:
     """The first `count` scenarios of the training split."""
     simulator = ManiSkill(1, horizon=HORIZON, task=task)
-    simulator.observe = lambda slots, out: None
+    simulator.observe = lambda *_: None
     host = Host(simulator, one_after_another(simulator.scenarios("train", "train")[:count]), HORIZON)
     expert, rows, played = simulator.expert(0), [], []
     host.start()
