@@ -66,12 +66,18 @@ class PrismaticPolicy(PrismaticModel):
             raise ConfigError("the policy has no value head; give it one with add_value_head")
         return values
 
-    def supervised_loss(self, inputs: Inputs, tokens: Tensor, label_width: float = 0.0) -> Tensor:
+    def supervised_loss(
+        self, inputs: Inputs, tokens: Tensor, label_width: float = 0.0, noise: Tensor | None = None
+    ) -> Tensor:
         """Mean cross-entropy of the action tokens [B, K] over the 256 action rows; see `Policy.supervised_loss`."""
-        logits, _ = self._logits(inputs, tokens)
+        logits, _ = self._logits(inputs, self._reads(tokens, label_width, noise))
         rows = (tokens - self.codec.first_id).flatten()
         labels = soft_labels(rows, logits.shape[-1], label_width) if label_width else rows
         return F.cross_entropy(logits.flatten(0, 1), labels)
+
+    def _reads(self, tokens: Tensor, label_width: float, noise: Tensor | None) -> Tensor:
+        """The tokens [B, K] that `supervised_loss` lets the policy read, if it reads any, where `tokens` are right."""
+        return tokens
 
     def tokenize_actions(self, actions: Tensor) -> Tensor:
         """Un-normalised actions [B, C, A] to the nearest tokens [B, K]."""

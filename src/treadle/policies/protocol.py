@@ -157,10 +157,14 @@ class Policy(Protocol):
         """Values [B, V] alone, with gradient where enabled."""
         ...
 
-    def supervised_loss(self, inputs: Inputs, tokens: Tensor, label_width: float = 0.0) -> Tensor:
+    def supervised_loss(
+        self, inputs: Inputs, tokens: Tensor, label_width: float = 0.0, noise: Tensor | None = None
+    ) -> Tensor:
         """Cross-entropy of the action tokens [B, K], a scalar (of regressed actions their error).
 
-        `label_width` spreads each label over neighbouring bins, by a Gaussian of that standard deviation.
+        `label_width` spreads each label over neighbouring bins, by a Gaussian of that standard deviation. A policy that
+        decodes one token after another then reads earlier tokens drawn from theirs, by `noise` [B, K] in [0, 1), drawn
+        afresh where None: it meets in training what it will have sampled.
         """
         ...
 

@@ -37,7 +37,7 @@ def imitate(
     optimizer = MasterAdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
     )
-    generator = torch.Generator().manual_seed(seed)
+    generator, noises = (torch.Generator().manual_seed(seed) for _ in range(2))
     order = torch.randperm(len(tokens), generator=generator)
     scenes = min(round(config.batch * config.grounding_share), config.batch - 1) if grounding else 0
     policy.train()
@@ -45,9 +45,9 @@ def imitate(
         while len(order) < config.batch - scenes:
             order = torch.cat([order, torch.randperm(len(tokens), generator=generator)])
         rows, order = order[: config.batch - scenes], order[config.batch - scenes :]
-        loss = imitation = policy.supervised_loss(
-            inputs.take(rows).to(policy.device), tokens[rows].to(policy.device), config.label_width
-        )
+        right = tokens[rows].to(policy.device)
+        noise = torch.rand(right.shape, generator=noises).to(policy.device)
+        loss = imitation = policy.supervised_loss(inputs.take(rows).to(policy.device), right, config.label_width, noise)
         if grounding is not None and scenes:
             loss = loss + config.grounding_weight * grounding.loss(scenes)[0]
         for group in optimizer.param_groups:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from treadle.errors import ConfigError
 from treadle.policies import sampling as distribution
+from treadle.policies.action_codec import BINS, soft_labels
 from treadle.policies.llama import Decoder, causal
 from treadle.policies.prismatic import PrismaticPolicy
 from treadle.policies.protocol import Decision, Inputs, Sampling
@@ -37,6 +38,14 @@ class OpenVLA(PrismaticPolicy):
                     decoder.step(embed(tokens[-1]))
             chosen = torch.cat(tokens, dim=1)
             return Decision(self.codec.decode(chosen).float(), chosen, torch.cat(log_probs, dim=1), values)
+
+    def _reads(self, tokens: Tensor, label_width: float, noise: Tensor | None) -> Tensor:
+        """Spread as the labels are: one that was never read, beside a label that never changes, would say nothing."""
+        if not label_width:
+            return tokens
+        spread = soft_labels((tokens - self.codec.first_id).flatten(), BINS, label_width)
+        log_probs = spread.log().unflatten(0, tokens.shape)
+        return distribution.draw(log_probs, Sampling(), noise) + self.codec.first_id
 
     def hidden_states(self, inputs: Inputs, tokens: Tensor | None = None, reads: int | None = None) -> Tensor:
         """See `PrismaticPolicy.hidden_states`."""

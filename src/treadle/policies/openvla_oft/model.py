@@ -81,12 +81,14 @@ class OpenVLAOFT(PrismaticPolicy):
         log_probs = regression.log_prob(density, tokens, centre, scale, sampling)
         return Evaluation(log_probs, entropy, self._values(hidden))
 
-    def supervised_loss(self, inputs: Inputs, tokens: Tensor, label_width: float = 0.0) -> Tensor:
+    def supervised_loss(
+        self, inputs: Inputs, tokens: Tensor, label_width: float = 0.0, noise: Tensor | None = None
+    ) -> Tensor:
         """See `Policy.supervised_loss`. A regressed chunk has the mean absolute error of a Laplace density's centre, or
         the mean squared one of a Gaussian's, in normalised units; `label_width` is of tokens alone.
         """
         if self.action_head is None:
-            return super().supervised_loss(inputs, tokens, label_width)
+            return super().supervised_loss(inputs, tokens, label_width, noise)
         if label_width:
             raise ConfigError(f"label_width {label_width}: this policy regresses actions, which have no bins; use 0")
         centre = self.action_head(self.hidden_states(inputs))
