@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_samples import INSTRUCTIONS, make_tiny, pad_prompts, random_tokens, sample_inputs
+from torch.nn import functional as F
 
 from treadle.errors import ConfigError
+from treadle.policies.action_codec import soft_labels
 from treadle.policies.load import KINDS
 from treadle.policies.openvla import OpenVLA
 from treadle.policies.prismatic import PrismaticPolicy
@@ -134,6 +136,25 @@ def test_supervised_training_learns(tokenizer: Path, kind: str) -> None:
         loss.backward()
         optimizer.step()
     assert (policy.act(inputs, Sampling(temperature=0)).tokens == tokens).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_earlier_tokens_are_read_as_spread_as_labels_are(tokenizer: Path, kind: str) -> None:
+    """A normal distribution of three bins lies up to 0.57 below the label's next bin, and up to 0.69 below the one
+    after it; its median is the label.
+    """
+    policy = make_tiny(tokenizer, kind)
+    inputs, rows = sample_inputs(policy, 4), torch.arange(100, 124).reshape(4, 6)
+    tokens = rows + policy.codec.first_id
+
+    def reading(read: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(policy._logits(inputs, read)[0].flatten(0, 1), soft_labels(rows.flatten(), 256, 3.0))
+
+    for noise, bins in ((0.5, 0), (0.63, 1), (0.37, -1)):
+        loss = policy.supervised_loss(inputs, tokens, 3.0, torch.full((4, 6), noise))
+        torch.testing.assert_close(loss, reading(tokens + bins))
+        assert (loss != reading(tokens)) == (kind == "openvla" and bins != 0)
+    assert torch.equal(policy.supervised_loss(inputs, tokens, 0.0), policy.supervised_loss(inputs, tokens))
 
 
 @pytest.mark.parametrize("kind", KINDS)
