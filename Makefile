@@ -27,8 +27,9 @@ simulators: setup ## Install the environments of all simulators (some GB; kept w
 quickstart: setup ## Fine-tune a tiny policy with RL on this machine, and write its report
 	$(BIN)/treadle train quickstart
 
+# `make test TESTS=simulator` runs those alone that need a simulator's environment, `TESTS="not simulator"` the others.
 test: setup ## Run the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(TESTS),-m "not full and ($(TESTS))")
 
 test-full: setup ## Run every test, those that take minutes included
 	$(BIN)/python -m pytest -m "full or not full"

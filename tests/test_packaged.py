@@ -10,7 +10,7 @@ from treadle.policies import load_policy
 from treadle.policies.protocol import Sampling
 from treadle.simulators.tabletop import Tabletop
 
-SUPERVISED = {"libero-object-base", "maniskill-pickcube-base", "tabletop-base", "tabletop-base-openvla"}
+SUPERVISED = {"libero-object-base", "maniskill-pushcube-base", "tabletop-base", "tabletop-base-openvla"}
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))

@@ -48,7 +48,7 @@ class ManiSkill:
         Args:
             slots: episodes at once. On the CPU they take turns; more workers play more of them at a time.
             horizon: control steps after which an episode is cut.
-            threads: has no effect: PhysX and Vulkan choose theirs.
+            threads: of a worker process's software renderer and torch; has no effect on this class.
             task: "PutOnPlateInScene25", or a name in `BUILT_IN`.
             image_size: pixels of a frame's side.
             reward: "sparse" is 1 at success; "shaped" the difference that an action made to the task's score, and for
