@@ -31,6 +31,8 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "grpo-20-percent": ("quickstart-grpo", ("algorithm.chunk_share=0.2",)),
     "grpo-filter": ("quickstart-grpo", _FILTER),
     "grpo-refill": ("quickstart-grpo", (*_FILTER, "algorithm.filter.refills=2")),
+    "maniskill-pushcube": ("maniskill-pushcube", ()),
+    "libero-object": ("libero-object", ()),
 }
 """Names of curves, each a recipe and what differs from it."""
 POINTS = 200
