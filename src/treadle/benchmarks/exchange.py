@@ -48,6 +48,8 @@ class Exchange:
     """For one decision of every slot and what comes of it, the median over rounds."""
     simulator_milliseconds: float
     """Of it, the simulator's own, where it is: the time in its calls, writing frames included."""
+    policy_milliseconds: float
+    """Of it, where neither the simulator nor the exchange is at work: reading the frames, deciding, storing it all."""
 
 
 def run(
@@ -87,7 +89,9 @@ def run(
             "worker_ms": cost("processes", 1).milliseconds,
             "frames_in_process_ms": cost("threads", FRAME).milliseconds,
             "frames_worker_ms": cost("processes", FRAME).milliseconds,
-            "large_frames_worker_beyond_simulator_ms": large.milliseconds - large.simulator_milliseconds,
+            "large_frames_handed_over_ms": large.milliseconds
+            - large.simulator_milliseconds
+            - large.policy_milliseconds,
             "exchanges": [asdict(row) for row in rows],
         }
         write_atomically(json, to_json(result) + "\n")
@@ -117,23 +121,23 @@ def measure(slots: int, lanes: int, workers: int, kind: Kind, frame: int, second
     plan = LanesPlan(
         factory, slots, _HORIZON, {"seed": 0}, lanes=lanes, workers=workers, kind=kind, cores=simulate, timeout=60.0
     )
-    rounds: list[tuple[float, float]] = []
+    rounds: list[tuple[float, float, float]] = []
     decisions = 50
     policy: Any = SmallPolicy(frame)
     with Lanes(plan, policy.chunk) as opened:
         collector = Collector(opened, policy, Sampling(), NoCritic(), encode=True, cores=first)
         for _ in range(_WARM_UP):
             collector.collect(decisions, version=0)
-        while len(rounds) < 3 or sum(whole for whole, _ in rounds) < seconds:
+        while len(rounds) < 3 or sum(whole for whole, *_ in rounds) < seconds:
             spent = collector.collect(decisions, version=0).seconds
-            rounds.append((spent["collect"], spent["simulate"]))
-    whole, own = (np.median(rounds, axis=0) / decisions * 1000).tolist()
-    return Exchange(slots, lanes, workers, kind, frame, whole, own)
+            rounds.append((spent["collect"], spent["simulate"], spent["generate"]))
+    whole, own, others = (np.median(rounds, axis=0) / decisions * 1000).tolist()
+    return Exchange(slots, lanes, workers, kind, frame, whole, own, others)
 
 
 def _table(rows: Iterable[Exchange]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="one exchange, milliseconds", title_justify="left")
-    for column in ("slots", "lanes", "workers", "kind", "frames", "ms", "simulator", "us per slot"):
+    for column in ("slots", "lanes", "workers", "kind", "frames", "ms", "simulator", "policy", "us per slot"):
         table.add_column(column, justify="right")
     for row in rows:
         frame = "none" if row.frame_size == 1 else f"{row.frame_size} px"
@@ -141,6 +145,7 @@ def _table(rows: Iterable[Exchange]) -> Table:
             *(str(x) for x in (row.slots, row.lanes, row.workers, row.kind, frame)),
             f"{row.milliseconds:.2f}",
             f"{row.simulator_milliseconds:.2f}",
+            f"{row.policy_milliseconds:.2f}",
             f"{row.milliseconds / row.slots * 1000:.1f}",
         )
     return table

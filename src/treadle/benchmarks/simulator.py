@@ -6,7 +6,9 @@ Shapes: B slots, C control steps per decision, A action dimensions.
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from treadle.benchmarks.timing import time_in_turn, time_rounds
+from treadle.benchmarks.timing import rounds_in_turn, time_in_turn, time_rounds
 from treadle.config.loading import checkpoint_of, read_config, resolve_checkpoint
 from treadle.config.schema import Section, SimulatorConfig
 from treadle.data.observation import Observation
@@ -103,7 +105,8 @@ def run(
     )
     before = torch.get_num_threads()
     try:
-        rows = [_measure(setup, policy, seconds) for setup in setups]
+        groups = [setups] if remote else [[setup] for setup in setups]
+        rows = [row for group in groups for row in _measure(group, policy, seconds)]
         torch.set_num_threads(before)
         overhead = _overhead(config.model_copy(update={"slots": 1, "threads": 1}), seconds)
     finally:
@@ -130,38 +133,54 @@ def run(
     return rows
 
 
-def _measure(config: SimulatorConfig, policy: Policy | None, seconds: float) -> Measurement:
-    count = config.slots
-    simulator = build_simulator(config)
-    try:
-        spec, slots = simulator.spec, np.arange(count)
-        scenarios = _scenarios(simulator)
-        seen = Observation.empty(
+def _measure(configs: Sequence[SimulatorConfig], policy: Policy | None, seconds: float) -> list[Measurement]:
+    """Of simulators that take turns, so that what else the machine does meets all of them."""
+    with ExitStack() as stack:
+        playing = [stack.enter_context(closing(_Playing(config))) for config in configs]
+        kinds = ((STEPS, False), (CHUNK, True), (1, True))
+        times = [rounds_in_turn([(p.reset, partial(p.play, *kind)) for p in playing], seconds) for kind in kinds]
+        forwards = [p.forward(policy, seconds) for p in playing]
+    rows: list[Measurement] = []
+    for at, (config, forward) in enumerate(zip(configs, forwards, strict=True)):
+        without, per_decision, per_step = (config.slots * STEPS / float(np.median(rounds[at])) for rounds in times)
+        played = min(len(rounds[at]) for rounds in times)
+        processes, threads = config.processes or 0, config.threads or 1
+        rows.append(Measurement(config.slots, processes, threads, without, per_decision, per_step, forward, played))
+    return rows
+
+
+class _Playing:
+    """A simulator whose slots all play."""
+
+    def __init__(self, config: SimulatorConfig) -> None:
+        self._simulator = build_simulator(config)
+        self._threads = config.threads or 1
+        spec, count = self._simulator.spec, config.slots
+        self._slots, self._scenarios = np.arange(count), _scenarios(self._simulator)
+        self._seen = Observation.empty(
             count, len(spec.cameras), spec.height, spec.width, spec.proprioception_dim, spec.state_dim
         )
-        actions = _small_motions(count, spec.action_dim)
+        self._actions = _small_motions(count, spec.action_dim)
 
-        def play(per_call: int, observe: bool) -> None:
-            limits = np.full(count, per_call, np.intp)
-            for start in range(0, STEPS, per_call):
-                simulator.step(slots, actions[:, start : start + per_call], limits)
-                if observe:
-                    simulator.observe(slots, seen)
+    def reset(self) -> None:
+        """Put all slots at the start of their scenarios."""
+        self._simulator.reset(self._slots, self._scenarios)
 
-        def reset() -> None:
-            simulator.reset(slots, scenarios)
+    def play(self, per_call: int, observe: bool) -> None:
+        """STEPS control steps, `per_call` of them at a time, with a frame after each call where they are observed."""
+        limits = np.full(len(self._slots), per_call, np.intp)
+        for start in range(0, STEPS, per_call):
+            self._simulator.step(self._slots, self._actions[:, start : start + per_call], limits)
+            if observe:
+                self._simulator.observe(self._slots, self._seen)
 
-        kinds = ((STEPS, False), (CHUNK, True), (1, True))
-        times = [time_rounds(lambda kind=kind: play(*kind), seconds, reset) for kind in kinds]
-        without, per_decision, per_step = (count * STEPS / float(np.median(rounds)) for rounds in times)
-        simulator.observe(slots, seen)
-    finally:
-        simulator.close()
-    rounds = min(len(rounds) for rounds in times)
-    forward = None if policy is None else _forward(policy, seen, config.threads or 1, seconds)
-    return Measurement(
-        count, config.processes or 0, config.threads or 1, without, per_decision, per_step, forward, rounds
-    )
+    def forward(self, policy: Policy | None, seconds: float) -> float | None:
+        """Seconds of one decision for all slots."""
+        return None if policy is None else _forward(policy, self._seen, self._threads, seconds)
+
+    def close(self) -> None:
+        """Release the simulator."""
+        self._simulator.close()
 
 
 def _overhead(config: SimulatorConfig, seconds: float) -> Overhead:

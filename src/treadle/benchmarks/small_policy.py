@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from treadle.benchmarks.paced import ACTIONS, PROPRIOCEPTION, spin
 from treadle.policies.protocol import Decision, Inputs, Sampling
 
-_STRIDE = 8
-"""The MLP sees every eighth pixel of a frame's rows and columns."""
+_PIXELS = 8
+"""The MLP sees so many pixels of a frame's rows and columns, evenly spaced: it costs the same whatever their size."""
 
 
 class SmallPolicy(nn.Module):
@@ -30,7 +30,8 @@ class SmallPolicy(nn.Module):
 
     def __init__(self, image_size: int, seconds: float = 0.0) -> None:
         super().__init__()
-        pixels = 3 * len(range(0, image_size, _STRIDE)) ** 2
+        self._stride = -(-image_size // _PIXELS)
+        pixels = 3 * len(range(0, image_size, self._stride)) ** 2
         widths = (PROPRIOCEPTION + pixels, 64, 64, ACTIONS)
         layers = [nn.Linear(*pair) for pair in pairwise(widths)]
         # Pixels are given as they are, from 0 to 255.
@@ -55,7 +56,7 @@ class SmallPolicy(nn.Module):
         """Thinned frames and proprioception in place of frames."""
         assert inputs.frames is not None
         assert inputs.proprioception is not None
-        thinned = inputs.frames[:, :, ::_STRIDE, ::_STRIDE].flatten(1)
+        thinned = inputs.frames[:, :, :: self._stride, :: self._stride].flatten(1)
         features = torch.cat([inputs.proprioception, thinned], 1)[:, None]
         return Inputs(inputs.input_ids, inputs.attention_mask, features=features)
 

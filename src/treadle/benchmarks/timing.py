@@ -27,12 +27,21 @@ def time_rounds(work: Callable[[], object], seconds: float, before: Callable[[],
 
     `before` runs before each round and is not counted.
     """
-    before()
-    work()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
+    return rounds_in_turn([(before, work)], seconds)[0]
+
+
+def rounds_in_turn(
+    works: Sequence[tuple[Callable[[], object], Callable[[], object]]], seconds: float
+) -> list[list[float]]:
+    """As `time_rounds`, of several pairs of `before` and `work` that take turns, until the first has had `seconds`."""
+    for before, work in works:
         before()
-        times.append(time_once(work))
+        work()
+    times: list[list[float]] = [[] for _ in works]
+    while len(times[0]) < 3 or sum(times[0]) < seconds:
+        for (before, work), spent in zip(works, times, strict=True):
+            before()
+            spent.append(time_once(work))
     return times
 
 
