@@ -18,7 +18,7 @@ from treadle.data.observation import Observation
 from treadle.errors import ConfigError, SimulatorError
 from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.host import Host, one_after_another
-from treadle.simulators.process import Interpreter, WorkerError
+from treadle.simulators.process import Interpreter, WorkerError, thread_limits
 from treadle.simulators.protocol import SceneTeacher, Simulator, Teacher
 from treadle.simulators.remote import open_remote
 
@@ -71,6 +71,8 @@ def test_libraries_of_a_worker_take_as_many_threads_as_its_simulator(monkeypatch
     with closing(open_remote(factory, 1, 1)) as opened:
         there = psutil.Process(opened.pids[0]).environ()
     assert (there["OMP_NUM_THREADS"], there["LP_NUM_THREADS"]) == ("3", "5"), "what the user has set holds"
+    assert thread_limits(2) == {"OMP_NUM_THREADS": "2", "LP_NUM_THREADS": "2"}
+    assert thread_limits(1) == {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
 
 
 def test_only_what_was_asked_for_is_written():

@@ -17,8 +17,6 @@ from treadle import errors
 from treadle.errors import ConfigError, SimulatorError, TreadleError
 
 _LAUNCH = Path(__file__).with_name("launch.py")
-_THREADS = ("OMP_NUM_THREADS", "LP_NUM_THREADS")
-"""How many threads torch and BLAS take, and Mesa's software renderer; left alone, each takes every core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ class WorkerProcess:
     def __init__(
         self, module: str, interpreter: Interpreter | None, memory: SharedFile, threads: int | None = None
     ) -> None:
-        limits = {} if threads is None else dict.fromkeys(_THREADS, str(threads))
+        limits = {} if threads is None else thread_limits(threads)
         chosen = interpreter or Interpreter(sys.executable)
         self.connection, theirs = Pipe()
         try:
@@ -146,6 +144,13 @@ class WorkerProcess:
                 self._process.kill()
                 self._process.wait()
             self.connection.close()
+
+
+def thread_limits(threads: int) -> dict[str, str]:
+    """Environment variables with which torch, BLAS and Mesa's software renderer take so many threads; left alone, each
+    takes every core. Mesa draws in the thread that asks where it has none of its own.
+    """
+    return {"OMP_NUM_THREADS": str(threads), "LP_NUM_THREADS": str(threads if threads > 1 else 0)}
 
 
 def _search_path(interpreter: Interpreter) -> list[str]:
