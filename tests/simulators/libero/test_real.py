@@ -76,6 +76,19 @@ def test_frames_show_a_scene_from_above_and_from_the_hand(simulator):
     assert simulator.spec.cameras == ("agentview", "wrist")
 
 
+def test_furniture_that_touches_nothing_of_its_own_accord_is_where_it_stands(interpreter):
+    """The microwave of suite 10's last task, into which a mug goes."""
+    options = {"suite": "10", "tasks": [9], "image_size": 32, "render": "fast"}
+    with closing(open_remote(SimulatorFactory(TARGET, options, interpreter), 1, 1)) as opened:
+        opened.reset(np.arange(1), opened.scenarios("train", "evaluation")[:1])
+        state = opened.step(np.arange(1), np.zeros((1, 1, 7), np.float32), np.ones(1, np.intp)).state[0, 0]
+    hand, mug, microwave = state[:3], state[8:14], state[14:20]
+    for thing in (mug, microwave):
+        assert np.abs(thing[:3]).max() < 1.5, "metres"
+        np.testing.assert_allclose(thing[3:], thing[:3] - hand, atol=1e-6)
+    assert np.linalg.norm(mug[:3] - microwave[:3]) > 0.1
+
+
 def test_the_expert_solves_its_task(simulator):
     scenarios = simulator.scenarios("train", "train")[:2]
     host = Host(simulator, one_after_another(scenarios), 200)

@@ -48,12 +48,13 @@ class Place:
 
 
 class Interest(NamedTuple):
-    """An object that a task is about: a body, or a region, which has no collision shapes."""
+    """An object that a task is about: a body, or a region, which is a site."""
 
+    is_body: bool
     number: int
     """Of the body or the site."""
     shapes: NDArray[np.intp]
-    """Its collision shapes."""
+    """What of it others can collide with; a region has none."""
 
 
 class TaskScene:
@@ -136,7 +137,7 @@ class TaskScene:
         data, own = self.raw(place), self.proprioception(place)
         objects = np.zeros((OBJECTS, 6))
         for row, interest in zip(objects, self.interest, strict=False):
-            where = data.xpos[interest.number] if len(interest.shapes) else data.site_xpos[interest.number]
+            where = data.xpos[interest.number] if interest.is_body else data.site_xpos[interest.number]
             row[:] = *where, *(where - own[:3])
         return np.concatenate([own, objects.ravel()])
 
@@ -148,8 +149,8 @@ class TaskScene:
 
     def corners(self, place: Place, index: int) -> NDArray[np.float64]:
         """[N, 3] corners of boxes around the collision shapes of object of interest `index`."""
-        (number, shapes), data = self.interest[index], self.raw(place)
-        if len(shapes):
+        (is_body, number, shapes), data = self.interest[index], self.raw(place)
+        if is_body:
             rotations = data.geom_xmat[shapes].reshape(-1, 3, 3)
             return corners(data.geom_xpos[shapes], rotations, self.model.geom_aabb[shapes])
         box = np.r_[np.zeros(3), self.model.site_size[number]]
@@ -163,12 +164,14 @@ class TaskScene:
     def _find(self, name: str) -> "Interest":
         model, bodies = self.model, self._env.obj_body_id
         if name not in bodies:
-            return Interest(model.site(name).id, np.zeros(0, np.intp))
+            return Interest(False, model.site(name).id, np.zeros(0, np.intp))
         within = np.zeros(model.nbody, np.bool_)
         within[bodies[name]] = True
         for body in range(bodies[name] + 1, model.nbody):  # parents come before children
             within[body] = within[model.body_parentid[body]]
-        return Interest(bodies[name], np.flatnonzero(within[model.geom_bodyid] & (model.geom_contype > 0)))
+        # The microwave's shapes touch nothing of their own accord, but others touch them.
+        solid = (model.geom_contype > 0) | (model.geom_conaffinity > 0)
+        return Interest(True, bodies[name], np.flatnonzero(within[model.geom_bodyid] & solid))
 
     def _forward(self) -> None:
         """In place of `sim.forward`, which robosuite calls twice before each physics step: what its controllers read is
