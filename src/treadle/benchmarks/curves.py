@@ -124,6 +124,6 @@ def plot(rows: Mapping[str, Mapping[str, Any]], key: str, label: str) -> str:
         found = [row["curve"] for row in rows.values() if row["variant"] == variant]
         curves = [np.interp(x, c[key], moving_mean(c["success"], 5), left=np.nan) for c in found]
         mean = np.where(x <= ends[variant], np.mean(curves, axis=0), np.nan)
-        series.append(Series(f"{variant}, {len(found)} seeds", mean.tolist()))
+        series.append(Series(f"{variant}, {len(found)} seed{'s' * (len(found) > 1)}", mean.tolist()))
     axes = Axes(label, "success in rollouts", low=0.0, high=1.0, percent=True)
     return standalone_chart(x.tolist(), series, axes)
