@@ -27,9 +27,10 @@ simulators: setup ## Install the environments of all simulators (some GB; kept w
 quickstart: setup ## Fine-tune a tiny policy with RL on this machine, and write its report
 	$(BIN)/treadle train quickstart
 
-# `make test TESTS=simulator` runs those alone that need a simulator's environment, `TESTS="not simulator"` the others.
+# `make test TESTS=simulator` runs those alone that need a simulator's environment, `TESTS="not simulator"` the others;
+# JOBS=2 runs two files at a time.
 test: setup ## Run the fast tests
-	$(BIN)/python -m pytest $(if $(TESTS),-m "not full and ($(TESTS))")
+	$(BIN)/python -m pytest $(if $(TESTS),-m "not full and ($(TESTS))") $(if $(JOBS),-n $(JOBS) --dist loadfile)
 
 test-full: setup ## Run every test, those that take minutes included
 	$(BIN)/python -m pytest -m "full or not full"
