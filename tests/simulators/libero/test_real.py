@@ -76,6 +76,22 @@ def test_frames_show_a_scene_from_above_and_from_the_hand(simulator):
     assert simulator.spec.cameras == ("agentview", "wrist")
 
 
+def test_the_fast_profile_draws_nearly_the_same_and_moves_exactly_the_same(simulator, interpreter):
+    options = {"horizon": 200, "tasks": [TASK], "image_size": 96, "render": "published"}
+    actions = np.random.default_rng(0).uniform(-1, 1, (1, 6, 7)).astype(np.float32)
+    frames, states = [], []
+    with closing(open_remote(SimulatorFactory(TARGET, options, interpreter), 2, 1)) as published:
+        for opened in (simulator, published):
+            opened.reset(np.arange(1), opened.scenarios("train", "evaluation")[:1])
+            states.append(opened.step(np.arange(1), actions, np.full(1, 6)).state)
+            opened.reset(np.arange(2), opened.scenarios("train", "evaluation")[:2])
+            frames.append(look(opened).frames.astype(int))
+    np.testing.assert_array_equal(*states)
+    difference = np.abs(frames[0] - frames[1])
+    assert difference.any()
+    assert difference[:, 0].mean() < 8
+
+
 def test_furniture_that_touches_nothing_of_its_own_accord_is_where_it_stands(interpreter):
     """The microwave of suite 10's last task, into which a mug goes."""
     options = {"suite": "10", "tasks": [9], "image_size": 32, "render": "fast"}

@@ -106,6 +106,27 @@ def test_a_scenario_is_the_same_in_any_slot_and_after_others(pick_cube):
     assert np.array_equal(seen.frames, frames[::-1])
 
 
+def test_the_fast_profile_draws_nearly_the_same_and_moves_exactly_the_same(pick_cube):
+    options = {"reward": "dense", "render": "fast"}
+    fast = build_simulator(SimulatorConfig(name="maniskill", slots=1, horizon=50, processes=1, options=options))
+    slot, frames, outcomes = np.arange(1), [], []
+    try:
+        for simulator in (pick_cube, fast):
+            seen = empty(simulator)
+            simulator.reset(slot, simulator.scenarios("train", "train")[:1])
+            outcomes.append(simulator.step(slot, random_actions(), np.array([STEPS])))
+            simulator.observe(slot, seen)
+            frames.append(seen.frames[0, 0].astype(int))
+    finally:
+        fast.close()
+    assert np.array_equal(outcomes[0].reward, outcomes[1].reward)
+    assert np.array_equal(outcomes[0].state, outcomes[1].state)
+    difference = np.abs(frames[0] - frames[1])
+    assert difference.any()
+    assert difference.mean() < 4
+    assert (difference.max(-1) > 40).mean() < 0.04
+
+
 @pytest.mark.parametrize("task", ["PickCube-v1", "PushCube-v1", "StackCube-v1"])
 def test_experts_solve_their_tasks(interpreter, task):
     """Without frames, which are what takes time."""

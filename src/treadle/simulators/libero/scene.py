@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.errors import SimulatorError
+from treadle.simulators.libero.arm import Arm
 from treadle.simulators.libero.conventions import rotation_vector
 from treadle.simulators.libero.shapes import corners
 from treadle.simulators.libero.suites import Task, read_states
@@ -75,6 +76,7 @@ class TaskScene:
         self._measured = {name: getattr(self._controller, name) for name in _MEASURED}
         self._stale = True
         env.sim.forward, env.sim.step = self._forward, self._step
+        self._arm = Arm(env, self._forward)
         self._hand = self.model.body(self._robot.robot_model.eef_name).id
         self._fingers = self._robot._ref_gripper_joint_pos_indexes  # noqa: SLF001
         self.interest = [self._find(name) for name in env.obj_of_interest[:OBJECTS]]
@@ -103,7 +105,7 @@ class TaskScene:
         self.enter(place)
         for substep in range(self._substeps):
             env.sim.forward()
-            env._pre_action(action, substep == 0)  # noqa: SLF001
+            self._arm.drive(action, substep == 0)
             env.sim.step()
         place.goal_rotation, place.gripper = self._controller.goal_ori, self._robot.gripper.current_action
         place.started = True

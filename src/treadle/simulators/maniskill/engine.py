@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from treadle.data.scenario import Scenario
 from treadle.errors import SimulatorError
+from treadle.simulators.coarse import cell_size
+from treadle.simulators.maniskill.coarse import coarsen_scene
 from treadle.simulators.maniskill.task import Task, to_controller
 
 Rows = NDArray[np.intp]
@@ -37,11 +39,15 @@ class Moment:
 class Engine:
     """Rows that are addressed move, the others stand still, whatever ManiSkill does with its scenes."""
 
-    def __init__(self, task: Task, rows: int, image_size: int, device: str) -> None:
+    def __init__(self, task: Task, rows: int, image_size: int, device: str, coarse: bool = False) -> None:
+        """`coarse`: draw meshes without details smaller than a pixel."""
         self.task = task
+        self._cell = cell_size(image_size) if coarse else None
         self.environment = task.make(rows, image_size, _backend(device))
         self._size = image_size
         self._rows = rows
+        self._coarse: Any = None
+        """The scene whose meshes were replaced."""
 
     def reset(self, row: int, scenario: Scenario) -> Moment:
         """Put a row at the start of a scenario. Rows are reset one at a time, so that a start depends on its own seed
@@ -81,6 +87,10 @@ class Engine:
     def draw(self, camera: str) -> Any:
         """What a camera sees now: a uint8 tensor [R, H, W, 3] on the device that rendered it."""
         environment = self.environment
+        if self._cell and self._coarse is not environment.scene:
+            self._coarse = environment.scene
+            for scene in environment.scene.sub_scenes:
+                coarsen_scene(scene, self._cell)
         environment.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         if camera not in environment.scene.sensors:
             raise SimulatorError(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PROPRIOCEPTION_DIM = 8
 REWARDS = ("shaped", "sparse", "dense")
 DEVICES = ("cpu", "cuda")
+PROFILES = ("published", "fast")
 
 
 class ManiSkill:
@@ -41,6 +42,7 @@ class ManiSkill:
         image_size: int = 128,
         reward: Literal["shaped", "sparse", "dense"] = "shaped",
         device: Literal["cpu", "cuda"] = "cpu",
+        render: Literal["published", "fast"] = "published",
         assets: str = "",
     ) -> None:
         """Choose a task.
@@ -54,11 +56,21 @@ class ManiSkill:
             reward: "sparse" is 1 at success; "shaped" the difference that an action made to the task's score, and for
                 built-in tasks 1 at success beside it; "dense" the score itself, as ManiSkill's dense reward is.
             device: where physics and rendering run.
+            render: `published` draws as ManiSkill does, `fast` without details of meshes that are smaller than a pixel;
+                on the CPU alone.
             assets: folder of the published assets of PutOnPlateInScene25; empty for generated ones.
         """
-        for name, value, allowed in (("reward", reward, REWARDS), ("device", device, DEVICES)):
+        for name, value, allowed in (
+            ("reward", reward, REWARDS),
+            ("device", device, DEVICES),
+            ("render", render, PROFILES),
+        ):
             if value not in allowed:
                 raise ConfigError(f"simulator.options.{name}: found {value!r}; choose one of {', '.join(allowed)}")
+        if render == "fast" and device == "cuda":
+            raise ConfigError(
+                "simulator.options.render: found 'fast' with device 'cuda'; a GPU draws all triangles: leave it out"
+            )
         self.slots = slots
         self.task = find_task(task, assets)
         self.spec = SimulatorSpec(
@@ -74,6 +86,7 @@ class ManiSkill:
         )
         self._reward = reward
         self._device = device
+        self._coarse = render == "fast"
         self._engines: list[Engine] = []
         self._played: list[Scenario | None] = [None] * slots
         self._state = np.zeros((slots, self.spec.state_dim), np.float32)
@@ -180,7 +193,7 @@ class ManiSkill:
             from treadle.simulators.maniskill.engine import Engine
 
             counts = [self.slots] if self._device == "cuda" else [1] * self.slots
-            self._engines = [Engine(self.task, count, self.spec.height, self._device) for count in counts]
+            self._engines = [Engine(self.task, count, self.spec.height, self._device, self._coarse) for count in counts]
         return (self._engines[0], slot) if len(self._engines) == 1 else (self._engines[slot], 0)
 
     def _rows(self, slots: Slots) -> "tuple[Engine, Slots]":
