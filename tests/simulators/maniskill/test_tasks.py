@@ -44,6 +44,10 @@ def test_what_cannot_be_is_named():
         ManiSkill(1, task="PickCube-v2")
     with pytest.raises(ConfigError, match=r"reward.*shaped, sparse, dense"):
         ManiSkill(1, reward="much")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"render.*'quick'.*published, fast"):
+        ManiSkill(1, render="quick")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"render.*'fast' with device 'cuda'"):
+        ManiSkill(1, render="fast", device="cuda")
     with pytest.raises(ConfigError, match=r"only PutOnPlateInScene25 has assets"):
         ManiSkill(1, assets="somewhere")
     with pytest.raises(ConfigError, match=r"no suite 'vision'.*'train'"):
