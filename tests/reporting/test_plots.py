@@ -4,7 +4,17 @@ from xml.etree import ElementTree
 
 import pytest
 
-from treadle.reporting.plots import HEIGHT, WIDTH, Axes, Series, line_chart, moving_mean, stacked_chart, ticks
+from treadle.reporting.plots import (
+    HEIGHT,
+    WIDTH,
+    Axes,
+    Series,
+    line_chart,
+    moving_mean,
+    stacked_chart,
+    standalone_chart,
+    ticks,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,3 +56,10 @@ def test_no_values_no_chart() -> None:
 def test_a_point_without_x_is_left_out() -> None:
     whole = line_chart([1, 2], [Series("a", [3, 4])], Axes("x", "y"))
     assert line_chart([1, math.nan, 2], [Series("a", [3, 9, 4])], Axes("x", "y")) == whole
+
+
+def test_a_long_label_of_a_legend_ends_inside_the_picture() -> None:
+    for label in ("ppo", "maniskill-pushcube, 1 seed"):
+        content = standalone_chart([1, 2], [Series(label, [3, 4])], Axes("x", "y"))
+        words = next(text for text in ElementTree.fromstring(content).iter() if text.text == label)
+        assert float(words.get("x", 0)) + 6.8 * len(label) <= WIDTH

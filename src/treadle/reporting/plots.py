@@ -48,9 +48,11 @@ def stacked_chart(x: Sequence[float], series: Sequence[Series], axes: Axes) -> s
 def standalone_chart(
     x: Sequence[float], series: Sequence[Series], axes: Axes, legend: tuple[int, int] = (300, 130)
 ) -> str:
-    """A `line_chart` with its own colours and a legend at (x, y), for a file of its own."""
+    """A `line_chart` with its own colours and a legend at (x, y), for a file of its own. A long label moves it left."""
     head, _, body = line_chart(x, series, axes).partition(">")
     left, top = legend
+    longest = max((len(entry.label) for entry in series), default=0)
+    left = max(0, min(left, WIDTH - 24 - round(2 * _HALF_CHARACTER * longest)))
     keys = "".join(
         f'<path class="key s{i}" d="M{left} {top + 14 * i}h18"/>'
         f'<text x="{left + 24}" y="{top + 4 + 14 * i}">{escape(entry.label)}</text>'
