@@ -17,9 +17,13 @@ _FLOOR = 10.0
 """Metres; what is longer lies behind everything, and its cells are a sixteenth of it."""
 
 
+_shapes: dict[tuple[Any, ...], list[Any]] = {}
+"""What replaces the mesh of a file, at a scale, with its materials, for a size of cells; all scenes share it."""
+
+
 def coarsen_scene(scene: Any, cell: float) -> None:
-    """Replace the meshes that are seen in a SAPIEN scene, whose details are smaller than `cell` metres. What collides
-    stays as it is.
+    """Replace the meshes that are seen in a SAPIEN scene by ones without details smaller than `cell` metres. What
+    collides stays as it is.
     """
     for entity in scene.entities:
         for body in entity.components:
@@ -41,7 +45,18 @@ def _is_large(shape: Any) -> bool:
 
 
 def _replace(shape: Any, cell: float) -> list[Any]:
-    return [_part(part, np.asarray(shape.scale), cell) for part in shape.parts]
+    scale = np.asarray(shape.scale)
+    if not shape.filename:
+        return [_part(part, scale, cell) for part in shape.parts]
+    key = (shape.filename, scale.tobytes(), cell, *(_look(part.material) for part in shape.parts))
+    if key not in _shapes:
+        _shapes[key] = [_part(part, scale, cell) for part in shape.parts]
+    return [coarse.clone() for coarse in _shapes[key]]
+
+
+def _look(material: Any) -> tuple[Any, ...]:
+    texture = material.base_color_texture
+    return (*material.base_color, material.metallic, material.roughness, texture and texture.filename)
 
 
 def _part(part: Any, scale: NDArray[np.float32], cell: float) -> Any:

@@ -86,11 +86,8 @@ class Engine:
 
     def draw(self, camera: str) -> Any:
         """What a camera sees now: a uint8 tensor [R, H, W, 3] on the device that rendered it."""
+        self._coarsen()
         environment = self.environment
-        if self._cell and self._coarse is not environment.scene:
-            self._coarse = environment.scene
-            for scene in environment.scene.sub_scenes:
-                coarsen_scene(scene, self._cell)
         environment.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         if camera not in environment.scene.sensors:
             raise SimulatorError(
@@ -103,11 +100,19 @@ class Engine:
 
     def portrait(self, row: int) -> NDArray[np.uint8]:
         """The view for people, [H, W, 3]."""
+        self._coarsen()
         return self.environment.render_rgb_array()[row].cpu().numpy()
 
     def close(self) -> None:
         """Free the scenes."""
         self.environment.close()
+
+    def _coarsen(self) -> None:
+        """Before anything is drawn: ManiSkill makes another scene whenever it reconfigures itself."""
+        if self._cell and self._coarse is not self.environment.scene:
+            self._coarse = self.environment.scene
+            for scene in self._coarse.sub_scenes:
+                coarsen_scene(scene, self._cell)
 
     def _moment(self, seen: dict[str, Any], action: Any, info: dict[str, Any], rows: Rows) -> Moment:
         state = common.flatten_state_dict(seen, use_torch=True, device=self.environment.device)
