@@ -49,6 +49,9 @@ class Direct:
 
     def play(self, actions: NDArray[np.float32]) -> None:
         """See `BareLoop.play`."""
+        drawing = self.env.sim._render_context_offscreen  # noqa: SLF001
+        if drawing is not None:
+            drawing.gl_ctx.make_current()  # robosuite draws in whatever context was used last
         for action in to_control(actions[None])[0]:
             self.env.step(action)
 
