@@ -2,7 +2,7 @@
 # pyright: reportAttributeAccessIssue=false, reportMissingImports=false
 
 """robosuite's arm and its operational space controller, without what robosuite looks up and measures again before every
-physics step: the same numbers to the last bit, in half the time.
+physics step: the same numbers to the last bit.
 """
 
 from collections.abc import Callable
