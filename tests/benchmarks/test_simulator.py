@@ -1,8 +1,10 @@
 """The benchmark of simulators runs, and writes what it promises."""
 
 import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from treadle.benchmarks import simulator
@@ -14,8 +16,12 @@ def test_simulator(tmp_path: Path):
     file = tmp_path / "bench.json"
     simulator.run("tabletop", file, slots=[1, 3], threads=[2], seconds=0)
     written = json.loads(file.read_text())
-    own, bare = written["control_steps_per_second"], written["bare_control_steps_per_second"]
-    assert written["overhead_share"] == pytest.approx(bare / own - 1)
+    assert written["control_steps_per_second"] > 0
+    assert written["bare_control_steps_per_second"] > 0
+    low, high = written["overhead_interval"]
+    assert low <= written["overhead_share"] <= high
+    assert written["pairs"] == 3
+    assert written["speedups"] == [], "all of it is in this process"
     assert [(row["slots"], row["threads"], row["processes"]) for row in written["measurements"]] == [
         (1, 2, 0),
         (3, 2, 0),
@@ -23,6 +29,26 @@ def test_simulator(tmp_path: Path):
     assert written["checkpoint"] == "tabletop-base"
     assert all(row["policy_forward_seconds"] > 0 for row in written["measurements"])
     assert all(row["without_rendering"] > 0 and row["frame_per_step"] > 0 for row in written["measurements"])
+
+
+def test_shares_and_speedups_are_medians_over_turns():
+    # Turns in which two processes took as long as one for twice the work, twice as long, and half as long.
+    assert simulator.faster([1.0, 1.0, 8.0], [1.0, 2.0, 4.0], 2) == 2
+    shares = np.array([0.1] * 50 + [0.2] + [0.3] * 50)
+    assert simulator.interval_of_median(shares) == (0.1, 0.3)
+    assert simulator.interval_of_median(np.full(9, 0.04)) == (0.04, 0.04)
+
+
+@pytest.mark.integration
+def test_processes_are_compared_in_turn_with_loops_that_know_nothing_of_each_other(tmp_path: Path):
+    file = tmp_path / "bench.json"
+    python = f"simulator.python={sys.executable}"
+    simulator.run("tabletop", file, overrides=[python], slots=[1, 2, 3], seconds=0)
+    written = json.loads(file.read_text())
+    assert [row["processes"] for row in written["measurements"]] == [1, 2, 3]
+    assert [row["processes"] for row in written["speedups"]] == [2, 3]
+    assert all(row["bare_loops"] > 0 and row["frame_per_step"] > 0 for row in written["speedups"])
+    assert all(row["turns"] == 3 for row in written["speedups"])
 
 
 def test_settings_of_the_simulator_alone_are_taken():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fakes import FakeSimulator, Script, scenario
+from treadle.data.observation import Observation
 from treadle.data.step import Step
 from treadle.rollout.stream import ScenarioStream
 from treadle.simulators.host import Host, one_after_another
@@ -129,12 +130,17 @@ def assert_same(one: Step, other: Step) -> None:
     for item in fields(Step):
         left, right = getattr(one, item.name), getattr(other, item.name)
         if item.name == "final":
-            assert np.array_equal(left.state, right.state)
+            assert_same_observation(left, right)
         elif item.name == "episodes":
             assert left == right
         else:
             assert left.dtype == right.dtype
             assert np.array_equal(left, right), item.name
+
+
+def assert_same_observation(one: Observation, other: Observation) -> None:
+    for item in fields(Observation):
+        assert np.array_equal(getattr(one, item.name), getattr(other, item.name)), item.name
 
 
 def test_filming_changes_nothing_and_sees_every_action_that_is_played():
@@ -177,6 +183,43 @@ def test_frames_are_drawn_where_the_policy_looks_and_nowhere_else(monkeypatch):
     assert drawn[2:] == [[0]], "and not for what is played again"
     host.step(zeros())
     assert drawn[3:] == [[0]], "the last one of an episode that was cut; nothing follows"
+
+
+class AskedOnce(FakeSimulator):
+    """Steps and observes in one call, and notes whom it draws."""
+
+    def __init__(self, slots: int, scripts: dict[int, Script]) -> None:
+        super().__init__(slots, scripts)
+        self.drawn: list[list[int]] = []
+
+    def step_and_observe(self, slots, actions, limits, wanted, out):
+        outcome = self.step(slots, actions, limits)
+        self.observe(slots[wanted & ~outcome.terminated.any(axis=1)], out)
+        return outcome
+
+    def observe(self, slots, out):
+        self.drawn.append(slots.tolist())
+        super().observe(slots, out)
+
+
+@pytest.mark.parametrize(
+    ("keep", "drawn"),
+    [
+        # A new episode of slot 0 begins in the first chunk; slot 1 is cut in the third, where slot 2 terminates.
+        ("none", [[0, 1, 2], [1, 2], [0], [1, 2], []]),
+        ("truncated", [[0, 1, 2], [1, 2], [0], [1, 2], [1]]),
+        ("ended", [[0, 1, 2], [1, 2], [0], [0], [1, 2], [0], [1], [2]]),
+    ],
+)
+def test_a_simulator_that_is_asked_once_plays_the_same_and_draws_each_moment_once(keep, drawn):
+    simulator, (plain, _) = AskedOnce(3, SCRIPTS), make_host(keep_final=keep)
+    host = Host(simulator, one_after_another(scenario(i) for i in range(4)), 10, keep_final=keep)
+    assert_same_observation(host.start(), plain.start())
+    for chunk in np.random.default_rng(0).random((3, 3, 4, 2)).astype(np.float32):
+        step, expected = host.step(chunk), plain.step(chunk)
+        assert_same(step, expected)
+        assert_same_observation(host.observation, plain.observation)
+    assert simulator.drawn == drawn
 
 
 def test_idle_slots_are_restored_idle():

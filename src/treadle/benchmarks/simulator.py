@@ -5,10 +5,12 @@ Shapes: B slots, C control steps per decision, A action dimensions.
 
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from treadle.benchmarks.timing import rounds_in_turn, time_in_turn, time_rounds
+from treadle.benchmarks.timing import rounds_in_turn, time_rounds
 from treadle.config.loading import checkpoint_of, read_config, resolve_checkpoint
 from treadle.config.schema import Section, SimulatorConfig
 from treadle.data.observation import Observation
@@ -69,13 +71,35 @@ class Measurement:
 @dataclass(frozen=True, slots=True)
 class Overhead:
     """One slot, with frames after every control step, through the host and where it usually runs, beside the same
-    simulator's bare loop (`treadle.simulators.bare`); they take turns.
+    simulator's bare loop (`treadle.simulators.bare`). They take turns, a control step each, with the same actions.
     """
 
     control_steps_per_second: float
     bare_control_steps_per_second: float
     overhead_share: float
-    """Time of the host beyond that of the bare loop, as a share of the latter; negative where the host is faster."""
+    """Time of the host beyond that of the bare loop, as a share of the latter, the median over pairs of steps; negative
+    where the host is faster.
+    """
+    overhead_interval: tuple[float, float]
+    """Where that median lies, with 95 % confidence."""
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Speedup:
+    """Control steps per second in several processes over those in the first row's, which take turns; medians over
+    turns.
+    """
+
+    processes: int
+    without_rendering: float
+    frame_per_decision: float
+    frame_per_step: float
+    bare_loops: float
+    """So many bare loops that know nothing of each other, each in a process and with a frame for every step, over one
+    of them alone: what the machine allows.
+    """
+    turns: int
 
 
 def run(
@@ -106,16 +130,24 @@ def run(
     before = torch.get_num_threads()
     try:
         groups = [setups] if remote else [[setup] for setup in setups]
-        rows = [row for group in groups for row in _measure(group, policy, seconds)]
+        measured = [_measure(group, policy, seconds) for group in groups]
+        rows = [row for group, _ in measured for row in group]
+        speedups = [speedup for _, group in measured for speedup in group]
         torch.set_num_threads(before)
         overhead = _overhead(config.model_copy(update={"slots": 1, "threads": 1}), seconds)
     finally:
         torch.set_num_threads(before)
     console = Console()
     console.print(_table(name, rows))
+    for speedup in speedups:
+        console.print(
+            f"{speedup.processes} processes to {rows[0].processes}: {speedup.without_rendering:.2f}, "
+            f"{speedup.frame_per_decision:.2f}, {speedup.frame_per_step:.2f}; bare loops: {speedup.bare_loops:.2f}"
+        )
+    low, high = overhead.overhead_interval
     console.print(
         f"host {overhead.control_steps_per_second:,.1f} and bare loop {overhead.bare_control_steps_per_second:,.1f} "
-        f"control steps/s with frames: overhead {overhead.overhead_share:.1%}"
+        f"control steps/s with frames: overhead {overhead.overhead_share:.1%} ({low:.1%} to {high:.1%})"
     )
     if json is not None:
         result = {
@@ -128,25 +160,74 @@ def run(
             "steps_per_decision": CHUNK,
             **asdict(overhead),
             "measurements": [asdict(row) for row in rows],
+            "speedups": [asdict(speedup) for speedup in speedups],
         }
         write_atomically(json, to_json(result) + "\n")
     return rows
 
 
-def _measure(configs: Sequence[SimulatorConfig], policy: Policy | None, seconds: float) -> list[Measurement]:
-    """Of simulators that take turns, so that what else the machine does meets all of them."""
+def _measure(
+    configs: Sequence[SimulatorConfig], policy: Policy | None, seconds: float
+) -> tuple[list[Measurement], list[Speedup]]:
+    """Of simulators that take turns, so that what else the machine does meets all of them. The first is the one that
+    speedups are over; where there is no other, there are none.
+    """
+    more = configs[1:]
     with ExitStack() as stack:
         playing = [stack.enter_context(closing(_Playing(config))) for config in configs]
-        kinds = ((STEPS, False), (CHUNK, True), (1, True))
-        times = [rounds_in_turn([(p.reset, partial(p.play, *kind)) for p in playing], seconds) for kind in kinds]
+        loops = (
+            stack.enter_context(closing(_Loops(configs[0], max(c.processes or 0 for c in configs)))) if more else None
+        )
+        works = [
+            [(p.reset, partial(p.play, *kind)) for p in playing] for kind in ((STEPS, False), (CHUNK, True), (1, True))
+        ]
+        if loops is not None:
+            works[-1] += [(_nothing, partial(loops.play, count)) for count in (1, *(c.processes or 0 for c in more))]
+        times = [rounds_in_turn(each, seconds) for each in works]
         forwards = [p.forward(policy, seconds) for p in playing]
     rows: list[Measurement] = []
     for at, (config, forward) in enumerate(zip(configs, forwards, strict=True)):
         without, per_decision, per_step = (config.slots * STEPS / float(np.median(rounds[at])) for rounds in times)
-        played = min(len(rounds[at]) for rounds in times)
+        turns = min(len(rounds[at]) for rounds in times)
         processes, threads = config.processes or 0, config.threads or 1
-        rows.append(Measurement(config.slots, processes, threads, without, per_decision, per_step, forward, played))
-    return rows
+        rows.append(Measurement(config.slots, processes, threads, without, per_decision, per_step, forward, turns))
+    speedups: list[Speedup] = []
+    for at, row in enumerate(rows[1:], start=1):
+        without, per_decision, per_step = (faster(rounds[0], rounds[at], row.slots / rows[0].slots) for rounds in times)
+        apart = times[-1][len(configs) :]
+        bare = faster(apart[0], apart[at], row.processes)
+        speedups.append(Speedup(row.processes, without, per_decision, per_step, bare, len(apart[0])))
+    return rows, speedups
+
+
+def faster(one: Sequence[float], many: Sequence[float], work: float) -> float:
+    """How much faster `many` goes than `one`, of whose work each of its rounds does so many times as much."""
+    return float(np.median(work * np.divide(one, many)))
+
+
+def _nothing() -> None:
+    pass
+
+
+class _Loops:
+    """Bare loops in processes that know nothing of each other."""
+
+    def __init__(self, config: SimulatorConfig, count: int) -> None:
+        one = config.model_copy(update={"slots": 1, "processes": 1})
+        with ExitStack() as opened:
+            simulators = [opened.enter_context(closing(build_simulator(one))) for _ in range(count)]
+            self._loops = [bare_loop(simulator, _first_scenario(simulator)) for simulator in simulators]
+            self._threads = opened.enter_context(ThreadPoolExecutor(count))
+            self._opened = opened.pop_all()
+        self._actions = _small_motions(1, simulators[0].spec.action_dim)[0]
+
+    def play(self, count: int) -> None:
+        """STEPS control steps in so many of them, side by side."""
+        list(self._threads.map(lambda loop: loop.play(self._actions), self._loops[:count]))
+
+    def close(self) -> None:
+        """Release the simulators."""
+        self._opened.close()
 
 
 class _Playing:
@@ -155,28 +236,28 @@ class _Playing:
     def __init__(self, config: SimulatorConfig) -> None:
         self._simulator = build_simulator(config)
         self._threads = config.threads or 1
-        spec, count = self._simulator.spec, config.slots
-        self._slots, self._scenarios = np.arange(count), _scenarios(self._simulator)
-        self._seen = Observation.empty(
-            count, len(spec.cameras), spec.height, spec.width, spec.proprioception_dim, spec.state_dim
-        )
-        self._actions = _small_motions(count, spec.action_dim)
+        scenario = _first_scenario(self._simulator)
+        self._host = Host(self._simulator, lambda _: scenario, _NEVER)
+        self._slots = np.arange(config.slots)
+        self._actions = _small_motions(config.slots, self._simulator.spec.action_dim)
 
     def reset(self) -> None:
         """Put all slots at the start of their scenarios."""
-        self._simulator.reset(self._slots, self._scenarios)
+        self._host.start()
 
     def play(self, per_call: int, observe: bool) -> None:
-        """STEPS control steps, `per_call` of them at a time, with a frame after each call where they are observed."""
+        """STEPS control steps, `per_call` of them at a time; a frame after each call where the host sees to them."""
         limits = np.full(len(self._slots), per_call, np.intp)
         for start in range(0, STEPS, per_call):
-            self._simulator.step(self._slots, self._actions[:, start : start + per_call], limits)
+            actions = self._actions[:, start : start + per_call]
             if observe:
-                self._simulator.observe(self._slots, self._seen)
+                self._host.step(actions)
+            else:
+                self._simulator.step(self._slots, actions, limits)
 
     def forward(self, policy: Policy | None, seconds: float) -> float | None:
         """Seconds of one decision for all slots."""
-        return None if policy is None else _forward(policy, self._seen, self._threads, seconds)
+        return None if policy is None else _forward(policy, self._host.observation, self._threads, seconds)
 
     def close(self) -> None:
         """Release the simulator."""
@@ -186,29 +267,44 @@ class _Playing:
 def _overhead(config: SimulatorConfig, seconds: float) -> Overhead:
     simulator = build_simulator(config)
     try:
-        scenario = _scenarios(simulator)[0]
+        scenario = _first_scenario(simulator)
         host = Host(simulator, one_after_another([scenario]), _NEVER)
         host.start()
         actions = _small_motions(1, simulator.spec.action_dim)
 
-        def through_host() -> None:
-            for step in range(STEPS):
-                host.step(actions[:, step : step + 1])
+        def in_turn(play: Callable[[NDArray[np.float32]], object]) -> Callable[[], object]:
+            following = cycle(range(STEPS))
+            return lambda: play(actions[:, (at := next(following)) : at + 1])
 
-        through_host()
         # The loop of a simulator without one of its own has its slot from here on; both stay in the same episode.
         bare = bare_loop(simulator, scenario)
-        bare.play(actions[0])
-        own, least = time_in_turn([through_host, lambda: bare.play(actions[0])], seconds)
+        works = (in_turn(host.step), in_turn(lambda chunk: bare.play(chunk[0])))
+        own, least = rounds_in_turn([(_nothing, work) for work in works], seconds)
         bare.close()
     finally:
         simulator.close()
-    return Overhead(STEPS / own, STEPS / least, own / least - 1)
+    shares = np.divide(own, least) - 1
+    return Overhead(
+        1 / float(np.median(own)),
+        1 / float(np.median(least)),
+        float(np.median(shares)),
+        interval_of_median(shares),
+        len(shares),
+    )
 
 
-def _scenarios(simulator: Simulator) -> Sequence[Scenario]:
-    """The first of the training suite, at most one a slot."""
-    return simulator.scenarios(simulator.suites()[0], "evaluation")[: simulator.slots]
+def interval_of_median(
+    values: NDArray[np.float64], confidence: float = 0.95, samples: int = 1000
+) -> tuple[float, float]:
+    """Bootstrapped: between which values the medians of samples drawn again from `values` are."""
+    drawn = np.random.default_rng(0).choice(values, (samples, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _first_scenario(simulator: Simulator) -> Scenario:
+    """What every slot plays, so that all have the same to do."""
+    return simulator.scenarios(simulator.suites()[0], "evaluation")[0]
 
 
 def _small_motions(slots: int, action_dim: int) -> NDArray[np.float32]:

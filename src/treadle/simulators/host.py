@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult, Outcome, Step
-from treadle.simulators.protocol import Simulator, Slots
+from treadle.simulators.protocol import Simulator, Slots, StepsAndObserves
 
 ScenarioSource = Callable[[int], Scenario | None]
 """The next scenario of a slot, or None where nothing is left to play."""
@@ -64,6 +64,8 @@ class Host:
         self.elapsed = np.zeros(slots, np.intp)
         """[B] control steps that each slot's episode has had, 0 where it idles."""
         self._playing = np.zeros(slots, np.bool_)
+        self._current = np.zeros(slots, np.bool_)
+        """[B] whether a slot's row of `observation` shows it as it is now."""
         self._return = np.zeros(slots)
         self._success_once = np.zeros(slots, np.bool_)
         self._success_at_end = np.zeros(slots, np.bool_)
@@ -71,6 +73,7 @@ class Host:
         self._next_scenario = next_scenario
         self._keep_final = keep_final
         self._on_action = on_action
+        self._at_once = simulator if on_action is None and isinstance(simulator, StepsAndObserves) else None
 
     def start(self) -> Observation:
         """Begin an episode in every slot."""
@@ -89,6 +92,7 @@ class Host:
         self._sits_out[:] = False
         actions, before = actions[slots], self.elapsed[slots]
         limits = np.minimum(chunk, self.horizon - before)
+        self._current[slots] = False
         outcome = self._play(slots, actions, limits)
 
         position = np.arange(chunk)
@@ -163,6 +167,11 @@ class Host:
         chunk = actions.shape[1]
         if not len(slots):
             return Outcome.empty(0, chunk, self.simulator.spec.state_dim)
+        if self._at_once is not None:
+            wanted = (self.elapsed[slots] + limits < self.horizon) | (self._keep_final != "none")
+            outcome = self._at_once.step_and_observe(slots, actions, limits, wanted, self.observation)
+            self._current[slots] = wanted & ~outcome.terminated.any(axis=1)
+            return outcome
         if self._on_action is None:
             return self.simulator.step(slots, actions, limits)
         outcome = Outcome.empty(len(slots), chunk, self.simulator.spec.state_dim)
@@ -212,6 +221,7 @@ class Host:
         """Put a slot before the first action of a scenario, or let it idle."""
         self.scenarios[slot] = scenario
         self._playing[slot] = scenario is not None
+        self._current[slot] = False
         self.elapsed[slot] = 0
         self._return[slot] = 0
         self._success_once[slot] = self._success_at_end[slot] = False
@@ -224,5 +234,7 @@ class Host:
         return scenario
 
     def _observe(self, slots: Slots) -> None:
+        slots = slots[~self._current[slots]]
         if len(slots):
             self.simulator.observe(slots, self.observation)
+            self._current[slots] = True

@@ -76,6 +76,22 @@ class Simulator(Protocol):
         ...
 
 
+@runtime_checkable
+class StepsAndObserves(Simulator, Protocol):
+    """A simulator that is better asked once than twice, for its slots are elsewhere."""
+
+    def step_and_observe(
+        self,
+        slots: Slots,
+        actions: NDArray[np.float32],
+        limits: NDArray[np.intp],
+        wanted: NDArray[np.bool_],
+        out: Observation,
+    ) -> Outcome:
+        """As `step`, and then `observe` for those of the slots that are `wanted` [n] and did not terminate."""
+        ...
+
+
 class Expert(Protocol):
     """A scripted controller that reads privileged state."""
 

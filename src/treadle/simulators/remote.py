@@ -209,14 +209,11 @@ class RemoteSimulator:
 
     def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
         """See `Simulator.step`."""
-        outcome = Outcome.empty(len(slots), actions.shape[1], self.spec.state_dim)
         shares = self._shares(slots)
         calls = {w: (self._own(w, slots[rows]), actions[rows], limits[rows]) for w, rows in shares.items()}
+        outcome = Outcome.empty(len(slots), actions.shape[1], self.spec.state_dim)
         for worker, fields in self._call_all("step", calls).items():
-            rows = shares[worker]
-            outcome.reward[rows], outcome.terminated[rows], outcome.success[rows], outcome.state[rows] = fields
-            for row in rows.tolist():
-                self._workers[worker].played(int(slots[row]), actions[row, : limits[row]])
+            self._played(worker, shares[worker], slots, actions, limits, fields, outcome)
         return outcome
 
     def observe(self, slots: Slots, out: Observation) -> None:
@@ -224,11 +221,27 @@ class RemoteSimulator:
         shares = self._shares(slots)
         calls = {w: (self._own(w, slots[rows]),) for w, rows in shares.items()}
         for worker, instructions in self._call_all("observe", calls).items():
-            theirs, own = slots[shares[worker]], calls[worker][0]
-            for name, array in self._workers[worker].seen.items():
-                getattr(out, name)[theirs] = array[own]
-            for slot, instruction in zip(theirs.tolist(), instructions, strict=True):
-                out.instructions[slot] = instruction
+            self._seen(worker, slots[shares[worker]], instructions, out)
+
+    def step_and_observe(
+        self,
+        slots: Slots,
+        actions: NDArray[np.float32],
+        limits: NDArray[np.intp],
+        wanted: NDArray[np.bool_],
+        out: Observation,
+    ) -> Outcome:
+        """See `StepsAndObserves.step_and_observe`; a worker draws as soon as its own slots have played."""
+        shares = self._shares(slots)
+        calls = {w: (self._own(w, slots[r]), actions[r], limits[r], wanted[r]) for w, r in shares.items()}
+        outcome = Outcome.empty(len(slots), actions.shape[1], self.spec.state_dim)
+        for worker, (fields, instructions) in self._call_all("step_and_observe", calls).items():
+            rows = shares[worker]
+            self._played(worker, rows, slots, actions, limits, fields, outcome)
+            seen = slots[rows[wanted[rows] & ~outcome.terminated[rows].any(axis=1)]]
+            if len(seen):
+                self._seen(worker, seen, instructions, out)
+        return outcome
 
     def render(self, slots: Slots, size: int) -> NDArray[np.uint8]:
         """See `Simulator.render`."""
@@ -253,6 +266,29 @@ class RemoteSimulator:
     def pids(self) -> list[int]:
         """The worker processes."""
         return [worker.pid for worker in self._workers]
+
+    def _played(
+        self,
+        worker: int,
+        rows: NDArray[np.intp],
+        slots: Slots,
+        actions: NDArray[np.float32],
+        limits: NDArray[np.intp],
+        fields: tuple[NDArray[Any], ...],
+        outcome: Outcome,
+    ) -> None:
+        """Take down what a worker's rows have played, and what came of it."""
+        outcome.reward[rows], outcome.terminated[rows], outcome.success[rows], outcome.state[rows] = fields
+        for row in rows.tolist():
+            self._workers[worker].played(int(slots[row]), actions[row, : limits[row]])
+
+    def _seen(self, worker: int, slots: Slots, instructions: Sequence[str], out: Observation) -> None:
+        """Copy what a worker has written of its slots."""
+        own = self._own(worker, slots)
+        for name, array in self._workers[worker].seen.items():
+            getattr(out, name)[slots] = array[own]
+        for slot, instruction in zip(slots.tolist(), instructions, strict=True):
+            out.instructions[slot] = instruction
 
     def _shares(self, slots: Slots) -> dict[int, NDArray[np.intp]]:
         """For each worker that has some of the slots, which rows of `slots` they are."""

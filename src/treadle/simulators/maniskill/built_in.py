@@ -56,7 +56,7 @@ class BuiltIn:
         """The instructions of all these tasks, so that one policy can be trained on several."""
         return [task.instruction for task in BUILT_IN.values()]
 
-    def make(self, rows: int, image_size: int, backend: dict[str, Any], observe: str = "state_dict") -> Any:
+    def make(self, rows: int, image_size: int, backend: dict[str, Any], *, bare: bool = False) -> Any:
         """The registered environment, with goals that ManiSkill hides from its cameras left visible."""
         import gymnasium
         import mani_skill.envs
@@ -65,8 +65,8 @@ class BuiltIn:
         environment: Any = gymnasium.make(
             self.name,
             num_envs=rows,
-            obs_mode=observe,
-            reward_mode="normalized_dense",
+            obs_mode="rgb" if bare else "state_dict",
+            reward_mode="normalized_dense" if bare else "none",
             control_mode=_CONTROL,
             sensor_configs={"width": image_size, "height": image_size},
             **backend,

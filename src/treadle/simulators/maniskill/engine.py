@@ -142,7 +142,7 @@ class Bare:
     """ManiSkill's own loop: an environment that draws with every step. See `treadle.simulators.bare`."""
 
     def __init__(self, task: Task, scenario: Scenario, image_size: int, device: str) -> None:
-        self._environment = task.make(1, image_size, _backend(device), "rgb")
+        self._environment = task.make(1, image_size, _backend(device), bare=True)
         self._scale = task.scale
         seed, options = task.start(scenario)
         self._environment.reset(seed=seed, options=options)

@@ -69,8 +69,10 @@ class Task(Protocol):
         """Texts that hold every word of the instructions."""
         ...
 
-    def make(self, rows: int, image_size: int, backend: dict[str, Any], observe: str = "state_dict") -> Any:
-        """A ManiSkill environment of `rows` scenes, with its observation mode. Raises what ManiSkill raises."""
+    def make(self, rows: int, image_size: int, backend: dict[str, Any], *, bare: bool = False) -> Any:
+        """A ManiSkill environment of `rows` scenes. Where it is `bare` each step draws and rewards, as in a plain
+        loop; else frames and the score are asked for where they are read. Raises what ManiSkill raises.
+        """
         ...
 
     def start(self, scenario: Scenario) -> tuple[int, dict[str, Any]]:

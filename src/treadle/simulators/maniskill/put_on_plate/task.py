@@ -73,7 +73,7 @@ class PutOnPlateTask:
         """All wordings, objects and plates."""
         return [phrase.format(object="", plate="") for phrase in PHRASES] + [*self._words[0], *self._words[1]]
 
-    def make(self, rows: int, image_size: int, backend: dict[str, Any], observe: str = "state_dict") -> Any:
+    def make(self, rows: int, image_size: int, backend: dict[str, Any], *, bare: bool = False) -> Any:
         """Scenes with all objects and plates, and the camera of BridgeData at its 640 x 480 pixels."""
         import gymnasium
 
@@ -83,7 +83,7 @@ class PutOnPlateTask:
             ENVIRONMENT,
             assets=self._assets,
             num_envs=rows,
-            obs_mode=observe,
+            obs_mode="rgb" if bare else "state_dict",
             reward_mode="none",
             control_mode=CONTROL,
             **backend,
