@@ -41,7 +41,9 @@ PROCESSES = (1, 2)
 CHUNK = 4
 """Control steps between two frames where a frame is drawn per decision."""
 STEPS = 8
-"""Control steps of one round, from a reset on; a multiple of CHUNK."""
+"""Control steps of one round with frames, from a reset on; a multiple of CHUNK."""
+UNSEEN = 4
+"""So many times STEPS are in a round without frames."""
 _NEVER = 10**9
 
 
@@ -179,7 +181,9 @@ def _measure(
             stack.enter_context(closing(_Loops(configs[0], max(c.processes or 0 for c in configs)))) if more else None
         )
         works = [
-            [(p.reset, partial(p.play, *kind)) for p in playing] for kind in ((STEPS, False), (CHUNK, True), (1, True))
+            [(p.reset, p.play_unseen) for p in playing],
+            [(p.reset, partial(p.play, CHUNK)) for p in playing],
+            [(p.reset, partial(p.play, 1)) for p in playing],
         ]
         if loops is not None:
             works[-1] += [(_nothing, partial(loops.play, count)) for count in (1, *(c.processes or 0 for c in more))]
@@ -187,10 +191,11 @@ def _measure(
         forwards = [p.forward(policy, seconds) for p in playing]
     rows: list[Measurement] = []
     for at, (config, forward) in enumerate(zip(configs, forwards, strict=True)):
-        without, per_decision, per_step = (config.slots * STEPS / float(np.median(rounds[at])) for rounds in times)
+        unseen, per_decision, per_step = (config.slots * STEPS / float(np.median(rounds[at])) for rounds in times)
         turns = min(len(rounds[at]) for rounds in times)
         processes, threads = config.processes or 0, config.threads or 1
-        rows.append(Measurement(config.slots, processes, threads, without, per_decision, per_step, forward, turns))
+        rates = (UNSEEN * unseen, per_decision, per_step)
+        rows.append(Measurement(config.slots, processes, threads, *rates, forward, turns))
     speedups: list[Speedup] = []
     for at, row in enumerate(rows[1:], start=1):
         without, per_decision, per_step = (faster(rounds[0], rounds[at], row.slots / rows[0].slots) for rounds in times)
@@ -245,15 +250,16 @@ class _Playing:
         """Put all slots at the start of their scenarios."""
         self._host.start()
 
-    def play(self, per_call: int, observe: bool) -> None:
-        """STEPS control steps, `per_call` of them at a time; a frame after each call where the host sees to them."""
-        limits = np.full(len(self._slots), per_call, np.intp)
-        for start in range(0, STEPS, per_call):
-            actions = self._actions[:, start : start + per_call]
-            if observe:
-                self._host.step(actions)
-            else:
-                self._simulator.step(self._slots, actions, limits)
+    def play(self, chunk: int) -> None:
+        """STEPS control steps through the host, with a frame after each `chunk`."""
+        for start in range(0, STEPS, chunk):
+            self._host.step(self._actions[:, start : start + chunk])
+
+    def play_unseen(self) -> None:
+        """UNSEEN times STEPS control steps without frames, which a host always asks for."""
+        limits = np.full(len(self._slots), STEPS, np.intp)
+        for _ in range(UNSEEN):
+            self._simulator.step(self._slots, self._actions, limits)
 
     def forward(self, policy: Policy | None, seconds: float) -> float | None:
         """Seconds of one decision for all slots."""
