@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import psutil
@@ -17,7 +17,7 @@ from fake_simulator import FakeSimulator, Script, TeachingSimulator, scenario
 from treadle.data.observation import Observation
 from treadle.errors import ConfigError, SimulatorError
 from treadle.simulators.factory import SimulatorFactory
-from treadle.simulators.host import Host, one_after_another
+from treadle.simulators.host import Host, KeepFinal, one_after_another
 from treadle.simulators.process import Interpreter, WorkerError, thread_limits
 from treadle.simulators.protocol import SceneTeacher, Simulator, Teacher
 from treadle.simulators.remote import open_remote
@@ -30,15 +30,16 @@ def remote(slots: int = 5, processes: int = 2, kind: str = "DelayedSimulator", t
     return open_remote(factory, slots, processes, timeout)
 
 
-def play(simulator: Simulator) -> tuple[list[Any], list[np.ndarray]]:
+def play(simulator: Simulator, keep: KeepFinal = "truncated") -> tuple[list[Any], list[np.ndarray]]:
     """Episodes of twelve scenarios with random actions, and every observation."""
-    host = Host(simulator, one_after_another([scenario(i) for i in range(12)]), 10)
+    host = Host(simulator, one_after_another([scenario(i) for i in range(12)]), 10, keep_final=keep)
     rng = np.random.default_rng(0)
     results, seen = [], []
     host.start()
     while len(host.playing):
-        results += host.step(rng.random((simulator.slots, 4, 2), np.float32)).episodes
-        seen += [host.observation.frames.copy(), host.observation.state.copy()]
+        step = host.step(rng.random((simulator.slots, 4, 2), np.float32))
+        results += step.episodes
+        seen += [host.observation.frames.copy(), host.observation.state.copy(), step.final.state]
     return results, seen
 
 
@@ -50,7 +51,8 @@ def assert_same(one, other) -> None:
 def test_slots_in_processes_play_as_they_do_here():
     with_closing = remote(processes=2)
     try:
-        assert_same(play(with_closing), play(FakeSimulator(5, SCRIPTS)))
+        for keep in get_args(KeepFinal):
+            assert_same(play(with_closing, keep), play(FakeSimulator(5, SCRIPTS), keep))
         assert with_closing.spec == FakeSimulator(1).spec
         assert with_closing.suites() == FakeSimulator(1).suites()
         here, there = (simulator.scenarios("odd", "evaluation") for simulator in (FakeSimulator(1), with_closing))
