@@ -3,10 +3,12 @@
 Shapes: n slots addressed, C actions of a chunk.
 """
 
+import ctypes
 import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,3 +190,35 @@ class LibraryLoop:
 
     def close(self) -> None:
         self.simulator.steps[0] = 0
+
+
+class AllocatingSimulator(FakeSimulator):
+    """Takes memory for every frame from the C library, writes to it and gives it back, as a software renderer does:
+    36 MB in a thread, 100 MB in the one that asks. From frame to frame the thread also keeps 4 MB, so that its frames
+    lie now within a heap of the library and now across the end of one.
+    """
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots)
+        self.library = ctypes.CDLL("libc.so.6")
+        self.library.malloc.restype = ctypes.c_void_p
+        self.library.free.argtypes = [ctypes.c_void_p]
+        self.library.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+        self.thread = ThreadPoolExecutor(1)
+
+    def observe(self, slots: Slots, out: Observation) -> None:
+        super().observe(slots, out)
+        self.draw(112)
+        self.thread.submit(self.draw, 40).result()
+        self.thread.submit(self.take, 4).result()
+
+    def draw(self, pieces: int) -> None:
+        for address in self.take(pieces):
+            self.library.free(address)
+
+    def take(self, pieces: int) -> list[int]:
+        size = 900_000
+        addresses = [self.library.malloc(size) for _ in range(pieces)]
+        for address in addresses:
+            self.library.memset(address, 1, size)
+        return addresses

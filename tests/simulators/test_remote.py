@@ -2,6 +2,8 @@
 
 import logging
 import os
+import platform
+import resource
 import signal
 import sys
 import time
@@ -22,6 +24,8 @@ from treadle.simulators.process import Interpreter, WorkerError, thread_limits
 from treadle.simulators.protocol import SceneTeacher, Simulator, Teacher
 from treadle.simulators.remote import open_remote
 
+PAGES = 900_000 // resource.getpagesize()
+"""Of a piece of memory that an `AllocatingSimulator` takes."""
 SCRIPTS = {i: Script(ends=3 + i % 5, succeeds=(2,)) for i in range(0, 20, 2)}
 
 
@@ -41,6 +45,11 @@ def play(simulator: Simulator, keep: KeepFinal = "truncated") -> tuple[list[Any]
         results += step.episodes
         seen += [host.observation.frames.copy(), host.observation.state.copy(), step.final.state]
     return results, seen
+
+
+def page_faults(pid: int) -> int:
+    """Of a process so far, those that no disk was read for; field `minflt` of proc(5)."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
 
 
 def assert_same(one, other) -> None:
@@ -75,6 +84,22 @@ def test_libraries_of_a_worker_take_as_many_threads_as_its_simulator(monkeypatch
     assert (there["OMP_NUM_THREADS"], there["LP_NUM_THREADS"]) == ("3", "5"), "what the user has set holds"
     assert thread_limits(2) == {"OMP_NUM_THREADS": "2", "LP_NUM_THREADS": "2"}
     assert thread_limits(1) == {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's memory alone")
+def test_memory_of_a_frame_serves_the_next():
+    with closing(open_remote(SimulatorFactory("fake_simulator:AllocatingSimulator", {}), 1, 1)) as opened:
+        slot, out = np.arange(1), Observation.empty(1, 1, 4, 4, 2, 2)
+        opened.reset(slot, [scenario(1)])
+
+        def faults_of_a_frame() -> int:
+            before = page_faults(opened.pids[0])
+            opened.observe(slot, out)
+            return page_faults(opened.pids[0]) - before
+
+        faults = [faults_of_a_frame() for _ in range(25)]
+    assert faults[0] > 152 * PAGES
+    assert max(faults[1:]) < 5 * PAGES, "the four pieces that its thread keeps"
 
 
 def test_only_what_was_asked_for_is_written():
