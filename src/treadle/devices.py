@@ -1,16 +1,10 @@
 """Which device computes."""
 
-import ctypes
-from contextlib import suppress
-
 import torch
 
 from treadle.cores import usable_cores
 from treadle.errors import ConfigError
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Options of glibc's mallopt(3): bytes from which on free memory goes back, and a block has pages of its own."""
-_LARGEST = 2**30
+from treadle.memory import keep_freed_memory
 
 
 def choose_device(name: str) -> torch.device:
@@ -33,16 +27,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare_cpu(threads: int) -> None:
-    """Let torch use so many threads, 0 for every core that this process may run on, and keep the memory that it frees.
-
-    glibc (mallopt(3)) then gives less back to the system: in runs by turns on two cores, updates of the quickstart took
-    3.2 and 3.5 s with it, 3.8 and 3.7 s without. Elsewhere (macOS, musl) memory is left as it is.
-    """
+    """Let torch use so many threads, 0 for every core that this process may run on, and keep the memory it frees."""
     torch.set_num_threads(threads or len(usable_cores()))
-    with suppress(OSError, AttributeError, TypeError):
-        tune = ctypes.CDLL(None).mallopt
-        for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-            tune(option, _LARGEST)
+    keep_freed_memory()
 
 
 def computes_bfloat16(device: torch.device) -> bool:

@@ -43,6 +43,9 @@ def main(module: str, connection: int, memory: int) -> None:
     threading.Thread(target=end_with_parent, args=(connection,), daemon=True).start()
     link = Connection(connection)
     find_treadle()
+    from treadle.memory import keep_freed_memory
+
+    keep_freed_memory()
     try:
         worker = import_module(module)
     except ImportError as error:

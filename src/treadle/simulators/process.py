@@ -18,17 +18,6 @@ from treadle.errors import ConfigError, SimulatorError, TreadleError
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 
-_MB = 1 << 20
-_KEEP_FREED = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 * _MB),
-    "MALLOC_TRIM_THRESHOLD_": str(256 * _MB),
-    "MALLOC_TOP_PAD_": str(64 * _MB),
-}
-"""Environment variables with which glibc keeps what is freed for the next who asks. A renderer takes tens of megabytes
-for each frame; left alone, glibc gives them back to the system where they chance to be at the end of one of its heaps
-(64 MB), for as long as the process lives, and every page of the next frame is a page fault.
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
@@ -112,13 +101,7 @@ class WorkerProcess:
                 [chosen.python, "-P", str(_LAUNCH), module, str(theirs.fileno()), str(memory.number)],
                 pass_fds=(theirs.fileno(), memory.number),
                 stdin=subprocess.DEVNULL,
-                env={
-                    **limits,
-                    **_KEEP_FREED,
-                    **os.environ,
-                    **chosen.variables,
-                    "PYTHONPATH": os.pathsep.join(_search_path(chosen)),
-                },
+                env={**limits, **os.environ, **chosen.variables, "PYTHONPATH": os.pathsep.join(_search_path(chosen))},
                 # Ctrl-C is for this process alone, which then ends its workers in order.
                 start_new_session=True,
             )
