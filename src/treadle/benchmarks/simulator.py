@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -55,7 +56,9 @@ class SimulatorBenchConfig(Section):
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One row. Rates are control steps per second over all slots, medians over rounds; resets are not counted."""
+    """One row. Rates are control steps per second over all slots, medians over rounds and then over starts; resets are
+    not counted.
+    """
 
     slots: int
     processes: int
@@ -68,6 +71,7 @@ class Measurement:
     policy_forward_seconds: float | None
     """One decision for all slots: prompts, vision and language model, torch with the same threads."""
     rounds: int
+    """Of all starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class Overhead:
 @dataclass(frozen=True, slots=True)
 class Speedup:
     """Control steps per second in several processes over those in the first row's, which take turns; medians over
-    turns.
+    turns and then over starts.
     """
 
     processes: int
@@ -102,6 +106,21 @@ class Speedup:
     of them alone: what the machine allows.
     """
     turns: int
+    """Of all starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What simulators that were started together gave."""
+
+    rows: list[Measurement]
+    speedups: list[Speedup]
+    own: list[float]
+    """Seconds of the host's control steps, one slot, in turn with those of the bare loop."""
+    bare: list[float]
+
+
+_Figures = TypeVar("_Figures", Measurement, Speedup)
 
 
 def run(
@@ -112,13 +131,15 @@ def run(
     slots: Sequence[int] = (),
     threads: Sequence[int] = (),
     seconds: float = 1.0,
+    starts: int = 1,
 ) -> list[Measurement]:
     """Measure, print a table and write JSON where asked.
 
     The policy beside it is `checkpoint`, by default that of the simulator's recipe; where that is not packaged, it is
     left out. `overrides` have keys of section `simulator`. `slots` and `threads` are by default SLOTS and THREADS; a
     simulator in an environment of its own has one slot and one thread in each of PROCESSES. `seconds` is the least time
-    spent on each figure. Raises ConfigError, SimulatorError, CheckpointError or OutputError.
+    spent on each figure of a start; `starts` times everything is started anew, so that what a process meets by chance
+    for as long as it lives does not decide. Raises ConfigError, SimulatorError, CheckpointError or OutputError.
     """
     config = read_config(SimulatorBenchConfig, None, [*overrides, f"simulator.name={name}"]).simulator
     checkpoint = checkpoint or checkpoint_of(name)
@@ -129,16 +150,15 @@ def run(
         if remote
         else [config.model_copy(update={"slots": n, "threads": t}) for t in threads or THREADS for n in slots or SLOTS]
     )
+    groups = [setups] if remote else [[setup] for setup in setups]
     before = torch.get_num_threads()
     try:
-        groups = [setups] if remote else [[setup] for setup in setups]
-        measured = [_measure(group, policy, seconds) for group in groups]
-        rows = [row for group, _ in measured for row in group]
-        speedups = [speedup for _, group in measured for speedup in group]
-        torch.set_num_threads(before)
-        overhead = _overhead(config.model_copy(update={"slots": 1, "threads": 1}), seconds)
+        started = [_start(config, groups, policy, seconds) for _ in range(starts)]
     finally:
         torch.set_num_threads(before)
+    rows = [over_starts(each) for each in zip(*(start.rows for start in started), strict=True)]
+    speedups = [over_starts(each) for each in zip(*(start.speedups for start in started), strict=True)]
+    overhead = _overhead(list(chain(*(s.own for s in started))), list(chain(*(s.bare for s in started))))
     console = Console()
     console.print(_table(name, rows))
     for speedup in speedups:
@@ -163,9 +183,41 @@ def run(
             **asdict(overhead),
             "measurements": [asdict(row) for row in rows],
             "speedups": [asdict(speedup) for speedup in speedups],
+            "starts": [
+                {
+                    **asdict(_overhead(start.own, start.bare)),
+                    "measurements": [asdict(row) for row in start.rows],
+                    "speedups": [asdict(speedup) for speedup in start.speedups],
+                }
+                for start in started
+            ],
         }
         write_atomically(json, to_json(result) + "\n")
     return rows
+
+
+def _start(
+    config: SimulatorConfig, groups: Sequence[Sequence[SimulatorConfig]], policy: Policy | None, seconds: float
+) -> _Start:
+    """Start everything and measure it; the members of a group take turns."""
+    threads = torch.get_num_threads()
+    measured = [_measure(group, policy, seconds) for group in groups]
+    torch.set_num_threads(threads)
+    own, bare = _host_and_bare_loop(config.model_copy(update={"slots": 1, "threads": 1}), seconds)
+    rows = [row for group, _ in measured for row in group]
+    return _Start(rows, [speedup for _, group in measured for speedup in group], own, bare)
+
+
+def over_starts(each: Sequence[_Figures]) -> _Figures:
+    """Medians of what several starts of the same simulators gave, with all their rounds."""
+
+    def of(name: str) -> Any:
+        values = [getattr(one, name) for one in each]
+        if name in ("rounds", "turns"):
+            return sum(values)
+        return float(np.median(values)) if isinstance(values[0], float) else values[0]
+
+    return replace(each[0], **{field.name: of(field.name) for field in fields(each[0])})
 
 
 def _measure(
@@ -270,7 +322,8 @@ class _Playing:
         self._simulator.close()
 
 
-def _overhead(config: SimulatorConfig, seconds: float) -> Overhead:
+def _host_and_bare_loop(config: SimulatorConfig, seconds: float) -> tuple[list[float], list[float]]:
+    """Seconds of each control step of the one and of the other, in turn."""
     simulator = build_simulator(config)
     try:
         scenario = _first_scenario(simulator)
@@ -289,14 +342,13 @@ def _overhead(config: SimulatorConfig, seconds: float) -> Overhead:
         bare.close()
     finally:
         simulator.close()
-    shares = np.divide(own, least) - 1
-    return Overhead(
-        1 / float(np.median(own)),
-        1 / float(np.median(least)),
-        float(np.median(shares)),
-        interval_of_median(shares),
-        len(shares),
-    )
+    return own, least
+
+
+def _overhead(own: Sequence[float], bare: Sequence[float]) -> Overhead:
+    shares = np.divide(own, bare) - 1
+    rates = (1 / float(np.median(own)), 1 / float(np.median(bare)))
+    return Overhead(*rates, float(np.median(shares)), interval_of_median(shares), len(shares))
 
 
 def interval_of_median(

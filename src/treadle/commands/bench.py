@@ -31,6 +31,7 @@ def bench_simulator(
         list[int] | None, typer.Option("--threads", min=1, help="May be given again. Default: 1 and 2.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="Least time spent on each figure.")] = 1.0,
+    starts: Annotated[int, typer.Option(min=1, help="Start everything so many times; figures are medians.")] = 1,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -44,7 +45,7 @@ def bench_simulator(
     check_destination(json)
     from treadle.benchmarks import simulator
 
-    simulator.run(name, json, checkpoint, overrides or [], slots or [], threads or [], seconds)
+    simulator.run(name, json, checkpoint, overrides or [], slots or [], threads or [], seconds, starts)
 
 
 @bench_app.command("curves")
