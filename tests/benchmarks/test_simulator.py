@@ -39,16 +39,33 @@ def test_shares_and_speedups_are_medians_over_turns():
     assert simulator.interval_of_median(np.full(9, 0.04)) == (0.04, 0.04)
 
 
+def test_figures_of_several_starts_are_their_medians_and_all_their_rounds():
+    def speedup(rate: float, bare: float, turns: int) -> simulator.Speedup:
+        return simulator.Speedup(2, rate, 1.5 * rate, 2 * rate, bare, turns)
+
+    starts = [speedup(1.0, 1.8, 3), speedup(4.0, 1.2, 5), speedup(2.0, 1.9, 4)]
+    assert simulator.over_starts(starts) == speedup(2.0, 1.8, 12)
+    row = simulator.Measurement(1, 2, 3, 10.0, 20.0, 30.0, None, 4)
+    other = simulator.Measurement(1, 2, 3, 20.0, 30.0, 50.0, None, 6)
+    assert simulator.over_starts([row, other]) == simulator.Measurement(1, 2, 3, 15.0, 25.0, 40.0, None, 10)
+
+
 @pytest.mark.integration
 def test_processes_are_compared_in_turn_with_loops_that_know_nothing_of_each_other(tmp_path: Path):
     file = tmp_path / "bench.json"
     python = f"simulator.python={sys.executable}"
-    simulator.run("tabletop", file, overrides=[python], slots=[1, 2, 3], seconds=0)
+    simulator.run("tabletop", file, overrides=[python], slots=[1, 2, 3], seconds=0, starts=2)
     written = json.loads(file.read_text())
     assert [row["processes"] for row in written["measurements"]] == [1, 2, 3]
     assert [row["processes"] for row in written["speedups"]] == [2, 3]
     assert all(row["bare_loops"] > 0 and row["frame_per_step"] > 0 for row in written["speedups"])
-    assert all(row["turns"] == 3 for row in written["speedups"])
+    assert all(row["turns"] == 2 * 3 for row in written["speedups"])
+    assert written["pairs"] == 2 * 3
+    for start in written["starts"]:
+        assert [row["rounds"] for row in start["measurements"]] == [3, 3, 3]
+        assert start["pairs"] == start["speedups"][0]["turns"] == 3
+    middle = sum(start["speedups"][1]["bare_loops"] for start in written["starts"]) / 2
+    assert written["speedups"][1]["bare_loops"] == pytest.approx(middle)
 
 
 def test_settings_of_the_simulator_alone_are_taken():
