@@ -1,4 +1,4 @@
-"""Processor cores: which this process may use, who shares them, and pinning a thread to some of them."""
+"""Processor cores: which this process may use, and pinning a thread to some of them."""
 
 import os
 import sys
@@ -35,20 +35,6 @@ def pin(cores: Iterable[int]) -> None:
     wanted = set(cores)
     if wanted and sys.platform == "linux":
         os.sched_setaffinity(0, wanted)
-
-
-def share_cores(cores: tuple[int, ...], worker: int, workers: int) -> tuple[int, ...]:
-    """The cores of one worker: one in turn, or several where there are more cores than workers."""
-    return cores[worker::workers] or cores[worker % len(cores) :][:1] if cores else ()
-
-
-def filled_cores(workers: int, threads: int) -> tuple[int, ...]:
-    """What workers of `threads` threads each are to share: all cores that this process may use, where they need exactly
-    these, and none elsewhere. Left to the system, a worker that fills a core shares it now and then with another's
-    thread, and whoever waits for both waits longer.
-    """
-    cores = usable_cores() if CAN_PIN else ()
-    return cores if workers * threads == len(cores) else ()
 
 
 @contextmanager

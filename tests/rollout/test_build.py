@@ -2,7 +2,6 @@
 
 import pytest
 
-from treadle import cores as machine_cores
 from treadle.config.schema import CollectionConfig, SimulatorConfig, TrainConfig
 from treadle.errors import ConfigError, PlacementError
 from treadle.rollout import build
@@ -33,16 +32,6 @@ def test_cores_of_their_own_make_two_lanes(monkeypatch: pytest.MonkeyPatch):
     chosen = plan(2, monkeypatch, simulate_cores=(0,), generate_cores=(1,))
     assert (chosen.lanes, chosen.workers, chosen.cores) == (2, 1, (0,))
     assert chosen.factory.options["threads"] == 1
-
-
-def test_processes_that_fill_the_cores_in_lockstep_stay_on_one_each(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(machine_cores, "CAN_PIN", True)
-    monkeypatch.setattr(machine_cores, "usable_cores", lambda: (0, 1, 2))
-    assert plan(3, monkeypatch, kind="processes", workers=3).cores == (0, 1, 2)
-    assert plan(3, monkeypatch, kind="processes", workers=2).cores == (), "a core is left to choose"
-    assert plan(3, monkeypatch, kind="processes", workers=3, lanes=2).cores == (), "the policy needs cores meanwhile"
-    assert plan(3, monkeypatch, kind="threads", workers=3).cores == ()
-    assert plan(3, monkeypatch, kind="processes", workers=3, simulate_cores=(2,)).cores == (2,)
 
 
 def test_never_more_lanes_than_slots(monkeypatch: pytest.MonkeyPatch):

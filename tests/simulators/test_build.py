@@ -1,16 +1,12 @@
 """From names to simulators."""
 
-from contextlib import closing
 from typing import Any
 
-import psutil
 import pytest
 
 from treadle.config.schema import SimulatorConfig
-from treadle.cores import CAN_PIN, usable_cores
 from treadle.errors import ConfigError
 from treadle.simulators.build import build_simulator, installed_simulators, simulator_factory
-from treadle.simulators.remote import RemoteSimulator
 
 
 class Recorder:
@@ -78,17 +74,3 @@ def test_options_that_the_class_does_not_take(options, said):
     with pytest.raises(ConfigError) as caught:
         build_simulator(SimulatorConfig(name=HERE, options=options))
     assert said in str(caught.value)
-
-
-@pytest.mark.skipif(not CAN_PIN, reason="pins workers")
-def test_worker_processes_that_fill_the_cores_stay_on_one_each():
-    before = usable_cores()
-    for count, threads in ((len(before), 1), (len(before) + 1, 1), (1, len(before) + 1)):
-        config = SimulatorConfig(name="tabletop", slots=count, processes=count, threads=threads)
-        simulator = build_simulator(config)
-        assert isinstance(simulator, RemoteSimulator)
-        with closing(simulator):
-            found = [tuple(sorted(psutil.Process(pid).cpu_affinity() or ())) for pid in simulator.pids]
-        fill = count * threads == len(before)
-        assert found == ([(core,) for core in before] if fill else [before] * count)
-    assert usable_cores() == before

@@ -46,8 +46,7 @@ class CollectionConfig(Section):
     """What workers are: threads suit simulators that release Python's lock, processes all others. `auto` takes threads,
     unless the simulator lives in another Python."""
     simulate_cores: tuple[Natural, ...] = ()
-    """Processor cores that workers stay on, as numbers from 0 (Linux). Where it is empty, processes in lockstep that
-    fill the cores stay on those they fill, and all others run on any."""
+    """Processor cores that workers stay on, as numbers from 0; empty for any (Linux)."""
     generate_cores: tuple[Natural, ...] = ()
     """Cores that the policy stays on while rollouts are played, with as many torch threads; empty for any (Linux)."""
     batch: Positive = 1

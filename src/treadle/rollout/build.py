@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from treadle.config.schema import CollectionConfig, SimulatorConfig
-from treadle.cores import check_cores, filled_cores, usable_cores
+from treadle.cores import check_cores, usable_cores
 from treadle.errors import ConfigError
 from treadle.rollout.lanes import LanesPlan
 from treadle.simulators.build import simulator_factory
@@ -52,9 +52,6 @@ def plan_lanes(
         busy_at_once = min(workers, lanes) if kind == "threads" else workers
         threads = max(1, (len(collection.simulate_cores) or cores) // busy_at_once)
         factory = replace(factory, options=factory.options | {"threads": threads})
-    # In lockstep the policy waits while they play.
-    lockstep = lanes == 1 and kind == "processes"
-    filled = filled_cores(workers, factory.options["threads"]) if lockstep else ()
     return LanesPlan(
         factory,
         simulator.slots,
@@ -64,6 +61,6 @@ def plan_lanes(
         lanes=lanes,
         workers=workers,
         kind=kind,
-        cores=collection.simulate_cores or filled,
+        cores=collection.simulate_cores,
         timeout=collection.timeout,
     )

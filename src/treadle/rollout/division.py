@@ -28,6 +28,11 @@ def divide(slots: int, lanes: int, workers: int) -> list[tuple[Part, ...]]:
     return [tuple(part) for part in parts]
 
 
+def share_cores(cores: tuple[int, ...], worker: int, workers: int) -> tuple[int, ...]:
+    """The cores of one worker: one in turn, or several where there are more cores than workers."""
+    return cores[worker::workers] or cores[worker % len(cores) :][:1] if cores else ()
+
+
 def _cut(first: int, stop: int, count: int) -> list[tuple[int, int]]:
     edges = [first + (stop - first) * i // count for i in range(count + 1)]
     return list(pairwise(edges))

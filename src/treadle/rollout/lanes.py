@@ -15,12 +15,11 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.cores import share_cores
 from treadle.data.span import Span
 from treadle.data.step import EpisodeResult
 from treadle.errors import ConfigError
 from treadle.rollout.board import Board, BoardShape, board_bytes
-from treadle.rollout.division import Part, divide
+from treadle.rollout.division import Part, divide, share_cores
 from treadle.rollout.inbox import GONE, ProcessInbox, ThreadInbox
 from treadle.rollout.journal import Journal
 from treadle.rollout.worker import PLAY, RESTORE, START, Report, WorkerPlan

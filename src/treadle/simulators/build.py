@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from treadle.config.loading import did_you_mean
 from treadle.config.schema import SimulatorConfig
-from treadle.cores import filled_cores, usable_cores
+from treadle.cores import usable_cores
 from treadle.errors import ConfigError
 from treadle.plugins import import_callable
 from treadle.simulators.environments import Environment, find_environment
@@ -84,7 +84,7 @@ def build_simulator(config: SimulatorConfig, slots: int | None = None) -> Simula
     processes = min(slots, config.processes or cores)
     if not config.threads:
         factory = replace(factory, options=factory.options | {"threads": max(1, cores // processes)})
-    return open_remote(factory, slots, processes, cores=filled_cores(processes, factory.options["threads"]))
+    return open_remote(factory, slots, processes)
 
 
 def _interpreter(config: SimulatorConfig) -> Interpreter | None:

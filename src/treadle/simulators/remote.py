@@ -14,7 +14,6 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.cores import share_cores
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario, Split
 from treadle.data.step import Outcome
@@ -58,9 +57,7 @@ class RemoteScenarios(Sequence[Scenario]):
 class RemoteWorker:
     """One worker process: slots `first` to `stop` of a simulator, and what they have played."""
 
-    def __init__(
-        self, factory: SimulatorFactory, name: str, first: int, stop: int, timeout: float, cores: tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, factory: SimulatorFactory, name: str, first: int, stop: int, timeout: float) -> None:
         self.first = first
         self.stop = stop
         self.experts = 0
@@ -68,7 +65,6 @@ class RemoteWorker:
         self._factory = factory
         self._name = name
         self._timeout = timeout
-        self._cores = cores
         self._scenarios: list[Scenario | None] = [None] * (stop - first)
         self._tracks: list[list[NDArray[np.float32]]] = [[] for _ in self._scenarios]
         self._memory = SharedFile()
@@ -154,7 +150,7 @@ class RemoteWorker:
 
     def _start(self) -> WorkerProcess:
         process = self._factory.start("treadle.simulators.remote_worker", self._memory)
-        process.connection.send((self._factory, self.stop - self.first, self._cores))
+        process.connection.send((self._factory, self.stop - self.first))
         return process
 
     def _send(self, message: Any) -> None:
@@ -361,11 +357,8 @@ class RemoteExpert:
         return self._simulator.act(self._numbers, slots)
 
 
-def open_remote(
-    factory: SimulatorFactory, slots: int, processes: int, timeout: float = TIMEOUT, *, cores: tuple[int, ...] = ()
-) -> RemoteSimulator:
-    """Start `processes` workers, at most one a slot, and divide the slots among them. They share `cores` and stay on
-    them; with none, they run on any.
+def open_remote(factory: SimulatorFactory, slots: int, processes: int, timeout: float = TIMEOUT) -> RemoteSimulator:
+    """Start `processes` workers, at most one a slot, and divide the slots among them.
 
     Raises:
         TreadleError: A worker could not build its simulator, or not within `timeout` seconds; what it raised.
@@ -378,7 +371,7 @@ def open_remote(
         opened.callback(lambda: _close(workers, grace=0.0))
         for number, (first, stop) in enumerate(pairwise(edges)):
             name = f"simulator, worker {number} of {count}"
-            workers.append(RemoteWorker(factory, name, first, stop, timeout, share_cores(cores, number, count)))
+            workers.append(RemoteWorker(factory, name, first, stop, timeout))
         (spec, suites, teaches), *_ = [worker.open() for worker in workers]
         opened.pop_all()
     return (RemoteTeacher if teaches else RemoteSimulator)(workers, spec, suites)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.cores import pin
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario, Split
 from treadle.data.step import Outcome
@@ -121,9 +120,7 @@ def main(connection: Connection, memory: int) -> None:
     simulator: Simulator | None = None
     doing = "building the simulator"
     try:
-        factory, slots, cores = connection.recv()
-        # Before anything starts a thread, so that all of them stay there.
-        pin(cores)
+        factory, slots = connection.recv()
         simulator = factory(slots)
         connection.send((simulator.spec, simulator.suites(), isinstance(simulator, Teacher)))
         if connection.recv() is None:
