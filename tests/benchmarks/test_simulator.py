@@ -51,10 +51,11 @@ def test_figures_of_several_starts_are_their_medians_and_all_their_rounds():
 
 
 @pytest.mark.integration
-def test_processes_are_compared_in_turn_with_loops_that_know_nothing_of_each_other(tmp_path: Path):
+def test_processes_are_compared_in_turn_with_loops_that_know_nothing_of_each_other(tmp_path: Path, capsys):
     file = tmp_path / "bench.json"
     python = f"simulator.python={sys.executable}"
     simulator.run("tabletop", file, overrides=[python], slots=[1, 2, 3], seconds=0, starts=2)
+    assert "start 2 of 2" in capsys.readouterr().out
     written = json.loads(file.read_text())
     assert [row["processes"] for row in written["measurements"]] == [1, 2, 3]
     assert [row["processes"] for row in written["speedups"]] == [2, 3]

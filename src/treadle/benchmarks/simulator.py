@@ -151,15 +151,19 @@ def run(
         else [config.model_copy(update={"slots": n, "threads": t}) for t in threads or THREADS for n in slots or SLOTS]
     )
     groups = [setups] if remote else [[setup] for setup in setups]
+    console = Console()
     before = torch.get_num_threads()
     try:
-        started = [_start(config, groups, policy, seconds) for _ in range(starts)]
+        started: list[_Start] = []
+        for number in range(1, starts + 1):
+            if starts > 1:
+                console.print(f"start {number} of {starts}")
+            started.append(_start(config, groups, policy, seconds))
     finally:
         torch.set_num_threads(before)
     rows = [over_starts(each) for each in zip(*(start.rows for start in started), strict=True)]
     speedups = [over_starts(each) for each in zip(*(start.speedups for start in started), strict=True)]
     overhead = _overhead(list(chain(*(s.own for s in started))), list(chain(*(s.bare for s in started))))
-    console = Console()
     console.print(_table(name, rows))
     for speedup in speedups:
         console.print(
