@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_shares_and_speedups_are_medians_over_turns():
 
 def test_figures_of_several_starts_are_their_medians_and_all_their_rounds():
     def speedup(rate: float, bare: float, turns: int) -> simulator.Speedup:
-        return simulator.Speedup(2, rate, 1.5 * rate, 2 * rate, bare, turns)
+        return simulator.Speedup(2, rate, 1.5 * rate, 2 * rate, 3 * rate, bare, turns)
 
     starts = [speedup(1.0, 1.8, 3), speedup(4.0, 1.2, 5), speedup(2.0, 1.9, 4)]
     assert simulator.over_starts(starts) == speedup(2.0, 1.8, 12)
@@ -59,7 +60,7 @@ def test_processes_are_compared_in_turn_with_loops_that_know_nothing_of_each_oth
     written = json.loads(file.read_text())
     assert [row["processes"] for row in written["measurements"]] == [1, 2, 3]
     assert [row["processes"] for row in written["speedups"]] == [2, 3]
-    assert all(row["bare_loops"] > 0 and row["frame_per_step"] > 0 for row in written["speedups"])
+    assert all(row["bare_loops"] > 0 and row["frame_per_step"] > 0 < row["lanes"] for row in written["speedups"])
     assert all(row["turns"] == 2 * 3 for row in written["speedups"])
     assert written["pairs"] == 2 * 3
     for start in written["starts"]:
@@ -74,3 +75,19 @@ def test_settings_of_the_simulator_alone_are_taken():
         simulator.run("tabletop", None, overrides=["policy.kind=openvla"])
     with pytest.raises(ConfigError, match="image_sise"):
         simulator.run("tabletop", None, overrides=["simulator.options.image_sise=64"])
+
+
+@pytest.mark.integration
+def test_starts_that_were_measured_are_kept_when_a_later_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file, started, start = tmp_path / "bench.json", iter(range(2)), simulator._start
+
+    def twice(*arguments: Any):
+        next(started)
+        return start(*arguments)
+
+    monkeypatch.setattr(simulator, "_start", twice)
+    with pytest.raises(StopIteration):
+        simulator.run("tabletop", file, slots=[1], threads=[1], seconds=0, starts=3)
+    written = json.loads(file.read_text())
+    assert len(written["starts"]) == 2
+    assert written["measurements"][0]["rounds"] == sum(s["measurements"][0]["rounds"] for s in written["starts"])

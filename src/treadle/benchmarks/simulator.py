@@ -23,13 +23,15 @@ from rich.table import Table
 
 from treadle.benchmarks.timing import rounds_in_turn, time_rounds
 from treadle.config.loading import checkpoint_of, read_config, resolve_checkpoint
-from treadle.config.schema import Section, SimulatorConfig
+from treadle.config.schema import CollectionConfig, Section, SimulatorConfig
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario
 from treadle.files import to_json, write_atomically
 from treadle.policies import load_policy
 from treadle.policies.protocol import Policy, Sampling
 from treadle.reporting.machine import describe_machine
+from treadle.rollout.build import plan_lanes
+from treadle.rollout.lanes import Lanes
 from treadle.simulators.bare import bare_loop
 from treadle.simulators.build import build_simulator, simulator_factory
 from treadle.simulators.host import Host, one_after_another
@@ -43,9 +45,11 @@ CHUNK = 4
 """Control steps between two frames where a frame is drawn per decision."""
 STEPS = 8
 """Control steps of one round with frames, from a reset on; a multiple of CHUNK."""
-UNSEEN = 4
-"""So many times STEPS are in a round without frames."""
+LONGER = 4
+"""So many times STEPS are in a round without frames, and in one of lanes."""
 _NEVER = 10**9
+_LONG = 10**5
+"""Control steps that no benchmark reaches, where what is kept grows with them."""
 
 
 class SimulatorBenchConfig(Section):
@@ -101,6 +105,8 @@ class Speedup:
     without_rendering: float
     frame_per_decision: float
     frame_per_step: float
+    lanes: float
+    """As training plays them, a frame per decision: each process has a lane of its own, and waits for no other."""
     bare_loops: float
     """So many bare loops that know nothing of each other, each in a process and with a frame for every step, over one
     of them alone: what the machine allows.
@@ -118,6 +124,13 @@ class _Start:
     own: list[float]
     """Seconds of the host's control steps, one slot, in turn with those of the bare loop."""
     bare: list[float]
+
+    @property
+    def overhead(self) -> Overhead:
+        """Over all of its steps."""
+        shares = np.divide(self.own, self.bare) - 1
+        rates = (1 / float(np.median(self.own)), 1 / float(np.median(self.bare)))
+        return Overhead(*rates, float(np.median(shares)), interval_of_median(shares), len(shares))
 
 
 _Figures = TypeVar("_Figures", Measurement, Speedup)
@@ -153,51 +166,43 @@ def run(
     groups = [setups] if remote else [[setup] for setup in setups]
     console = Console()
     before = torch.get_num_threads()
+    started: list[_Start] = []
     try:
-        started: list[_Start] = []
         for number in range(1, starts + 1):
             if starts > 1:
                 console.print(f"start {number} of {starts}")
             started.append(_start(config, groups, policy, seconds))
+            if json is not None:
+                # After each, for they take minutes and are not lost when a later one is cut short.
+                result = {
+                    "benchmark": "simulator",
+                    "simulator": name,
+                    "options": config.options,
+                    "checkpoint": checkpoint,
+                    "command": shlex.join(["treadle", *sys.argv[1:]]),
+                    "machine": describe_machine(),
+                    "steps_per_decision": CHUNK,
+                    **_written(started),
+                    "starts": [_written([start]) for start in started],
+                }
+                write_atomically(json, to_json(result) + "\n")
     finally:
         torch.set_num_threads(before)
-    rows = [over_starts(each) for each in zip(*(start.rows for start in started), strict=True)]
-    speedups = [over_starts(each) for each in zip(*(start.speedups for start in started), strict=True)]
-    overhead = _overhead(list(chain(*(s.own for s in started))), list(chain(*(s.bare for s in started))))
-    console.print(_table(name, rows))
-    for speedup in speedups:
+    whole = _over(started)
+    console.print(_table(name, whole.rows))
+    for speedup in whole.speedups:
         console.print(
-            f"{speedup.processes} processes to {rows[0].processes}: {speedup.without_rendering:.2f}, "
-            f"{speedup.frame_per_decision:.2f}, {speedup.frame_per_step:.2f}; bare loops: {speedup.bare_loops:.2f}"
+            f"{speedup.processes} processes to {whole.rows[0].processes}: {speedup.without_rendering:.2f}, "
+            f"{speedup.frame_per_decision:.2f}, {speedup.frame_per_step:.2f}; in lanes of their own: "
+            f"{speedup.lanes:.2f}; bare loops: {speedup.bare_loops:.2f}"
         )
+    overhead = whole.overhead
     low, high = overhead.overhead_interval
     console.print(
         f"host {overhead.control_steps_per_second:,.1f} and bare loop {overhead.bare_control_steps_per_second:,.1f} "
         f"control steps/s with frames: overhead {overhead.overhead_share:.1%} ({low:.1%} to {high:.1%})"
     )
-    if json is not None:
-        result = {
-            "benchmark": "simulator",
-            "simulator": name,
-            "options": config.options,
-            "checkpoint": checkpoint,
-            "command": shlex.join(["treadle", *sys.argv[1:]]),
-            "machine": describe_machine(),
-            "steps_per_decision": CHUNK,
-            **asdict(overhead),
-            "measurements": [asdict(row) for row in rows],
-            "speedups": [asdict(speedup) for speedup in speedups],
-            "starts": [
-                {
-                    **asdict(_overhead(start.own, start.bare)),
-                    "measurements": [asdict(row) for row in start.rows],
-                    "speedups": [asdict(speedup) for speedup in start.speedups],
-                }
-                for start in started
-            ],
-        }
-        write_atomically(json, to_json(result) + "\n")
-    return rows
+    return whole.rows
 
 
 def _start(
@@ -210,6 +215,26 @@ def _start(
     own, bare = _host_and_bare_loop(config.model_copy(update={"slots": 1, "threads": 1}), seconds)
     rows = [row for group, _ in measured for row in group]
     return _Start(rows, [speedup for _, group in measured for speedup in group], own, bare)
+
+
+def _over(starts: Sequence[_Start]) -> _Start:
+    """Several as one."""
+    return _Start(
+        [over_starts(each) for each in zip(*(start.rows for start in starts), strict=True)],
+        [over_starts(each) for each in zip(*(start.speedups for start in starts), strict=True)],
+        list(chain(*(start.own for start in starts))),
+        list(chain(*(start.bare for start in starts))),
+    )
+
+
+def _written(starts: Sequence[_Start]) -> dict[str, Any]:
+    """What is written of them."""
+    whole = _over(starts)
+    return {
+        **asdict(whole.overhead),
+        "measurements": [asdict(row) for row in whole.rows],
+        "speedups": [asdict(speedup) for speedup in whole.speedups],
+    }
 
 
 def over_starts(each: Sequence[_Figures]) -> _Figures:
@@ -233,6 +258,7 @@ def _measure(
     more = configs[1:]
     with ExitStack() as stack:
         playing = [stack.enter_context(closing(_Playing(config))) for config in configs]
+        lanes = [stack.enter_context(closing(_InLanes(config))) for config in configs] if more else []
         loops = (
             stack.enter_context(closing(_Loops(configs[0], max(c.processes or 0 for c in configs)))) if more else None
         )
@@ -243,21 +269,24 @@ def _measure(
         ]
         if loops is not None:
             works[-1] += [(_nothing, partial(loops.play, count)) for count in (1, *(c.processes or 0 for c in more))]
+            works.append([(_nothing, each.play) for each in lanes])
         times = [rounds_in_turn(each, seconds) for each in works]
         forwards = [p.forward(policy, seconds) for p in playing]
     rows: list[Measurement] = []
     for at, (config, forward) in enumerate(zip(configs, forwards, strict=True)):
-        unseen, per_decision, per_step = (config.slots * STEPS / float(np.median(rounds[at])) for rounds in times)
-        turns = min(len(rounds[at]) for rounds in times)
+        played = times[:3]
+        unseen, per_decision, per_step = (config.slots * STEPS / float(np.median(rounds[at])) for rounds in played)
+        turns = min(len(rounds[at]) for rounds in played)
         processes, threads = config.processes or 0, config.threads or 1
-        rates = (UNSEEN * unseen, per_decision, per_step)
+        rates = (LONGER * unseen, per_decision, per_step)
         rows.append(Measurement(config.slots, processes, threads, *rates, forward, turns))
     speedups: list[Speedup] = []
     for at, row in enumerate(rows[1:], start=1):
-        without, per_decision, per_step = (faster(rounds[0], rounds[at], row.slots / rows[0].slots) for rounds in times)
-        apart = times[-1][len(configs) :]
+        ratios = (faster(rounds[0], rounds[at], row.slots / rows[0].slots) for rounds in times)
+        without, per_decision, per_step, in_lanes = ratios
+        apart = times[2][len(configs) :]
         bare = faster(apart[0], apart[at], row.processes)
-        speedups.append(Speedup(row.processes, without, per_decision, per_step, bare, len(apart[0])))
+        speedups.append(Speedup(row.processes, without, per_decision, per_step, in_lanes, bare, len(apart[0])))
     return rows, speedups
 
 
@@ -291,6 +320,46 @@ class _Loops:
         self._opened.close()
 
 
+class _InLanes:
+    """A simulator whose slots are one lane each, as training has them, without a policy."""
+
+    def __init__(self, config: SimulatorConfig) -> None:
+        count = config.slots
+        plan = plan_lanes(
+            config.model_copy(update={"horizon": _LONG}),
+            CollectionConfig(lanes=count, workers=count),
+            {"seed": 0, "group_size": count},
+            "none",
+            accelerated=False,
+        )
+        self._lanes = Lanes(plan, CHUNK)
+        motion = _small_motions(1, self._lanes.spec.action_dim)[:, :CHUNK]
+        # There and back, for no episode ends on the way.
+        self._decisions = [motion, -motion] * (LONGER * STEPS // CHUNK // 2)
+        self._lanes.start()
+        begun = 0
+        while begun < count:
+            begun += len(self._lanes.ready(count))
+
+    def play(self) -> None:
+        """LONGER times STEPS control steps in each lane, with a frame after each CHUNK."""
+        lanes = self._lanes
+        coming = [iter(self._decisions) for _ in lanes.rows]
+        idle, busy = list(range(len(lanes))), 0
+        while idle:
+            for lane in idle:
+                if (actions := next(coming[lane], None)) is not None:
+                    lanes.board.actions[lanes.rows[lane]] = actions
+                    lanes.play(lane)
+                    busy += 1
+            idle = [arrival.lane for arrival in lanes.ready(busy)] if busy else []
+            busy -= len(idle)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._lanes.close()
+
+
 class _Playing:
     """A simulator whose slots all play."""
 
@@ -312,9 +381,9 @@ class _Playing:
             self._host.step(self._actions[:, start : start + chunk])
 
     def play_unseen(self) -> None:
-        """UNSEEN times STEPS control steps without frames, which a host always asks for."""
+        """LONGER times STEPS control steps without frames, which a host always asks for."""
         limits = np.full(len(self._slots), STEPS, np.intp)
-        for _ in range(UNSEEN):
+        for _ in range(LONGER):
             self._simulator.step(self._slots, self._actions, limits)
 
     def forward(self, policy: Policy | None, seconds: float) -> float | None:
@@ -349,12 +418,6 @@ def _host_and_bare_loop(config: SimulatorConfig, seconds: float) -> tuple[list[f
     return own, least
 
 
-def _overhead(own: Sequence[float], bare: Sequence[float]) -> Overhead:
-    shares = np.divide(own, bare) - 1
-    rates = (1 / float(np.median(own)), 1 / float(np.median(bare)))
-    return Overhead(*rates, float(np.median(shares)), interval_of_median(shares), len(shares))
-
-
 def interval_of_median(
     values: NDArray[np.float64], confidence: float = 0.95, samples: int = 1000
 ) -> tuple[float, float]:
@@ -370,8 +433,11 @@ def _first_scenario(simulator: Simulator) -> Scenario:
 
 
 def _small_motions(slots: int, action_dim: int) -> NDArray[np.float32]:
-    """Random actions [slots, STEPS, A] that solve nothing, so that every slot plays every step."""
-    return np.random.default_rng(0).normal(0, 0.01, (slots, STEPS, action_dim)).astype(np.float32)
+    """Random actions [slots, STEPS, A] that solve nothing, so that every slot plays every step; the same for all of
+    them, for what a motion leads to has a cost too.
+    """
+    motion = np.random.default_rng(0).normal(0, 0.01, (1, STEPS, action_dim)).astype(np.float32)
+    return np.repeat(motion, slots, axis=0)
 
 
 def _forward(policy: Policy, seen: Observation, threads: int, seconds: float) -> float:
