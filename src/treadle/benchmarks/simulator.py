@@ -134,6 +134,8 @@ class _Start:
 
 
 _Figures = TypeVar("_Figures", Measurement, Speedup)
+_Work = tuple[Callable[[], object], Callable[[], object]]
+"""What comes before a round, and the round."""
 
 
 def run(
@@ -255,38 +257,34 @@ def _measure(
     """Of simulators that take turns, so that what else the machine does meets all of them. The first is the one that
     speedups are over; where there is no other, there are none.
     """
-    more = configs[1:]
+    counts = [config.processes or 0 for config in configs]
     with ExitStack() as stack:
         playing = [stack.enter_context(closing(_Playing(config))) for config in configs]
-        lanes = [stack.enter_context(closing(_InLanes(config))) for config in configs] if more else []
-        loops = (
-            stack.enter_context(closing(_Loops(configs[0], max(c.processes or 0 for c in configs)))) if more else None
-        )
-        works = [
-            [(p.reset, p.play_unseen) for p in playing],
-            [(p.reset, partial(p.play, CHUNK)) for p in playing],
-            [(p.reset, partial(p.play, 1)) for p in playing],
-        ]
-        if loops is not None:
-            works[-1] += [(_nothing, partial(loops.play, count)) for count in (1, *(c.processes or 0 for c in more))]
-            works.append([(_nothing, each.play) for each in lanes])
-        times = [rounds_in_turn(each, seconds) for each in works]
-        forwards = [p.forward(policy, seconds) for p in playing]
+        unseen = [(each.reset, each.play_unseen) for each in playing]
+        per_decision = [(each.reset, partial(each.play, CHUNK)) for each in playing]
+        per_step = [(each.reset, partial(each.play, 1)) for each in playing]
+        in_lanes: list[_Work] = []
+        if len(configs) > 1:
+            lanes = [stack.enter_context(closing(_InLanes(config))) for config in configs]
+            in_lanes += [(_nothing, each.play) for each in lanes]
+            loops = stack.enter_context(closing(_Loops(configs[0], max(counts))))
+            per_step += [(_nothing, partial(loops.play, count)) for count in (1, *counts[1:])]
+        times = [rounds_in_turn(works, seconds) for works in (unseen, per_decision, per_step, in_lanes) if works]
+        forwards = [each.forward(policy, seconds) for each in playing]
     rows: list[Measurement] = []
     for at, (config, forward) in enumerate(zip(configs, forwards, strict=True)):
-        played = times[:3]
-        unseen, per_decision, per_step = (config.slots * STEPS / float(np.median(rounds[at])) for rounds in played)
-        turns = min(len(rounds[at]) for rounds in played)
-        processes, threads = config.processes or 0, config.threads or 1
-        rates = (LONGER * unseen, per_decision, per_step)
-        rows.append(Measurement(config.slots, processes, threads, *rates, forward, turns))
+        rounds = [each[at] for each in times[:3]]
+        steps = [config.slots * count * STEPS for count in (LONGER, 1, 1)]
+        rates = (played / float(np.median(spent)) for played, spent in zip(steps, rounds, strict=True))
+        without, decision, step = rates
+        turns = min(len(spent) for spent in rounds)
+        rows.append(Measurement(config.slots, counts[at], config.threads or 1, without, decision, step, forward, turns))
     speedups: list[Speedup] = []
+    apart = times[2][len(configs) :]
     for at, row in enumerate(rows[1:], start=1):
-        ratios = (faster(rounds[0], rounds[at], row.slots / rows[0].slots) for rounds in times)
-        without, per_decision, per_step, in_lanes = ratios
-        apart = times[2][len(configs) :]
-        bare = faster(apart[0], apart[at], row.processes)
-        speedups.append(Speedup(row.processes, without, per_decision, per_step, in_lanes, bare, len(apart[0])))
+        without, decision, step, lane = (faster(each[0], each[at], row.slots / rows[0].slots) for each in times)
+        bare = faster(apart[0], apart[at], counts[at])
+        speedups.append(Speedup(counts[at], without, decision, step, lane, bare, len(apart[0])))
     return rows, speedups
 
 

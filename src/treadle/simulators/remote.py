@@ -27,6 +27,8 @@ ATTEMPTS = 3
 TIMEOUT = 600.0
 """Seconds that a worker may take to build its simulator, or for a call."""
 _GRACE = 5.0
+_NOTHING = Observation.empty(0, 0, 0, 0, 0, 0)
+"""Where no slot is looked at."""
 
 _log = logging.getLogger(__name__)
 
@@ -209,12 +211,7 @@ class RemoteSimulator:
 
     def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
         """See `Simulator.step`."""
-        shares = self._shares(slots)
-        calls = {w: (self._own(w, slots[rows]), actions[rows], limits[rows]) for w, rows in shares.items()}
-        outcome = Outcome.empty(len(slots), actions.shape[1], self.spec.state_dim)
-        for worker, fields in self._call_all("step", calls).items():
-            self._played(worker, shares[worker], slots, actions, limits, fields, outcome)
-        return outcome
+        return self.step_and_observe(slots, actions, limits, np.zeros(len(slots), np.bool_), _NOTHING)
 
     def observe(self, slots: Slots, out: Observation) -> None:
         """See `Simulator.observe`."""
@@ -237,7 +234,9 @@ class RemoteSimulator:
         outcome = Outcome.empty(len(slots), actions.shape[1], self.spec.state_dim)
         for worker, (fields, instructions) in self._call_all("step_and_observe", calls).items():
             rows = shares[worker]
-            self._played(worker, rows, slots, actions, limits, fields, outcome)
+            outcome.reward[rows], outcome.terminated[rows], outcome.success[rows], outcome.state[rows] = fields
+            for row in rows.tolist():
+                self._workers[worker].played(int(slots[row]), actions[row, : limits[row]])
             seen = slots[rows[wanted[rows] & ~outcome.terminated[rows].any(axis=1)]]
             if len(seen):
                 self._seen(worker, seen, instructions, out)
@@ -266,21 +265,6 @@ class RemoteSimulator:
     def pids(self) -> list[int]:
         """The worker processes."""
         return [worker.pid for worker in self._workers]
-
-    def _played(
-        self,
-        worker: int,
-        rows: NDArray[np.intp],
-        slots: Slots,
-        actions: NDArray[np.float32],
-        limits: NDArray[np.intp],
-        fields: tuple[NDArray[Any], ...],
-        outcome: Outcome,
-    ) -> None:
-        """Take down what a worker's rows have played, and what came of it."""
-        outcome.reward[rows], outcome.terminated[rows], outcome.success[rows], outcome.state[rows] = fields
-        for row in rows.tolist():
-            self._workers[worker].played(int(slots[row]), actions[row, : limits[row]])
 
     def _seen(self, worker: int, slots: Slots, instructions: Sequence[str], out: Observation) -> None:
         """Copy what a worker has written of its slots."""

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario, Split
-from treadle.data.step import Outcome
 from treadle.errors import SimulatorError
 from treadle.simulators.bare import BareLoop, bare_loop
 from treadle.simulators.factory import SimulatorFactory
@@ -61,10 +60,6 @@ class Served:
         if len(over):
             self._simulator.reset(slots[over], [scenarios[row] for row in over.tolist()])
 
-    def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> tuple[NDArray[Any], ...]:
-        """The fields of the `Outcome`."""
-        return _fields(self._simulator.step(slots, actions, limits))
-
     def observe(self, slots: Slots) -> list[str]:
         """Write observations into the shared memory; returns their instructions."""
         self._simulator.observe(slots, self._seen)
@@ -76,7 +71,8 @@ class Served:
         """See `StepsAndObserves.step_and_observe`; the fields of the `Outcome`, and the instructions."""
         outcome = self._simulator.step(slots, actions, limits)
         seen = slots[wanted & ~outcome.terminated.any(axis=1)]
-        return _fields(outcome), self.observe(seen) if len(seen) else []
+        fields = (outcome.reward, outcome.terminated, outcome.success, outcome.state)
+        return fields, self.observe(seen) if len(seen) else []
 
     def render(self, slots: Slots, size: int) -> NDArray[np.uint8]:
         """See `Simulator.render`."""
@@ -140,10 +136,6 @@ def main(connection: Connection, memory: int) -> None:
         if simulator is not None:
             simulator.close()
         connection.close()
-
-
-def _fields(outcome: Outcome) -> tuple[NDArray[Any], ...]:
-    return outcome.reward, outcome.terminated, outcome.success, outcome.state
 
 
 def _answer(served: Served, name: str, arguments: tuple[Any, ...]) -> Any:
