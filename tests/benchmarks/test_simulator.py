@@ -55,10 +55,10 @@ def test_figures_of_several_starts_are_their_medians_and_all_their_rounds():
 def test_processes_are_compared_in_turn_with_loops_that_know_nothing_of_each_other(tmp_path: Path, capsys):
     file = tmp_path / "bench.json"
     python = f"simulator.python={sys.executable}"
-    simulator.run("tabletop", file, overrides=[python], slots=[1, 2, 3], seconds=0, starts=2)
+    simulator.run("tabletop", file, overrides=[python, "slots_per_process=2"], slots=[1, 2, 3], seconds=0, starts=2)
     assert "start 2 of 2" in capsys.readouterr().out
     written = json.loads(file.read_text())
-    assert [row["processes"] for row in written["measurements"]] == [1, 2, 3]
+    assert [(row["processes"], row["slots"]) for row in written["measurements"]] == [(1, 2), (2, 4), (3, 6)]
     assert [row["processes"] for row in written["speedups"]] == [2, 3]
     assert all(row["bare_loops"] > 0 and row["frame_per_step"] > 0 < row["lanes"] for row in written["speedups"])
     assert all(row["turns"] == 2 * 3 for row in written["speedups"])
@@ -73,6 +73,8 @@ def test_processes_are_compared_in_turn_with_loops_that_know_nothing_of_each_oth
 def test_settings_of_the_simulator_alone_are_taken():
     with pytest.raises(ConfigError, match="policy"):
         simulator.run("tabletop", None, overrides=["policy.kind=openvla"])
+    with pytest.raises(ConfigError, match=r"slots_per_process=4 with simulator 'tabletop'.*--slots 4"):
+        simulator.run("tabletop", None, overrides=["slots_per_process=4"])
     with pytest.raises(ConfigError, match="image_sise"):
         simulator.run("tabletop", None, overrides=["simulator.options.image_sise=64"])
 

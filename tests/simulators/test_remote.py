@@ -152,7 +152,11 @@ def test_a_worker_killed_between_two_calls_is_replaced():
 @pytest.mark.parametrize(
     ("trouble", "error", "said"),
     [
-        ("refuse", SimulatorError, r"worker 0 of 1: step_and_observe, playing fake/train/train/000004: no such cube \(3 times"),
+        (
+            "refuse",
+            SimulatorError,
+            r"worker 0 of 1: step_and_observe, playing fake/train/train/000004: no such cube \(3 times",
+        ),
         ("raise", WorkerError, r"ValueError: a bolt is loose \(3 times in a row\)\n\nTraceback"),
         ("die", SimulatorError, r"ended by signal SIGKILL.*\(3 times"),
     ],

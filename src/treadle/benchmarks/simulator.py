@@ -23,9 +23,10 @@ from rich.table import Table
 
 from treadle.benchmarks.timing import rounds_in_turn, time_rounds
 from treadle.config.loading import checkpoint_of, read_config, resolve_checkpoint
-from treadle.config.schema import CollectionConfig, Section, SimulatorConfig
+from treadle.config.schema import CollectionConfig, Positive, Section, SimulatorConfig
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario
+from treadle.errors import ConfigError
 from treadle.files import to_json, write_atomically
 from treadle.policies import load_policy
 from treadle.policies.protocol import Policy, Sampling
@@ -40,7 +41,7 @@ from treadle.simulators.protocol import Simulator
 SLOTS = (1, 4, 16, 64, 256)
 THREADS = (1, 2)
 PROCESSES = (1, 2)
-"""Of a simulator in an environment of its own; each has one slot, for the slots of a process take turns."""
+"""Of a simulator in an environment of its own."""
 CHUNK = 4
 """Control steps between two frames where a frame is drawn per decision."""
 STEPS = 8
@@ -56,6 +57,9 @@ class SimulatorBenchConfig(Section):
     """What `treadle bench simulator` takes as key=value."""
 
     simulator: SimulatorConfig = SimulatorConfig()
+    slots_per_process: Positive = 1
+    """Of a simulator in an environment of its own. They take turns, so that with more a call takes longer, and what
+    processes wait for each other evens out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +155,23 @@ def run(
     """Measure, print a table and write JSON where asked.
 
     The policy beside it is `checkpoint`, by default that of the simulator's recipe; where that is not packaged, it is
-    left out. `overrides` have keys of section `simulator`. `slots` and `threads` are by default SLOTS and THREADS; a
-    simulator in an environment of its own has one slot and one thread in each of PROCESSES. `seconds` is the least time
-    spent on each figure of a start; `starts` times everything is started anew, so that what a process meets by chance
-    for as long as it lives does not decide. Raises ConfigError, SimulatorError, CheckpointError or OutputError.
+    left out. `overrides` have keys of SimulatorBenchConfig. `slots` and `threads` are by default SLOTS and THREADS; a
+    simulator in an environment of its own has one thread in each of so many processes, by default PROCESSES. `seconds`
+    is the least time spent on each figure of a start; `starts` times everything is started anew, so that what a process
+    meets by chance for as long as it lives does not decide. Raises ConfigError, SimulatorError, CheckpointError or
+    OutputError.
     """
-    config = read_config(SimulatorBenchConfig, None, [*overrides, f"simulator.name={name}"]).simulator
+    settings = read_config(SimulatorBenchConfig, None, [*overrides, f"simulator.name={name}"])
+    config, each = settings.simulator, settings.slots_per_process
     checkpoint = checkpoint or checkpoint_of(name)
     policy = None if checkpoint is None else load_policy(resolve_checkpoint(checkpoint), device="cpu")
     remote = simulator_factory(config).interpreter is not None
+    if each > 1 and not remote:
+        raise ConfigError(
+            f"slots_per_process={each} with simulator {name!r}, which plays in this process; take --slots {each}"
+        )
     setups = (
-        [config.model_copy(update={"slots": n, "threads": 1, "processes": n}) for n in slots or PROCESSES]
+        [config.model_copy(update={"slots": n * each, "threads": 1, "processes": n}) for n in slots or PROCESSES]
         if remote
         else [config.model_copy(update={"slots": n, "threads": t}) for t in threads or THREADS for n in slots or SLOTS]
     )
@@ -319,14 +329,14 @@ class _Loops:
 
 
 class _InLanes:
-    """A simulator whose slots are one lane each, as training has them, without a policy."""
+    """A simulator of which each process has a lane, as training has them, without a policy."""
 
     def __init__(self, config: SimulatorConfig) -> None:
-        count = config.slots
+        count = config.processes or 1
         plan = plan_lanes(
             config.model_copy(update={"horizon": _LONG}),
             CollectionConfig(lanes=count, workers=count),
-            {"seed": 0, "group_size": count},
+            {"seed": 0, "group_size": config.slots},
             "none",
             accelerated=False,
         )
@@ -340,7 +350,7 @@ class _InLanes:
             begun += len(self._lanes.ready(count))
 
     def play(self) -> None:
-        """LONGER times STEPS control steps in each lane, with a frame after each CHUNK."""
+        """LONGER times STEPS control steps of each slot, with a frame after each CHUNK."""
         lanes = self._lanes
         coming = [iter(self._decisions) for _ in lanes.rows]
         idle, busy = list(range(len(lanes))), 0

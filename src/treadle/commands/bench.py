@@ -24,7 +24,8 @@ def bench_simulator(
         typer.Option(
             "--slots",
             min=1,
-            help="May be given again. Default: 1 to 256; with an environment of its own 1 and 2, each in a process.",
+            help="May be given again. Default: 1 to 256. With an environment of its own it counts processes, with "
+            "slots_per_process=1 each; default: 1 and 2.",
         ),
     ] = None,
     threads: Annotated[
