@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from treadle.benchmarks import simulator
+from treadle.config.loading import read_config
 from treadle.errors import ConfigError
 
 
@@ -77,6 +79,25 @@ def test_settings_of_the_simulator_alone_are_taken():
         simulator.run("tabletop", None, overrides=["slots_per_process=4"])
     with pytest.raises(ConfigError, match="image_sise"):
         simulator.run("tabletop", None, overrides=["simulator.options.image_sise=64"])
+
+
+@pytest.mark.integration
+def test_every_slot_has_the_same_to_do_in_lanes_and_out_of_them():
+    overrides = ["simulator.name=tabletop", f"simulator.python={sys.executable}"]
+    config = read_config(simulator.SimulatorBenchConfig, None, overrides).simulator
+    config = config.model_copy(update={"slots": 4, "processes": 2, "threads": 1})
+    with closing(simulator._InLanes(config)) as lanes:
+        board = lanes._lanes.board
+        assert [(rows.start, rows.stop) for rows in lanes._lanes.rows] == [(0, 2), (2, 4)]
+        for played in (1, 2):
+            lanes.play()
+            assert board.elapsed.tolist() == [played * simulator.LONGER * simulator.STEPS] * 4
+        assert len(set(board.scenario_index.tolist())) == 1
+        assert np.ptp(board.observation.state, axis=0).max() == 0
+    with closing(simulator._Playing(config)) as playing:
+        playing.reset()
+        playing.play(simulator.CHUNK)
+        assert np.ptp(playing._host.observation.state, axis=0).max() == 0
 
 
 @pytest.mark.integration

@@ -58,8 +58,7 @@ class SimulatorBenchConfig(Section):
 
     simulator: SimulatorConfig = SimulatorConfig()
     slots_per_process: Positive = 1
-    """Of a simulator in an environment of its own. They take turns, so that with more a call takes longer, and what
-    processes wait for each other evens out."""
+    """Of a simulator in an environment of its own. They take turns, so that a call takes as many times longer."""
 
 
 @dataclass(frozen=True, slots=True)
