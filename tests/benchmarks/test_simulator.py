@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from treadle.benchmarks import simulator
+from treadle.benchmarks import playing, simulator
 from treadle.config.loading import read_config
 from treadle.errors import ConfigError
 
@@ -86,18 +86,18 @@ def test_every_slot_has_the_same_to_do_in_lanes_and_out_of_them():
     overrides = ["simulator.name=tabletop", f"simulator.python={sys.executable}"]
     config = read_config(simulator.SimulatorBenchConfig, None, overrides).simulator
     config = config.model_copy(update={"slots": 4, "processes": 2, "threads": 1})
-    with closing(simulator._InLanes(config)) as lanes:
+    with closing(playing.InLanes(config)) as lanes:
         board = lanes._lanes.board
         assert [(rows.start, rows.stop) for rows in lanes._lanes.rows] == [(0, 2), (2, 4)]
         for played in (1, 2):
             lanes.play()
-            assert board.elapsed.tolist() == [played * simulator.LONGER * simulator.STEPS] * 4
+            assert board.elapsed.tolist() == [played * playing.LONGER * playing.STEPS] * 4
         assert len(set(board.scenario_index.tolist())) == 1
         assert np.ptp(board.observation.state, axis=0).max() == 0
-    with closing(simulator._Playing(config)) as playing:
-        playing.reset()
-        playing.play(simulator.CHUNK)
-        assert np.ptp(playing._host.observation.state, axis=0).max() == 0
+    with closing(playing.Playing(config)) as together:
+        together.reset()
+        together.play(playing.CHUNK)
+        assert np.ptp(together._host.observation.state, axis=0).max() == 0
 
 
 @pytest.mark.integration
