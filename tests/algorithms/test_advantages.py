@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from played import valid_actions
 from treadle.algorithms.advantages import Moments, discounted_returns, estimate_gae, explained_variance, normalize
-from treadle.algorithms.masks import flatten_actions, reduce_to_chunk, unflatten_actions, valid_actions
+from treadle.algorithms.masks import flatten_actions, reduce_to_chunk, unflatten_actions
 
 torch.set_num_threads(1)
 
@@ -96,14 +97,14 @@ def test_fixed_length_masks_what_follows_the_ending() -> None:
 def test_chunk_level_sums_rewards_and_discounts_once_a_chunk() -> None:
     rewards = torch.tensor([[[1.0, 2.0]], [[3.0, 99.0]], [[5.0, 6.0]]])
     ended = torch.tensor([[[0, 0]], [[1, 0]], [[0, 0]]], dtype=torch.bool)
-    chunk = reduce_to_chunk(rewards, ended, valid_actions(ended))
+    rewards, ended, valid = reduce_to_chunk(rewards, ended, valid_actions(ended))
     advantages, _ = estimate_gae(
-        chunk.rewards,
+        rewards,
         torch.tensor([[1.0], [2.0], [3.0]]),
-        chunk.ended,
+        ended,
         torch.zeros(3, 1),
         torch.tensor([8.0]),
-        chunk.valid,
+        valid,
         gamma=G,
         gae_lambda=L,
     )

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from treadle.algorithms.advantages import estimate_gae, normalize
 from treadle.algorithms.estimators import ESTIMATORS, Timeline
-from treadle.config import algorithm
+from treadle.config import on_policy
 
 # Four slots, three entries. Slots 0 and 1 play scenario 5, slots 2 and 3 scenario 6; slot 1 ends after two entries.
 REWARDS = torch.tensor([[1.0, 0.0, 2.0, 2.0], [0.0, 4.0, 0.0, 0.0], [3.0, 99.0, 1.0, 1.0]])
@@ -30,7 +30,7 @@ def given_to_valid(per_slot: list[float]) -> Tensor:
 
 
 def test_names_are_those_of_the_configuration() -> None:
-    assert set(ESTIMATORS) == set(algorithm.ESTIMATORS)
+    assert set(ESTIMATORS) == set(on_policy.ESTIMATORS)
 
 
 def test_scores_are_undiscounted_sums_over_what_was_played() -> None:

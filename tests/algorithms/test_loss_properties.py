@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from loss_samples import LEVELS, objective
 from treadle.algorithms.levels import Level
-from treadle.algorithms.losses import PolicyBatch, PolicyObjective, policy_loss
+from treadle.algorithms.losses import PolicyBatch, PolicyMetrics, PolicyObjective, policy_loss
 
 
 @st.composite
@@ -22,21 +22,23 @@ def policy_batches(draw: st.DrawFn) -> tuple[PolicyBatch, PolicyObjective]:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    old = normal(decisions, chunk * dims)
-    fine = level not in ("chunk", "sequence") and draw(st.booleans())
+    # One set of log-probs for each action, or for the decision; the latter has no advantage per action.
+    positions = draw(st.sampled_from([chunk, 1]))
+    old = normal(decisions, positions, dims)
+    fine = positions == chunk and level not in ("chunk", "sequence") and draw(st.booleans())
     batch = PolicyBatch(
-        log_probs=old + 0.4 * normal(decisions, chunk * dims),
+        log_probs=old + 0.4 * normal(decisions, positions, dims),
         old_log_probs=old,
-        entropy=normal(decisions, chunk * dims).abs(),
+        entropy=normal(decisions, positions, dims).abs(),
         advantages=normal(decisions, chunk) if fine else normal(decisions),
         valid=torch.rand(decisions, chunk, generator=generator) < 0.7,
-        proximal_log_probs=old + 0.3 * normal(decisions, chunk * dims) if draw(st.booleans()) else None,
-        reference_log_probs=old + 0.5 * normal(decisions, chunk * dims) if draw(st.booleans()) else None,
+        proximal_log_probs=old + 0.3 * normal(decisions, positions, dims) if draw(st.booleans()) else None,
+        reference_log_probs=old + 0.5 * normal(decisions, positions, dims) if draw(st.booleans()) else None,
         weights=normal(decisions).abs() if draw(st.booleans()) else None,
     )
     mask = torch.rand(dims, generator=generator) < 0.8 if draw(st.booleans()) else None
     dual = draw(st.sampled_from([None, 1.2]))
-    bounds = objective(level, dims, dimension_mask=mask, dual_clip=dual, entropy_coefficient=0.1)
+    bounds = objective(level, (positions, dims), dimension_mask=mask, dual_clip=dual, entropy_coefficient=0.1)
     estimator = draw(st.sampled_from(["k1", "k2", "k3"]))
     return batch, replace(bounds, reference_coefficient=0.3, reference_estimator=estimator)
 
@@ -50,17 +52,22 @@ def gradient_of(batch: PolicyBatch, bounds: PolicyObjective, size: int) -> tuple
     """Loss, gradient and metrics of a minibatch in micro-batches of `size`."""
     log_probs = batch.log_probs.clone().requires_grad_()
     batch = replace(batch, log_probs=log_probs)
-    total = bounds.entries(batch.valid).sum()
+    total = bounds.valid_entries(batch.valid).sum()
     parts = [
         policy_loss(take(batch, slice(start, start + size)), bounds, total)
         for start in range(0, len(batch.valid), size)
     ]
-    loss, metrics = parts[0]
-    for more_loss, more_metrics in parts[1:]:
-        loss, metrics = loss + more_loss, metrics + more_metrics
+    loss = torch.stack([loss for loss, _ in parts]).sum()
     loss.backward()
+    joins = {"ratio_min": Tensor.amin, "ratio_max": Tensor.amax}
+    names = [field.name for field in fields(PolicyMetrics)]
+    columns = {name: torch.stack([getattr(metrics, name) for _, metrics in parts]) for name in names}
     assert log_probs.grad is not None
-    return loss.detach(), log_probs.grad, torch.stack([getattr(metrics, field.name) for field in fields(metrics)])
+    return (
+        loss.detach(),
+        log_probs.grad,
+        torch.stack([joins.get(name, Tensor.sum)(column) for name, column in columns.items()]),
+    )
 
 
 @settings(deadline=None, max_examples=80)
@@ -81,7 +88,7 @@ def test_ranks_sum_to_the_minibatch(case: tuple[PolicyBatch, PolicyObjective], r
     batch, bounds = case
     whole = gradient_of(batch, bounds, size=len(batch.valid))
     rank_of = torch.randint(ranks, (len(batch.valid),), generator=torch.Generator().manual_seed(seed))
-    total = sum(bounds.entries(batch.valid[rank_of == rank]).sum() for rank in range(ranks))
+    total = sum(bounds.valid_entries(batch.valid[rank_of == rank]).sum() for rank in range(ranks))
     gradient, loss = torch.zeros_like(batch.log_probs), torch.zeros(())
     for rank in range(ranks):
         rows = (rank_of == rank).nonzero()[:, 0].tolist()
@@ -127,7 +134,7 @@ def test_approximate_kl_is_never_negative(case: tuple[PolicyBatch, PolicyObjecti
 @given(st.integers(0, 2**31))
 def test_levels_agree_for_one_action_of_one_dimension(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    new, old, entropy = torch.randn(3, 5, 1, generator=generator).unbind()
+    new, old, entropy = torch.randn(3, 5, 1, 1, generator=generator).unbind()
     batch = PolicyBatch(new, old, entropy, torch.randn(5, generator=generator), torch.rand(5, 1) < 0.7)
     results = [policy_loss(batch, objective(level)) for level in LEVELS]
     for loss, metrics in results[1:]:

@@ -1,18 +1,17 @@
 """Masks, on hand-drawn timelines."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from played import valid_actions
 from treadle.algorithms.masks import (
     episode_lengths,
     flatten_actions,
     reduce_to_chunk,
     trajectory_weights,
     unflatten_actions,
-    valid_actions,
 )
 
 torch.set_num_threads(1)
@@ -50,26 +49,21 @@ def test_slots_are_independent() -> None:
     ]
 
 
-def test_wrong_rank_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"\[T, B, C\], found shape \(2, 3\)"):
-        valid_actions(torch.zeros(2, 3, dtype=torch.bool))
-
-
 def test_chunk_sums_rewards_and_ors_endings_of_valid_actions_only() -> None:
     rewards = torch.tensor([[[1.0, 2.0, 100.0], [1.0, 1.0, 1.0]], [[5.0, 5.0, 5.0], [0.5, 0.25, 0.0]]])
     ended = torch.tensor([[[0, 1, 1], [0, 0, 0]], [[1, 0, 0], [0, 0, 1]]], dtype=torch.bool)
     valid = torch.tensor([[[1, 1, 0], [1, 1, 1]], [[0, 0, 0], [1, 1, 1]]], dtype=torch.bool)
-    chunk = reduce_to_chunk(rewards, ended, valid)
-    assert chunk.rewards.tolist() == [[1.0 + 2.0, 3.0], [0.0, 0.75]]
-    assert chunk.ended.tolist() == [[True, False], [False, True]]  # the ending of a masked chunk does not count
-    assert chunk.valid.tolist() == [[True, True], [False, True]]
+    rewards, ended, valid = reduce_to_chunk(rewards, ended, valid)
+    assert rewards.tolist() == [[1.0 + 2.0, 3.0], [0.0, 0.75]]
+    assert ended.tolist() == [[True, False], [False, True]]  # the ending of a masked chunk does not count
+    assert valid.tolist() == [[True, True], [False, True]]
 
 
 def test_rewards_of_masked_actions_may_be_nan() -> None:
-    chunk = reduce_to_chunk(
+    rewards, _, _ = reduce_to_chunk(
         torch.tensor([[[1.0, torch.nan]]]), torch.tensor([[[True, False]]]), torch.tensor([[[True, False]]])
     )
-    assert chunk.rewards.tolist() == [[1.0]]
+    assert rewards.tolist() == [[1.0]]
 
 
 def test_timeline_orders_actions_within_chunks_and_comes_back() -> None:

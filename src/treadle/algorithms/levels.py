@@ -1,7 +1,8 @@
-"""Granularity: the tokens of a decision as entries, each covered by one importance ratio.
+"""Granularity: the log-probs of a decision joined to entries, each covered by one importance ratio.
 
-Shapes: B decisions, C actions of a chunk, A action dimensions, K = C * A action tokens. An *entry* is a token
-[B, C, A], an action [B, C], or a chunk or sequence [B].
+Shapes: B decisions, C actions of a chunk, P positions of a decision's log-probs (C, or 1 where a policy has one set for
+the whole chunk), E log-probs per position (a token or dimension each). An *entry* is a token [B, P, E], an action
+[B, P], or a chunk or sequence [B].
 """
 
 from typing import Literal
@@ -17,22 +18,21 @@ geometric mean (Zheng et al. 2025, "Group Sequence Policy Optimization"), which 
 def join_log_probs(
     log_probs: Tensor,
     level: Level,
-    action_dim: int,
     dimension_mask: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Log-probs (or entropies) of tokens [B, K] joined to entries: summed, or their mean for a sequence.
+    """Log-probs (or entropies) [B, P, E] joined to entries: summed, or their mean for a sequence.
 
     Masked dimensions, and with `valid` [B, C] actions that were not played, contribute 0. At chunk level the ratio is
     then that of the actions that were played, which is exact for autoregressive and for parallel decoding.
     """
-    if log_probs.dim() != 2 or log_probs.shape[1] % action_dim:
-        raise ValueError(f"log_probs must be [B, C * {action_dim}], found shape {tuple(log_probs.shape)}")
-    joined = log_probs.reshape(log_probs.shape[0], log_probs.shape[1] // action_dim, action_dim)
+    if log_probs.dim() != 3:
+        raise ValueError(f"log_probs must be [B, P, E], found shape {tuple(log_probs.shape)}")
+    joined, (positions, dimensions) = log_probs, log_probs.shape[1:]
     if dimension_mask is not None:
         joined = torch.where(dimension_mask, joined, 0)
     if valid is not None:
-        joined = torch.where(valid[..., None], joined, 0)
+        joined = torch.where(valid_positions(valid, positions)[..., None], joined, 0)
     if level == "token":
         return joined
     if level == "action":
@@ -41,16 +41,27 @@ def join_log_probs(
     if level == "chunk":
         return total
     played = joined.new_ones(joined.shape[:2], dtype=torch.bool) if valid is None else valid
-    count = valid_entries(played, "token", action_dim, dimension_mask).sum((-2, -1))
+    count = valid_entries(played, "token", (positions, dimensions), dimension_mask).sum((-2, -1))
     return total / count.clamp(min=1)
 
 
-def valid_entries(valid: Tensor, level: Level, action_dim: int, dimension_mask: Tensor | None = None) -> Tensor:
-    """Actions played [B, C] as a bool mask of entries: [B, C, A], [B, C] or [B]. A chunk or sequence counts if any
-    action of it was played; with no dimension left in the mask, nothing counts.
+def valid_positions(valid: Tensor, positions: int) -> Tensor:
+    """Actions played [B, C] as positions [B, P]; one position for all counts if any action was played."""
+    if valid.shape[-1] == positions:
+        return valid
+    if positions != 1:
+        raise ValueError(f"{positions} positions of log-probs for {valid.shape[-1]} actions: allowed are as many, or 1")
+    return valid.any(-1, keepdim=True)
+
+
+def valid_entries(
+    valid: Tensor, level: Level, entries: tuple[int, int], dimension_mask: Tensor | None = None
+) -> Tensor:
+    """Actions played [B, C] as a bool mask of entries: [B, P, E], [B, P] or [B], with `entries` (P, E). A chunk or
+    sequence counts if any action of it was played; with no dimension left in the mask, nothing counts.
     """
-    dimensions = valid.new_ones(action_dim) if dimension_mask is None else dimension_mask
-    tokens = valid[..., None] & dimensions
+    dimensions = valid.new_ones(entries[1]) if dimension_mask is None else dimension_mask
+    tokens = valid_positions(valid, entries[0])[..., None] & dimensions
     if level == "token":
         return tokens
     return tokens.any(-1) if level == "action" else tokens.flatten(1).any(-1)

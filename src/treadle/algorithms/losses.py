@@ -1,14 +1,14 @@
 """The policy's loss.
 
-Shapes: B decisions, C actions of a chunk, A action dimensions, K = C * A action tokens. An *entry* is what one
-importance ratio covers (`levels`): a token [B, C, A], an action [B, C], a chunk or a sequence [B].
+Shapes: B decisions, C actions of a chunk, P positions of a decision's log-probs (C or 1), E log-probs per position. An
+*entry* is what one importance ratio covers (`levels`): a token [B, P, E], an action [B, P], a chunk or a sequence [B].
 
 Micro-batches: give each the minibatch's number of valid entries as `weight_total`, and their losses and gradients sum
 to the minibatch's.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,20 +32,20 @@ class PolicyBatch:
     """What the policy loss reads of B decisions."""
 
     log_probs: Tensor
-    """[B, K] float32, of the policy in training, with gradient."""
+    """[B, P, E] float32, of the policy in training, with gradient."""
     old_log_probs: Tensor
-    """[B, K] float32, of the policy that acted."""
+    """[B, P, E] float32, of the policy that acted."""
     entropy: Tensor
-    """[B, K] float32, nats, with gradient if an entropy bonus is wanted."""
+    """[B, P, E] float32, nats, with gradient if an entropy bonus is wanted."""
     advantages: Tensor
     """[B, C] at action level, [B] at chunk level."""
     valid: Tensor
     """[B, C] bool, actions that were played."""
     proximal_log_probs: Tensor | None = None
-    """[B, K] float32, of the policy that the ratio is clipped around, where that is not the one that acted: of data
+    """[B, P, E] float32, of the policy that the ratio is clipped around, where that is not the one that acted: of data
     that is older than the policy."""
     reference_log_probs: Tensor | None = None
-    """[B, K] float32, of the frozen reference."""
+    """[B, P, E] float32, of the frozen reference."""
     weights: Tensor | None = None
     """[B] of decisions in all terms of the loss, not in metrics; None weighs all alike."""
 
@@ -56,8 +56,8 @@ class PolicyObjective:
 
     level: Level
     """What one importance ratio covers."""
-    action_dim: int
-    """A."""
+    entries: tuple[int, int]
+    """(P, E)."""
     clip_low: float
     """The ratio is clipped below 1 - clip_low."""
     clip_high: float
@@ -67,7 +67,7 @@ class PolicyObjective:
     dual_clip: float | None = None
     """Bound c > 1 on the ratio's weight for negative advantages, None for no bound."""
     dimension_mask: Tensor | None = None
-    """[A] bool, False for dimensions that get no gradient; None trains all."""
+    """[E] bool, False for dimensions that get no gradient; None trains all."""
     stale_weight_cap: float = 2.0
     """The weight of data from an older policy is cut above this."""
     reference_coefficient: float = 0.0
@@ -75,9 +75,9 @@ class PolicyObjective:
     reference_estimator: KLEstimator = "k3"
     """How it is estimated."""
 
-    def entries(self, valid: Tensor) -> Tensor:
-        """`valid_entries` at this level; its sum over a minibatch is the `weight_total` of the micro-batches."""
-        return valid_entries(valid, self.level, self.action_dim, self.dimension_mask)
+    def valid_entries(self, valid: Tensor) -> Tensor:
+        """`levels.valid_entries` at this level; its sum over a minibatch is the `weight_total` of the micro-batches."""
+        return valid_entries(valid, self.level, self.entries, self.dimension_mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +103,6 @@ class PolicyMetrics:
     stale_weight: Tensor
     """Mean weight of data from an older policy, 1 for fresh data."""
 
-    @classmethod
-    def nothing(cls) -> "PolicyMetrics":
-        """Of no decisions: leaves what it is added to as it is."""
-        zero = torch.zeros((), dtype=torch.float64)
-        return cls(**{field.name: zero + torch.inf if field.name == "ratio_min" else zero for field in fields(cls)})
-
-    def __add__(self, other: "PolicyMetrics") -> "PolicyMetrics":
-        """Metrics of two micro-batches of one minibatch."""
-        joins = {"ratio_min": torch.minimum, "ratio_max": torch.maximum}
-        names = [field.name for field in fields(self)]
-        return PolicyMetrics(*(joins.get(n, torch.add)(getattr(self, n), getattr(other, n)) for n in names))
-
 
 def policy_loss(
     batch: PolicyBatch, objective: PolicyObjective, weight_total: float | Tensor | None = None
@@ -135,15 +123,16 @@ def policy_loss(
     Args:
         batch: Decisions of one micro-batch.
         objective: Constants.
-        weight_total: Valid entries of the whole minibatch (`objective.entries(valid).sum()`), by default of `batch`.
+        weight_total: Valid entries of the whole minibatch, of `objective.valid_entries(valid)`; by default of `batch`.
 
     Raises:
         ValueError: Shapes that do not fit, or an advantage finer than the ratio.
     """
-    mask = objective.entries(batch.valid)
+    _check_shapes(batch, objective.entries)
+    mask = objective.valid_entries(batch.valid)
 
     def join(x: Tensor) -> Tensor:
-        return join_log_probs(x, objective.level, objective.action_dim, objective.dimension_mask, batch.valid)
+        return join_log_probs(x, objective.level, objective.dimension_mask, batch.valid)
 
     def mean(x: Tensor) -> Tensor:
         return masked_mean(x, mask, weight_total)
@@ -171,10 +160,9 @@ def policy_loss(
         tokens = join_log_probs(
             batch.log_probs - batch.reference_log_probs,
             "token",
-            objective.action_dim,
             objective.dimension_mask,
             batch.valid,
-        ).flatten(1)
+        )
         divergence = join(estimate_kl(tokens, torch.zeros_like(tokens), objective.reference_estimator))
         loss = loss + objective.reference_coefficient * weighted_mean(divergence)
     with torch.no_grad():
@@ -191,6 +179,20 @@ def policy_loss(
             stale_weight=mean(stale_weight),
         )
     return loss, metrics
+
+
+def _check_shapes(batch: PolicyBatch, entries: tuple[int, int]) -> None:
+    """Raises ValueError where tensors would broadcast to a loss that nobody meant."""
+    for name in ("log_probs", "old_log_probs", "entropy"):
+        shape = tuple(getattr(batch, name).shape)
+        if shape[1:] != entries:
+            raise ValueError(f"{name} has shape {shape}; after the batch it must be the policy's entries, {entries}")
+    advantages = tuple(batch.advantages.shape)
+    if len(advantages) == 2 and advantages[1] != entries[0]:
+        raise ValueError(
+            f"advantages {advantages} are per action, and log-probs have {entries[0]} position(s): use advantages per "
+            "chunk, or a policy with log-probs for each action"
+        )
 
 
 def _bounded(log_ratio: Tensor) -> Tensor:

@@ -3,47 +3,15 @@
 Shapes: T chunk steps, B slots, C actions of a chunk.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkView:
-    """A rollout with one entry a chunk."""
-
-    rewards: Tensor
-    """[T, B], sum over the valid actions."""
-    ended: Tensor
-    """[T, B] bool, some valid action ended the episode."""
-    valid: Tensor
-    """[T, B] bool, some action was played."""
-
-
-def valid_actions(ended: Tensor, *, partial_reset: bool = True) -> Tensor:
-    """Actions that were played, given where episodes ended; the ending action itself is valid.
-
-    With partial reset the next chunk of the slot starts another episode, so an ending masks the rest of its chunk
-    only. Without, a slot plays one episode (fixed length), and everything after its ending is masked.
-
-    Args:
-        ended: [T, B, C] bool, terminated or truncated.
-
-    Returns:
-        [T, B, C] bool.
+def reduce_to_chunk(rewards: Tensor, ended: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rewards summed and endings OR-ed over the valid actions of each chunk, and chunks of which some action was
+    played. All three are [T, B, C], and become [T, B].
     """
-    if ended.dim() != 3:
-        raise ValueError(f"ended must be [T, B, C], found shape {tuple(ended.shape)}")
-    timeline = ended if partial_reset else flatten_actions(ended).T
-    endings = timeline.long()
-    valid = endings.cumsum(-1) - endings == 0
-    return valid if partial_reset else unflatten_actions(valid.T, ended.shape[2])
-
-
-def reduce_to_chunk(rewards: Tensor, ended: Tensor, valid: Tensor) -> ChunkView:
-    """Rewards summed and endings OR-ed over the valid actions of each chunk. All three are [T, B, C]."""
-    return ChunkView(rewards=torch.where(valid, rewards, 0).sum(-1), ended=(ended & valid).any(-1), valid=valid.any(-1))
+    return torch.where(valid, rewards, 0).sum(-1), (ended & valid).any(-1), valid.any(-1)
 
 
 def flatten_actions(x: Tensor) -> Tensor:

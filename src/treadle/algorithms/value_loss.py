@@ -25,23 +25,9 @@ class ValueBatch:
     """bool."""
 
 
-@dataclass(frozen=True, slots=True)
-class ValueMetrics:
-    """Detached scalars over the valid entries; shares of `weight_total`, so that micro-batches add up."""
-
-    error: Tensor
-    """Mean absolute error of the values."""
-    clip_share: Tensor
-    """Share of entries whose gradient the clip removes."""
-
-    def __add__(self, other: "ValueMetrics") -> "ValueMetrics":
-        """Metrics of two micro-batches of one minibatch."""
-        return ValueMetrics(self.error + other.error, self.clip_share + other.clip_share)
-
-
 def value_loss(
     batch: ValueBatch, clip: float, huber_delta: float, weight_total: float | Tensor | None = None
-) -> tuple[Tensor, ValueMetrics]:
+) -> Tensor:
     """Clipped value loss (Engstrom et al. 2020, "Implementation Matters", section 3) with Huber's error.
 
         L = mean max(h(V - R), h(clip(V, V_old - clip, V_old + clip) - R))
@@ -63,13 +49,7 @@ def value_loss(
 
     plain = _huber(values - returns, huber_delta)
     moved = _huber(old + (values - old).clamp(-clip, clip) - returns, huber_delta)
-    loss = masked_mean(torch.maximum(plain, moved), batch.valid, weight_total)
-    with torch.no_grad():
-        metrics = ValueMetrics(
-            error=masked_mean((values - returns).abs(), batch.valid, weight_total),
-            clip_share=masked_mean((moved > plain).to(values.dtype), batch.valid, weight_total),
-        )
-    return loss, metrics
+    return masked_mean(torch.maximum(plain, moved), batch.valid, weight_total)
 
 
 def _huber(error: Tensor, delta: float) -> Tensor:
