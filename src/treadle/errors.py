@@ -3,6 +3,9 @@
 A message names the key or file, what was found, what is allowed, and what to do.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class TreadleError(Exception):
     """Base of every error that is the user's to mend."""
@@ -34,3 +37,9 @@ class RankError(TreadleError):
 
 class DivergenceError(TreadleError):
     """A loss or gradient that is not finite; names the tensor. The last checkpoint is good."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A phrase that suggests the nearest known words, or nothing where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
+    return f", did you mean {' or '.join(repr(name) for name in near)}?" if near else ""

@@ -5,23 +5,23 @@ from typing import Any
 
 import pytest
 
-from treadle.config.algorithm import AlgorithmConfig, GroupFilterConfig
 from treadle.config.loading import load_recipe, read_config
+from treadle.config.on_policy import GroupFilterConfig, GRPOConfig, PPOConfig
 from treadle.config.schema import CriticConfig, TrainConfig
 from treadle.errors import ConfigError
 
 
 def test_grpo_is_a_set_of_defaults_each_of_which_may_differ():
-    grpo = AlgorithmConfig(kind="grpo")
+    grpo = GRPOConfig()
     assert (grpo.estimator, grpo.group_size, grpo.partial_reset, grpo.epochs) == ("grpo", 8, False, 1)
     assert (grpo.normalize_advantages, grpo.trajectory_weights) == (False, True)
     assert grpo.filter == GroupFilterConfig(low=0.1, high=0.9)
-    assert AlgorithmConfig(kind="grpo", group_size=4, epochs=3).epochs == 3
-    partly = AlgorithmConfig(kind="grpo", filter={"refills": 2})  # type: ignore[arg-type]
+    assert GRPOConfig(group_size=4, epochs=3).epochs == 3
+    partly = GRPOConfig(filter={"refills": 2})  # type: ignore[arg-type]
     assert partly.filter == GroupFilterConfig(low=0.1, high=0.9, refills=2)
-    assert not AlgorithmConfig(kind="grpo", estimator="dr_grpo").trajectory_weights
-    assert AlgorithmConfig(kind="grpo", estimator="reinforce_pp_baseline").normalize_advantages
-    to_go = AlgorithmConfig(kind="grpo", estimator="rloo_to_go")
+    assert not GRPOConfig(estimator="dr_grpo").trajectory_weights
+    assert GRPOConfig(estimator="reinforce_pp_baseline").normalize_advantages
+    to_go = GRPOConfig(estimator="rloo_to_go")
     assert (to_go.normalize_advantages, to_go.trajectory_weights, to_go.advantages_per_action) == (True, False, True)
     assert not grpo.advantages_per_action
 
@@ -70,18 +70,18 @@ def test_what_makes_no_sense_is_refused_with_the_reason(fields: dict[str, Any], 
 
 @pytest.mark.parametrize("level", ["token", "action", "chunk", "sequence"])
 def test_an_episodes_advantage_suits_every_ratio(level: Any):
-    assert AlgorithmConfig(kind="grpo", ratio_level=level).ratio_level == level
+    assert GRPOConfig(ratio_level=level).ratio_level == level
 
 
 def test_values_follow_the_reward_unless_said_otherwise():
-    assert AlgorithmConfig().values_per_action
-    assert not AlgorithmConfig(reward_level="chunk", ratio_level="chunk").values_per_action
-    assert not AlgorithmConfig(value_level="chunk").values_per_action
+    assert PPOConfig().values_per_action
+    assert not PPOConfig(reward_level="chunk", ratio_level="chunk").values_per_action
+    assert not PPOConfig(value_level="chunk").values_per_action
 
 
 def test_gae_needs_a_critic_and_an_estimator_of_ones_own_may_not():
     with pytest.raises(ValueError, match=r"critic.kind 'none' with algorithm.estimator 'gae'"):
         TrainConfig(critic=CriticConfig(kind="none"))
-    own = TrainConfig(critic=CriticConfig(kind="none"), algorithm=AlgorithmConfig(estimator="my.module:function"))
+    own = TrainConfig(critic=CriticConfig(kind="none"), algorithm=PPOConfig(estimator="my.module:function"))
     assert not own.has_critic
     assert own.critic_warmup == 0

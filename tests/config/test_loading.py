@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from pydantic import Field
 
 from treadle.config import loading
 from treadle.config.describe import describe, sections, toml_text
-from treadle.config.loading import load_recipe, read_config, recipes, resolve_checkpoint
+from treadle.config.loading import find_recipe, load_recipe, read_config, recipes, resolve_checkpoint
 from treadle.config.schema import SamplingConfig, Section, TrainConfig
 from treadle.errors import CheckpointError, ConfigError
 
@@ -153,6 +154,7 @@ def test_a_runs_own_configuration_is_a_recipe(tmp_path):
 
 def test_unknown_recipes_suggest_and_list(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "RECIPES", tmp_path)
+    monkeypatch.setattr(metadata, "entry_points", lambda group: ())
     (tmp_path / "quickstart.toml").write_text("# A short run.\nseed = 1\n")
     assert recipes() == {"quickstart": "A short run."}
     assert load_recipe("quickstart").seed == 1
@@ -162,6 +164,24 @@ def test_unknown_recipes_suggest_and_list(tmp_path, monkeypatch):
         load_recipe("no/such.toml")
     with pytest.raises(ConfigError, match="is a folder"):
         load_recipe(str(tmp_path))
+
+
+def test_recipes_of_other_packages(tmp_path, monkeypatch):
+    """An entry names a package, with or without an __init__.py, whose folder holds recipes."""
+    entries = [metadata.EntryPoint("other", "other_package.recipes", "treadle.recipes")]
+    monkeypatch.setattr(metadata, "entry_points", lambda group: entries if group == "treadle.recipes" else ())
+    with pytest.raises(ConfigError, match=r"entry point 'other' of treadle.recipes: 'other_package.recipes' is no pac"):
+        recipes()
+    folder = tmp_path / "other_package" / "recipes"
+    folder.mkdir(parents=True)
+    (folder / "theirs.toml").write_text("# Of others.\nseed = 9\n")
+    (folder / "quickstart.toml").write_text("# Not this one.\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert recipes()["theirs"] == "Of others."
+    assert load_recipe("theirs").seed == 9
+    assert find_recipe("quickstart").parent == loading.RECIPES
+    with pytest.raises(ConfigError, match="did you mean 'theirs'"):
+        load_recipe("their")
 
 
 def test_packaged_recipes_say_what_they_are():

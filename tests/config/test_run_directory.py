@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from treadle.config.loading import read_config
 from treadle.config.run_directory import create_run_directory
 from treadle.config.schema import TrainConfig
 from treadle.errors import ConfigError, OutputError
@@ -13,7 +14,7 @@ def test_a_new_folder_holds_the_configuration(tmp_path):
     config = TrainConfig(name="a", output=tmp_path / "deep" / "runs")
     directory = create_run_directory(config)
     assert directory == tmp_path / "deep" / "runs" / "a"
-    assert TrainConfig.model_validate_json((directory / "config.json").read_text()) == config
+    assert read_config(TrainConfig, directory / "config.json") == config
     assert [path.name for path in directory.iterdir()] == ["config.json"]
 
 

@@ -1,199 +1,81 @@
-"""Settings of the algorithm: what is collected, how advantages are estimated, and the loss."""
+"""What every algorithm's settings share, and how settings of other packages are found by name."""
 
-from typing import Annotated, Any, Literal, Self, cast
+from abc import abstractmethod
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
-from treadle.config.section import Natural, NonNegative, Positive, Rate, Section, Share
+from treadle.config.section import Section
+from treadle.errors import ConfigError, did_you_mean
+from treadle.plugins import import_callable
 
-SCORE_ESTIMATORS = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
-"""Compare the scores of the episodes of one scenario, and give every action of an episode the same advantage."""
-TO_GO_ESTIMATORS = ("rloo_to_go", "rloo_alike")
-"""Compare what follows each action of those episodes."""
-GROUP_ESTIMATORS = (*SCORE_ESTIMATORS, *TO_GO_ESTIMATORS)
-"""Compare the episodes of one scenario."""
-EPISODE_ESTIMATORS = (*GROUP_ESTIMATORS, "reinforce_pp")
-"""Need whole episodes, and no critic."""
-ESTIMATORS = ("gae", *EPISODE_ESTIMATORS)
+GROUP = "treadle.algorithms"
+BUILT_IN = {"ppo": "treadle.config.on_policy:PPOConfig", "grpo": "treadle.config.on_policy:GRPOConfig"}
 
 
-class GroupFilterConfig(Section):
-    """Which groups of episodes are worth an update. Others are skipped: no forward or backward pass is spent on them.
-    Groups whose scores are all equal have no gradient, and are always skipped.
-    """
+@dataclass(frozen=True, slots=True)
+class DataNeeds:
+    """What an algorithm needs of the rollouts it is given."""
 
-    low: Share = 0.0
-    """Skip groups with a lower success rate."""
-    high: Share = 1.0
-    """Skip groups with a higher success rate."""
-    refills: Natural = 0
-    """Further rollouts, at most, while fewer groups remain than `rounds` rollouts play."""
-
-    @model_validator(mode="after")
-    def _range_is_not_empty(self) -> Self:
-        if self.low > self.high:
-            raise ValueError(f"low {self.low} is above high {self.high}: every group would be skipped")
-        return self
-
-
-class ReferenceConfig(Section):
-    """A penalty on the divergence from the policy that the run began with, kept frozen."""
-
-    coefficient: NonNegative = 0.0
-    """Weight of KL(policy || reference) in the loss; 0 keeps no reference."""
-    estimator: Literal["k1", "k2", "k3"] = "k3"
-    """How it is estimated from samples: unbiased; of little variance; unbiased and never negative."""
-    target: Rate | None = None
-    """Adapt the coefficient after every iteration so that the divergence comes near this; none keeps it fixed."""
-
-    @model_validator(mode="after")
-    def _target_has_a_coefficient(self) -> Self:
-        if self.target is not None and not self.coefficient:
-            raise ValueError(f"target {self.target} with coefficient 0: nothing to adapt; give a first coefficient")
-        return self
+    partial_reset: bool = True
+    """A slot begins its next episode as soon as one ends; false plays one episode per slot and rollout."""
+    group_size: int = 1
+    """Slots that play the same scenario."""
+    values: bool = False
+    """A critic's values."""
+    values_per_action: bool = False
+    """A value for each action of a chunk; false has one for the chunk."""
+    keep_final: Literal["truncated", "ended", "none"] = "none"
+    """Of which episodes the last observation is kept and valued: those cut short, all that ended, or none."""
+    next_inputs: bool = False
+    """The observation after each decision is kept."""
 
 
 class AlgorithmConfig(Section):
-    """What is made of rollouts. `kind` sets defaults that were vetted together; every setting may differ from them."""
+    """Settings of an algorithm. A subclass adds its own; each algorithm has a class, which `kind` names."""
 
-    kind: Literal["ppo", "grpo"] = "ppo"
-    """ppo: the defaults below. grpo: estimator grpo, group_size 8, partial_reset false, normalize_advantages false,
-    trajectory_weights true, epochs 1, and groups filtered to success rates in [0.1, 0.9]."""
-    estimator: str = "gae"
-    """Of advantages: gae, grpo, dr_grpo, rloo, rloo_to_go, rloo_alike, reinforce_pp, reinforce_pp_baseline, or
-    `package.module:function`."""
-    loss: str = "clip"
-    """Of the policy: clip, or `package.module:function`."""
-    partial_reset: bool = True
-    """A slot begins its next episode as soon as one ends; false plays one episode per slot and rollout."""
-    group_size: Positive = 1
-    """Slots that play the same scenario; needs partial_reset false."""
-    rounds: Positive = 1
-    """Rollouts per update."""
-    filter: GroupFilterConfig = GroupFilterConfig()
-    """Which groups are worth an update."""
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.99
-    """Discount per entry of the reward level."""
-    gae_lambda: Share = 0.95
-    """Lambda of generalised advantage estimation."""
-    reward_level: Literal["action", "chunk"] = "action"
-    """Time axis of rewards and advantages."""
-    value_level: Literal["action", "chunk"] | None = None
-    """A value for each action of a chunk, or one for the chunk; none follows reward_level."""
-    ratio_level: Literal["token", "action", "chunk", "sequence"] = "token"
-    """What one importance ratio covers; sequence is the geometric mean of a chunk's tokens (GSPO)."""
-    bootstrap: Literal["truncation", "always"] = "truncation"
-    """Which endings are followed by the value of the last observation."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio is clipped below 1 - clip_low."""
-    clip_high: Rate = 0.28
-    """The ratio is clipped above 1 + clip_high."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Bound on the weight of negative advantages; 3 is usual."""
-    decoupled: bool = False
-    """Clip around the policy as it is at the start of the update, not the older one that acted, and weigh data by how
-    likely the former finds it."""
-    stale_weight_cap: Rate = 2.0
-    """That weight is cut above this."""
-    entropy_coefficient: NonNegative = 0.0
-    """Weight of the entropy bonus."""
-    reference: ReferenceConfig = ReferenceConfig()
-    """Divergence from a frozen reference."""
-    normalize_advantages: bool = True
-    """Advantages to mean 0 and standard deviation 1 over all valid entries of the batch."""
-    trajectory_weights: bool = False
-    """Every episode weighs the same in the loss, however long; false weighs every action the same."""
-    chunk_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of each minibatch's decisions, drawn at random, that is propagated back, with a weight that keeps the
-    expected gradient."""
-    epochs: Positive = 2
-    """Passes over each batch."""
-    minibatch: Positive = 512
-    """Decisions per optimizer step; a remainder makes a smaller last step."""
-    micro_batch: Positive = 256
-    """Decisions per forward and backward pass; changes memory, never the gradient."""
-    target_kl: Rate | None = None
-    """Stop the epochs of an iteration when the approximate KL to the rollout's policy passes this."""
-    log_prob_alarm: Rate = 0.05
-    """Warn when the log-probs of rollout and trainer differ by more nats in the mean, before the first step."""
+    implementation: ClassVar[str]
+    """`package.module:Class` of the algorithm, imported when training begins."""
 
-    @model_validator(mode="before")
+    kind: str = Field(default="", validate_default=True)
+    """The algorithm: ppo, grpo, another that a package offers, or `package.module:Class` of its settings."""
+
+    @field_validator("kind")
     @classmethod
-    def _vetted_defaults(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        settings = cast("dict[str, Any]", given)
-        if settings.get("kind") != "grpo":
-            return settings
-        estimator = settings.get("estimator", "grpo")
-        defaults: dict[str, Any] = {
-            "estimator": "grpo",
-            "group_size": 8,
-            "partial_reset": False,
-            "normalize_advantages": estimator in ("reinforce_pp", "reinforce_pp_baseline", *TO_GO_ESTIMATORS),
-            # Dr.GRPO is without this weight as it is without the division by the spread; returns to go are of actions,
-            # not of episodes.
-            "trajectory_weights": estimator not in ("dr_grpo", *TO_GO_ESTIMATORS),
-            "epochs": 1,
-        }
-        groups = {"low": 0.1, "high": 0.9} if settings.get("group_size") != 1 else {}
-        chosen = settings.get("filter", {})
-        if isinstance(chosen, dict):
-            chosen = groups | cast("dict[str, Any]", chosen)
-        return defaults | settings | {"filter": chosen}
+    def _names_its_class(cls, kind: str) -> str:
+        return kind or f"{cls.__module__}:{cls.__qualname__}"
 
     @property
-    def advantages_per_action(self) -> bool:
-        """An advantage for each action; scores of episodes are given per chunk, which suits every ratio."""
-        return self.reward_level == "action" and self.estimator not in SCORE_ESTIMATORS
+    @abstractmethod
+    def needs(self) -> DataNeeds:
+        """What rollouts must hold."""
 
-    @property
-    def values_per_action(self) -> bool:
-        """The critic values each action of a chunk, not the chunk."""
-        return (self.value_level or self.reward_level) == "action"
+    def check(self, config: Any) -> None:
+        """Raise ValueError where other sections of the run, a `TrainConfig`, do not suit the algorithm."""
 
-    @model_validator(mode="after")
-    def _levels_fit(self) -> Self:
-        if self.advantages_per_action and self.ratio_level in ("chunk", "sequence"):
-            raise ValueError(
-                f"ratio_level {self.ratio_level!r} with reward_level 'action': one ratio cannot carry an advantage per "
-                "action; use reward_level 'chunk', or ratio_level 'action' or 'token'"
-            )
-        if self.reward_level == "chunk" and self.value_level == "action":
-            raise ValueError(
-                "value_level 'action' with reward_level 'chunk': only the first of a chunk's values would be read; "
-                "use value_level 'chunk', or reward_level 'action'"
-            )
-        return self
 
-    @model_validator(mode="after")
-    def _estimator_fits(self) -> Self:
-        if ":" not in self.estimator and self.estimator not in ESTIMATORS:
-            raise ValueError(
-                f"estimator {self.estimator!r} is unknown; use {', '.join(ESTIMATORS)}, or package.module:function"
-            )
-        if ":" not in self.loss and self.loss != "clip":
-            raise ValueError(f"loss {self.loss!r} is unknown; use clip, or package.module:function")
-        if self.partial_reset and self.estimator in EPISODE_ESTIMATORS:
-            raise ValueError(
-                f"estimator {self.estimator!r} with partial_reset true: it scores whole episodes, and rollouts would "
-                "cut them; use partial_reset false"
-            )
-        if self.partial_reset and self.group_size > 1:
-            raise ValueError(
-                f"group_size {self.group_size} with partial_reset true: the episodes of a group would end in different "
-                "rollouts; use partial_reset false"
-            )
-        if self.group_size == 1 and self.estimator in GROUP_ESTIMATORS:
-            raise ValueError(
-                f"estimator {self.estimator!r} with group_size 1: an episode alone has no advantage over others; use a "
-                "group_size of 2 or more"
-            )
-        if self.group_size == 1 and self.filter != GroupFilterConfig():
-            raise ValueError("filter with group_size 1: there are no groups to filter; use a group_size of 2 or more")
-        if self.estimator.startswith("reinforce_pp") and not self.normalize_advantages:
-            raise ValueError(
-                f"estimator {self.estimator!r} with normalize_advantages false: it is returns that are normalised over "
-                "the batch; use normalize_advantages true"
-            )
-        return self
+def known_algorithms() -> dict[str, str]:
+    """`package.module:Class` of settings by the name of their algorithm: those of Treadle, and those that installed
+    packages offer by the entry point group `treadle.algorithms`.
+    """
+    return {entry.name: entry.value for entry in sorted(metadata.entry_points(group=GROUP))} | BUILT_IN
+
+
+def find_algorithm(kind: str) -> type[AlgorithmConfig]:
+    """The class of an algorithm's settings, by name or `package.module:Class`. Raises ConfigError."""
+    known = known_algorithms() if kind not in BUILT_IN else BUILT_IN
+    if kind not in known and ":" not in kind:
+        raise ConfigError(
+            f"algorithm.kind: unknown algorithm {kind!r}{did_you_mean(kind, known)}; known: {', '.join(known)}; or "
+            "name a class of settings as package.module:Class"
+        )
+    target = known.get(kind, kind)
+    found = import_callable("algorithm.kind", target, "class")
+    if not (isinstance(found, type) and issubclass(found, AlgorithmConfig) and hasattr(found, "implementation")):
+        raise ConfigError(
+            f"algorithm.kind: {target!r} is no subclass of {AlgorithmConfig.__module__}:AlgorithmConfig with an "
+            "`implementation`; name the class of the algorithm's settings, not the algorithm"
+        )
+    return found

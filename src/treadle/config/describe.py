@@ -1,7 +1,7 @@
 """The configuration in words: every key with its type, default and line of documentation."""
 
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -53,19 +53,41 @@ class Key:
         return get_origin(self.annotation) is dict or self.annotation is dict
 
 
-def describe(model: type[BaseModel], prefix: str = "") -> list[Key]:
-    """Every key of a configuration class, sections included, in the order they are written."""
-    return list(_walk(model, prefix))
+def describe(model: type[BaseModel], prefix: str = "", defaults: BaseModel | None = None) -> list[Key]:
+    """Every key of a configuration class, sections included, in the order they are written.
+
+    `defaults`: values in place of the class's own (evaluation samples greedily, which is not the default of sampling).
+    """
+    keys: list[Key] = []
+    for name, field in model.model_fields.items():
+        dotted, inner = _join(prefix, name), section_class(field)
+        own = field.get_default(call_default_factory=True, validated_data={})
+        value: Any = own if defaults is None else getattr(defaults, name)
+        if inner is not None:
+            keys += describe(inner, dotted, value if isinstance(value, BaseModel) else None)
+            continue
+        default = "" if value is PydanticUndefined else toml_text(value)
+        allowed = _words(field.annotation, field.metadata)
+        keys.append(Key(dotted, allowed, default, field.description or "", field.annotation))
+    return keys
 
 
 def sections(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
     """The dotted names of the sections of a configuration class, and what each is; the class itself is `""`."""
     found = {prefix: " ".join((model.__doc__ or "").split())}
     for name, field in model.model_fields.items():
-        inner = _section(field.annotation)
+        inner = section_class(field)
         if inner is not None:
             found |= sections(inner, _join(prefix, name))
     return found
+
+
+def section_class(field: FieldInfo) -> type[BaseModel] | None:
+    """The class of a field that is a section, as its default has it; None for a setting."""
+    if isinstance(field.default, BaseModel):
+        return type(field.default)
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def toml_text(value: Any) -> str:
@@ -85,40 +107,8 @@ def toml_text(value: Any) -> str:
             return str(value)
 
 
-def _walk(model: type[BaseModel], prefix: str) -> Iterator[Key]:
-    for name, field in model.model_fields.items():
-        dotted = _join(prefix, name)
-        inner = _section(field.annotation)
-        if inner is None:
-            yield Key(dotted, _allowed(field), _default(field), field.description or "", field.annotation)
-            continue
-        # A section's default may differ from its class's own defaults (evaluation samples greedily).
-        default = field.default
-        for key in _walk(inner, dotted):
-            if isinstance(default, BaseModel):
-                value: Any = default
-                for part in key.name[len(dotted) + 1 :].split("."):
-                    value = getattr(value, part)
-                yield Key(key.name, key.type, toml_text(value), key.doc, key.annotation)
-            else:
-                yield key
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-
-
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
-
-
-def _default(field: FieldInfo) -> str:
-    default = field.get_default(call_default_factory=True, validated_data={})
-    return "" if default is PydanticUndefined else toml_text(default)
-
-
-def _allowed(field: FieldInfo) -> str:
-    return _words(field.annotation, field.metadata)
 
 
 def _words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
@@ -143,19 +133,8 @@ def _words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 
 def _bounds(metadata: Sequence[Any]) -> str:
-    words: list[str] = []
-    for bound in metadata:
-        match bound:
-            case Gt(gt):
-                words.append(f"> {gt}")
-            case Ge(ge):
-                words.append(f">= {ge}")
-            case Lt(lt):
-                words.append(f"< {lt}")
-            case Le(le):
-                words.append(f"<= {le}")
-            case _:
-                pass
+    signs = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
+    words = [f"{sign} {getattr(b, name)}" for b in metadata for kind, name, sign in signs if isinstance(b, kind)]
     return " " + " and ".join(words) if words else ""
 
 

@@ -7,27 +7,33 @@ import difflib
 import json
 import tomllib
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, create_model
 
-from treadle.config.describe import Key, describe, sections, toml_text
+from treadle.config.algorithm import AlgorithmConfig, find_algorithm
+from treadle.config.describe import Key, describe, section_class, sections, toml_text
 from treadle.config.schema import SupervisedConfig, TrainConfig
-from treadle.errors import CheckpointError, ConfigError
+from treadle.errors import CheckpointError, ConfigError, did_you_mean
 
 Config = TypeVar("Config", bound=BaseModel)
 Table = dict[str, Any]
 
 _PACKAGE = Path(__file__).parent.parent
 RECIPES = _PACKAGE / "recipes"
+RECIPE_GROUP = "treadle.recipes"
+"""Entry points of packages whose folders hold recipes."""
 COMMANDS: dict[str, type[BaseModel]] = {"train": TrainConfig, "sft": SupervisedConfig}
 """What the recipes of each command are read into."""
 CHECKPOINTS = _PACKAGE / "checkpoints"
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: type[Config] = TrainConfig) -> Config:
-    """The configuration of a run, from a packaged recipe or a TOML file and `section.key=value` overrides.
+    """The configuration of a run, from an installed recipe or a TOML file and `section.key=value` overrides.
 
     Raises ConfigError for an unknown recipe or one of another command, malformed TOML, and every unknown key or
     impossible value.
@@ -41,19 +47,21 @@ def read_config(model: type[Config], path: Path | None, overrides: Sequence[str]
     """Any configuration class, from a TOML or JSON file (or none) and overrides, which win. Raises ConfigError."""
     data = _parse(path) if path is not None else {}
     problems: list[str] = []
-    keys = {key.name: key for key in describe(model)}
+    reader = _reader(model, data, overrides)
+    keys = {key.name: key for key in describe(reader)}
     for override in overrides:
         problem = _override(data, override, keys)
         problems += [problem] if problem else []
-    _fill_sections(model, data)
+    _fill_sections(reader, data)
     try:
         # Strict, as JSON: no "3" or true for 3, yet arrays make tuples, text makes paths, and 1 is a number.
-        config = model.model_validate_json(json.dumps(data, default=str), strict=True)
+        config = reader.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        problems += _problems(model, keys, error)
+        problems += _problems(reader, keys, error)
     else:
         if not problems:
-            return config
+            # The class itself, not the reader: equal configurations are equal, and can be sent to other processes.
+            return model.model_construct(config.model_fields_set, **dict(config))
     source = f"{path}: " if path is not None and not overrides else ""
     if len(problems) == 1:
         raise ConfigError(source + problems[0])
@@ -63,42 +71,48 @@ def read_config(model: type[Config], path: Path | None, overrides: Sequence[str]
 
 
 def recipes() -> dict[str, str]:
-    """Names of the packaged recipes, each with its first comment line."""
-    return {path.stem: _first_comment(path) for path in sorted(RECIPES.glob("*.toml"))}
+    """Names of all recipes that are installed, each with its first comment line. Raises ConfigError."""
+    first = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in recipe_files().items()}
+    return {name: line.strip().removeprefix("#").strip() for name, line in first.items()}
 
 
-def recipe_of(simulator: str, model: type[BaseModel]) -> str | None:
-    """The first packaged recipe of a command, told by its configuration class, that is for a simulator, if any."""
-    for name in recipes():
-        if _parse(RECIPES / f"{name}.toml").keys() <= model.model_fields.keys():
-            config: Any = read_config(model, RECIPES / f"{name}.toml")
-            if config.simulator.name == simulator:
-                return name
-    return None
-
-
-def checkpoint_of(simulator: str) -> str | None:
-    """The checkpoint of a simulator's first packaged recipe for `treadle train`, where it is packaged, too."""
-    recipe = recipe_of(simulator, TrainConfig)
-    name = None if recipe is None else load_recipe(recipe).policy.checkpoint
-    return name if name in checkpoints() else None
+def recipe_files() -> dict[str, Path]:
+    """The installed recipes by name: those of Treadle, then those in the folders of packages that the entry point group
+    `treadle.recipes` names. Raises ConfigError where such a package is not there.
+    """
+    folders = [RECIPES]
+    for entry in sorted(metadata.entry_points(group=RECIPE_GROUP)):
+        try:
+            spec = find_spec(entry.value)
+        except ModuleNotFoundError:
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigError(
+                f"entry point {entry.name!r} of {RECIPE_GROUP}: {entry.value!r} is no package; name one whose folder "
+                "holds .toml files, and install it again"
+            )
+        folders += map(Path, spec.submodule_search_locations)
+    found: dict[str, Path] = {}
+    for path in (path for folder in folders for path in sorted(folder.glob("*.toml"))):
+        found.setdefault(path.stem, path)
+    return found
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """The file of a packaged recipe's name, or of a path to a `.toml` or `.json`. Raises ConfigError."""
+    """The file of a recipe's name, or of a path to a `.toml` or `.json`. Raises ConfigError."""
     path = Path(name_or_path)
     if path.suffix in (".toml", ".json") or len(path.parts) > 1:
         if not path.is_file():
             found = "is a folder, not a recipe file" if path.is_dir() else "does not exist"
             raise ConfigError(f"recipe {name_or_path!r} {found}; recipes: {', '.join(recipes())}")
         return path
-    names = list(recipes())
-    if name_or_path not in names:
+    files = recipe_files()
+    if name_or_path not in files:
         raise ConfigError(
-            f"unknown recipe {name_or_path!r}{did_you_mean(name_or_path, names)}; "
-            f"recipes: {', '.join(names)}; or give a path to a .toml file"
+            f"unknown recipe {name_or_path!r}{did_you_mean(name_or_path, files)}; "
+            f"recipes: {', '.join(files)}; or give a path to a .toml file"
         )
-    return RECIPES / f"{name_or_path}.toml"
+    return files[name_or_path]
 
 
 def checkpoints() -> list[str]:
@@ -116,12 +130,6 @@ def resolve_checkpoint(name: str) -> Path:
         return path
     found = f"{name!r} is a file, not a checkpoint folder" if path.exists() else f"no checkpoint folder {name!r}"
     raise CheckpointError(f"{found}{did_you_mean(name, packaged)}; packaged: {', '.join(packaged) or 'none'}")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A phrase that suggests the nearest known words, or nothing where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
-    return f", did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
 def _parse(path: Path) -> Table:
@@ -151,9 +159,21 @@ def _check_command(name: str, path: Path, model: type[BaseModel]) -> None:
             )
 
 
-def _first_comment(path: Path) -> str:
-    with path.open(encoding="utf-8") as file:
-        return file.readline().strip().removeprefix("#").strip()
+def _reader(model: type[Config], data: Table, overrides: Sequence[str]) -> type[Config]:
+    """The class that reads a recipe: `model`, with the section `algorithm` of the class that its `kind` names."""
+    field = model.model_fields.get("algorithm")
+    if field is None or not isinstance(field.default, AlgorithmConfig):
+        return model
+    # Overrides are read for the kind alone here; their mistakes are found once the keys are known.
+    draft = deepcopy(data)
+    for override in overrides:
+        _override(draft, override, {})
+    section = draft.get("algorithm")
+    kind = section.get("kind", field.default.kind) if _is_table(section) else field.default.kind
+    if not isinstance(kind, str):
+        raise ConfigError(f"algorithm.kind: found {toml_text(kind)}, allowed is text")
+    found = find_algorithm(kind)
+    return create_model(model.__name__, __base__=model, algorithm=(found, Field(default_factory=found)))
 
 
 def _override(data: Table, override: str, keys: dict[str, Key]) -> str | None:
@@ -187,11 +207,12 @@ def _value(text: str, key: Key | None) -> Any:
 def _fill_sections(model: type[BaseModel], data: Table) -> None:
     """Where a section is given in part, the rest is the section's default, not the defaults of its class."""
     for name, field in model.model_fields.items():
-        given = data.get(name)
-        if isinstance(field.default, BaseModel) and _is_table(given):
-            differing: Table = field.default.model_dump(mode="json", exclude_defaults=True)
-            data[name] = _merge(differing, given)
-            _fill_sections(type(field.default), data[name])
+        given, inner = data.get(name), section_class(field)
+        if inner is None or not _is_table(given):
+            continue
+        if isinstance(field.default, BaseModel):
+            data[name] = _merge(field.default.model_dump(mode="json", exclude_defaults=True), given)
+        _fill_sections(inner, data[name])
 
 
 def _merge(under: Table, over: Table) -> Table:

@@ -1,6 +1,7 @@
 """The folder of a run: one configuration each, so that a run is resumed and never overwritten."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,13 @@ def create_run_directory(config: RunConfig) -> Path:
 
 def _differences(path: Path, existing: str, config: RunConfig, shown: int = 3) -> list[str]:
     try:
-        there = _flat(json.loads(existing))
+        there = flatten(json.loads(existing))
     except (json.JSONDecodeError, AttributeError) as error:
         raise OutputError(f"'{path}' is not a configuration; choose another folder with name=...") from error
-    here = _flat(config.model_dump(mode="json"))
+    here = flatten(config.model_dump(mode="json"))
     order = [key.name for key in describe(type(config))]
     names = sorted(
-        (there.keys() | here.keys()) - {"output"}, key=lambda n: order.index(n) if n in order else len(order)
+        (there.keys() | here.keys()) - {"output"}, key=lambda n: (order.index(n) if n in order else len(order), n)
     )
     found = [
         f"{name} is {_shown(there, name)} there and {_shown(here, name)} here"
@@ -68,8 +69,9 @@ def _shown(values: dict[str, Any], name: str) -> str:
     return toml_text(values[name]) if name in values else "absent"
 
 
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a table and of the tables in it, by dotted names."""
     flat: dict[str, Any] = {}
     for name, value in table.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}  # pyright: ignore[reportUnknownArgumentType]
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}  # pyright: ignore[reportUnknownArgumentType]
     return flat

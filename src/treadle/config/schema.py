@@ -1,11 +1,13 @@
 """Every setting of a run: type, default and a line of documentation, which `--help` and the docs are generated from."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
-from treadle.config.algorithm import EPISODE_ESTIMATORS, AlgorithmConfig
+from treadle.config.algorithm import AlgorithmConfig, DataNeeds
+from treadle.config.on_policy import PPOConfig
 from treadle.config.section import Natural, NonNegative, Positive, Rate, Section, Share
 
 
@@ -26,13 +28,10 @@ class SimulatorConfig(Section):
     python: str | None = None
     """Python interpreter that its worker processes run in; none takes the environment that `treadle simulators install`
     made for it, or this interpreter."""
-    processes: Natural = 0
-    """Worker processes that evaluation, films and demonstrations divide its slots among. 0 plays in this process, or
-    where it lives in another Python, in one for each core."""
 
 
 class CollectionConfig(Section):
-    """How simulator and policy share the machine while rollouts are played."""
+    """How simulator and policy share the machine while episodes are played, in training and in evaluation."""
 
     lanes: Natural = 0
     """Groups of slots that advance on their own, so that one is simulated while the policy thinks about another; 1 is
@@ -40,8 +39,8 @@ class CollectionConfig(Section):
     both use every core in turn. Results do not depend on it, up to rounding."""
     workers: Natural = 0
     """Threads or processes that play the lanes; fewer than lanes take turns, more divide each lane. 0 chooses: one for
-    each core of simulate_cores, else simulator.processes, else one for each lane, or for each core where the simulator
-    lives in another Python."""
+    each core of simulate_cores, else one for each lane, or for each core where the simulator lives in another
+    Python."""
     kind: Literal["auto", "threads", "processes"] = "auto"
     """What workers are: threads suit simulators that release Python's lock, processes all others. `auto` takes threads,
     unless the simulator lives in another Python."""
@@ -169,7 +168,8 @@ class EvaluationConfig(Section):
     episodes: Positive = 256
     """Episodes per suite, each another scenario."""
     slots: Positive = 256
-    """Episodes played at the same time."""
+    """Episodes played at the same time at most; a run evaluates in the simulators that it trains with, which have
+    simulator.slots."""
     horizon: Positive | None = None
     """Control steps after which an evaluated episode is cut; none takes simulator.horizon."""
     sampling: SamplingConfig = SamplingConfig(temperature=0.0)
@@ -205,7 +205,7 @@ class TrainConfig(RunConfig):
     simulator: SimulatorConfig = SimulatorConfig()
     collection: CollectionConfig = CollectionConfig()
     policy: PolicyConfig = PolicyConfig()
-    algorithm: AlgorithmConfig = AlgorithmConfig()
+    algorithm: SerializeAsAny[AlgorithmConfig] = PPOConfig()
     critic: CriticConfig = CriticConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -216,9 +216,15 @@ class TrainConfig(RunConfig):
         return self.evaluation.horizon or self.simulator.horizon
 
     @property
+    def needs(self) -> DataNeeds:
+        """What rollouts must hold: what the algorithm asks for, without values where there is no critic."""
+        needs = self.algorithm.needs
+        return replace(needs, values=False, keep_final="none") if self.critic.kind == "none" and needs.values else needs
+
+    @property
     def has_critic(self) -> bool:
         """Whether values are estimated."""
-        return self.algorithm.estimator not in EPISODE_ESTIMATORS and self.critic.kind != "none"
+        return self.needs.values
 
     @property
     def critic_warmup(self) -> int:
@@ -237,12 +243,8 @@ class TrainConfig(RunConfig):
         return self
 
     @model_validator(mode="after")
-    def _critic_fits(self) -> Self:
-        if self.algorithm.estimator == "gae" and not self.has_critic:
-            raise ValueError(
-                "critic.kind 'none' with algorithm.estimator 'gae', which reads values; use critic.kind 'value_head' "
-                "or 'privileged', or another estimator"
-            )
+    def _algorithm_fits(self) -> Self:
+        self.algorithm.check(self)
         if self.critic_warmup >= self.iterations:
             raise ValueError(
                 f"critic.warmup_iterations {self.critic.warmup_iterations} must be below iterations {self.iterations}"
@@ -345,6 +347,7 @@ class SupervisedConfig(RunConfig):
     """How that checkpoint is fine-tuned; a policy made from nothing is trained whole, in float32."""
     model: TinyModelConfig = TinyModelConfig()
     simulator: SimulatorConfig = SimulatorConfig()
+    collection: CollectionConfig = CollectionConfig()
     grounding: GroundingConfig = GroundingConfig()
     demonstrations: DemonstrationConfig = DemonstrationConfig()
     imitation: ImitationConfig = ImitationConfig()
