@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from treadle.errors import CheckpointError, OutputError
-from treadle.policies.image import PREPROCESSOR
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -32,7 +31,7 @@ CARRIED = (
     "special_tokens_map.json",
     "added_tokens.json",
     "generation_config.json",
-    PREPROCESSOR,
+    "preprocessor_config.json",
 )
 """Files that a policy does not change and writes back as it found them; `*.py` of a checkpoint with remote code too."""
 
@@ -184,7 +183,8 @@ def write_directory(
     holds a checkpoint (a config.json) or nothing. Raises OutputError where it holds something else, and on any failure
     to write.
     """
-    if directory.exists() and not (directory.is_dir() and _replaceable(directory)):
+    taken = directory.exists() and not (directory / CONFIG).is_file()
+    if taken and not (directory.is_dir() and not any(directory.iterdir())):
         raise OutputError(f"{directory}: taken by something that is not a checkpoint; choose another folder")
     temporary: Path | None = None
     try:
@@ -195,7 +195,12 @@ def write_directory(
         for name, state in tensors.items():
             file = _below(temporary, name)
             if name.endswith(".pt"):
-                _save_torch(_exported(state, export), file)
+                content = _exported(state, export)
+                try:
+                    torch.save(content, file)
+                except RuntimeError as error:
+                    # How torch's zip writer reports a full disk.
+                    raise OSError(str(error)) from error
             else:
                 kept = layout if layout and name == WEIGHTS and layout.keys() == state.keys() else None
                 _write_tensors(file, state, kept, export)
@@ -216,10 +221,6 @@ def dump_json(content: object) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _replaceable(directory: Path) -> bool:
-    return (directory / CONFIG).is_file() or not any(directory.iterdir())
-
-
 def _replace(temporary: Path, directory: Path) -> None:
     if not directory.exists():
         temporary.rename(directory)
@@ -238,14 +239,6 @@ def _below(folder: Path, name: str) -> Path:
     path = folder / name
     path.parent.mkdir(exist_ok=True)
     return path
-
-
-def _save_torch(state: dict[str, Tensor], file: Path) -> None:
-    try:
-        torch.save(state, file)
-    except RuntimeError as error:
-        # How torch's zip writer reports a full disk.
-        raise OSError(str(error)) from error
 
 
 def _write_tensors(
@@ -286,12 +279,9 @@ def _placed(state: Mapping[str, Tensor], name: str) -> dict[str, str]:
 
 
 def _difference(expected: Iterable[str], found: Iterable[str]) -> str:
-    lacking, surplus = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    parts = [
-        f"{len(names)} {what}: {_some(names)}" for names, what in ((lacking, "missing"), (surplus, "surplus")) if names
-    ]
+    parts: list[str] = []
+    for what, names in (("missing", set(expected) - set(found)), ("surplus", set(found) - set(expected))):
+        if names:
+            some = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
+            parts.append(f"{len(names)} {what}: {some}")
     return "tensors " + "; ".join(parts)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -3,12 +3,14 @@
 Shapes: B observations, S privileged state, C actions of the chunk, V values (one per action, or one).
 """
 
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from treadle.policies.protocol import Inputs, Policy
+from treadle.data.batch import TensorBatch
+from treadle.policies.protocol import Policy
 
 
 class Critic(Protocol):
@@ -17,11 +19,34 @@ class Critic(Protocol):
     reads_state: bool
     """It reads the privileged state alone; else model inputs alone, and acting yields its values on the way."""
 
-    def __call__(self, inputs: Inputs | None, states: Tensor) -> Tensor:
+    def __call__(self, inputs: TensorBatch | None, states: Tensor) -> Tensor:
         """Values [B, V] of B observations, given as model inputs and as privileged states [B, up to C, S], that before
         each action of the chunk. A critic that reads states values as many actions as it is given states, at most V.
         """
         ...
+
+
+class ValueHead(nn.Module):
+    """A small MLP on the hidden state of the last prompt token: width -> hidden ... -> outputs, GELU between.
+
+    The last layer starts at zero, so the first values are 0. `outputs` V is 1 (a value per decision) or C (a value per
+    action of the chunk). Runs in float32.
+    """
+
+    def __init__(self, width: int, hidden: tuple[int, ...] = (512, 128), outputs: int = 1) -> None:
+        super().__init__()
+        sizes = (width, *hidden)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(sizes):
+            layers += [nn.Linear(before, after), nn.GELU()]
+        self.body = nn.Sequential(*layers)
+        self.last = nn.Linear(sizes[-1], outputs)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states [B, width] to values [B, V] float32."""
+        return self.last(self.body(hidden.float()))
 
 
 class ValueHeadCritic:
@@ -32,7 +57,7 @@ class ValueHeadCritic:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
 
-    def __call__(self, inputs: Inputs | None, states: Tensor) -> Tensor:
+    def __call__(self, inputs: TensorBatch | None, states: Tensor) -> Tensor:
         """See `Critic`."""
         assert inputs is not None
         return self._policy.values(inputs)
@@ -43,7 +68,7 @@ class NoCritic:
 
     reads_state = True
 
-    def __call__(self, inputs: Inputs | None, states: Tensor) -> Tensor:
+    def __call__(self, inputs: TensorBatch | None, states: Tensor) -> Tensor:
         """See `Critic`."""
         return torch.zeros(len(states), 1)
 
@@ -53,12 +78,8 @@ class PrivilegedCritic(nn.Module):
 
     Where values belong to actions, each is that of the state right before its action, inside a chunk too, where the
     policy sees nothing: a far better baseline than the state at the chunk's start, and still independent of the action.
-    The position in the chunk is an input, for as many further actions are already decided.
-
-    Args:
-        state_dim: S.
-        values: V.
-        width: hidden units of each layer.
+    The position in the chunk is an input, for as many further actions are already decided. `width`: hidden units of
+    each layer.
     """
 
     reads_state = True
@@ -74,7 +95,7 @@ class PrivilegedCritic(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, inputs: Inputs | None, states: Tensor) -> Tensor:
+    def forward(self, inputs: TensorBatch | None, states: Tensor) -> Tensor:
         """See `Critic`."""
         states = states[:, : self._values].to(torch.float32)
         position = torch.eye(self._values, device=states.device)[: states.shape[1]].expand(len(states), -1, -1)

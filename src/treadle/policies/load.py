@@ -1,22 +1,19 @@
-"""The public entry: any policy from its directory."""
+"""The public entry: any policy from its directory, and the policies that there are."""
 
-from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from treadle.errors import CheckpointError, ConfigError
+from treadle.errors import CheckpointError, ConfigError, did_you_mean
+from treadle.plugins import import_callable
 
 if TYPE_CHECKING:
     from treadle.config.schema import LoadingConfig
+    from treadle.policies.inspection import CheckpointContents
     from treadle.policies.protocol import Policy
 
+GROUP = "treadle.policies"
 DTYPES = ("float32", "bfloat16", "float16")
-
-KINDS = {"openvla_oft": "treadle.policies.openvla_oft", "openvla": "treadle.policies.openvla"}
-"""Modules of the policies, each with its class `POLICY`, `load`, `skeleton` (a policy without its weights), and with
-`recognizes` for directories that do not name their policy: the first that recognises one has it. Those that can be made
-from nothing have `create`, `tiny_config` and `sized_config`.
-"""
 
 
 def load_policy(
@@ -29,7 +26,7 @@ def load_policy(
     merge: bool = True,
     **overrides: Any,
 ) -> "Policy":
-    """Load a policy from a Hugging Face directory in the published layout.
+    """Load a policy from its directory.
 
     Args:
         directory: a published directory, one that `Policy.save` wrote, or that of an adapter whose base is on this
@@ -37,8 +34,7 @@ def load_policy(
         device: "auto" is a GPU if there is one; else a name such as "cpu" or "cuda:1".
         dtype: "auto" keeps the types of the files; else "float32", "bfloat16" or "float16".
         statistics: the data set whose statistics scale actions; None where there is one only.
-        kind: "openvla" or "openvla_oft" where the directory does not tell: published ones of the two differ by the
-            `.pt` parts of the latter alone, and one without is taken for an OpenVLA.
+        kind: the name of an installed policy, or `package.module:Class`, where the directory does not tell.
         merge: put an adapter that lies beside its base into the weights, for acting; else it stays trainable.
         overrides: settings that the directory lacks or has otherwise, such as `chunk`, `prompt_length`,
             `center_crop`, `head` or `proprioception_dim` (fields of the policy's config).
@@ -54,7 +50,7 @@ def load_policy(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = Path(directory)
-    return policy_module(kind or policy_kind(folder)).load(
+    return (policy_class(kind) if kind else find_policy(folder)).load(
         folder,
         device=torch.device(device),
         dtype=None if dtype == "auto" else getattr(torch, dtype),
@@ -79,27 +75,53 @@ def load_configured(directory: Path, config: "LoadingConfig", *, device: str, me
     return policy
 
 
-def policy_module(kind: str) -> Any:
-    """The module of a policy. Raises ConfigError for a kind that is not known."""
-    if kind not in KINDS:
-        raise ConfigError(f"kind of policy: {kind!r}; allowed: {', '.join(sorted(KINDS))}")
-    return import_module(KINDS[kind])
+def examine_policy(directory: Path) -> "CheckpointContents":
+    """What a directory holds. Raises CheckpointError for what would keep it from loading."""
+    return find_policy(directory).examine(directory)
 
 
-def policy_kind(directory: Path) -> str:
-    """The kind of the policy in a directory. Raises CheckpointError."""
-    from treadle.policies import adapters, checkpoint
+def installed_policies() -> dict[str, EntryPoint]:
+    """Names of the policies that installed packages offer, by the entry point group `treadle.policies`."""
+    return {entry.name: entry for entry in sorted(entry_points(group=GROUP))}
 
-    adapter = adapters.find_adapter(directory)
-    if adapter is not None and adapter == directory and not (directory / checkpoint.CONFIG).is_file():
-        directory = adapters.find_base(adapter)
-    config = checkpoint.read_json(directory / checkpoint.CONFIG)
+
+def policy_class(name: str, key: str = "policy.kind") -> "type[Policy]":
+    """The class of an installed policy's name, or of `package.module:Class`. Raises ConfigError, which names `key`."""
+    from treadle.policies.protocol import Policy
+
+    installed = installed_policies()
+    if name not in installed and ":" not in name:
+        raise ConfigError(
+            f"{key}: unknown policy {name!r}{did_you_mean(name, installed)}; "
+            f"installed: {', '.join(installed) or 'none'}; or name a class as package.module:Class"
+        )
+    found = import_callable(key, installed[name].value if name in installed else name, "class")
+    if not (isinstance(found, type) and issubclass(found, Policy)):
+        raise ConfigError(f"{key}: {name!r} is no treadle.policies.protocol.Policy; derive it from that class")
+    return found
+
+
+def find_policy(directory: Path) -> "type[Policy]":
+    """The class of the policy in a directory: the one that its config.json names under `treadle.policy`, else the
+    installed one that recognises the directory. Raises CheckpointError.
+    """
+    from treadle.policies import checkpoint
+
     source = directory / checkpoint.CONFIG
-    if config.get("model_type") != "openvla":
-        raise CheckpointError(f"{source}: model_type {config.get('model_type')!r}; known: openvla")
+    config = checkpoint.read_json(source) if source.is_file() else {}
     named = config.get("treadle", {}).get("policy")
-    if named is None:
-        return next(kind for kind, module in KINDS.items() if import_module(module).recognizes(directory, config))
-    if named not in KINDS:
-        raise CheckpointError(f"{source}: policy {named!r} under 'treadle'; known: {', '.join(sorted(KINDS))}")
-    return named
+    if named is not None:
+        try:
+            return policy_class(named, "treadle.policy")
+        except ConfigError as error:
+            raise CheckpointError(f"{source}: {error}") from error
+    for name in installed_policies():
+        found = policy_class(name)
+        if found.recognizes(directory, config):
+            return found
+    if not source.is_file():
+        raise checkpoint.missing(source)
+    raise CheckpointError(
+        f"{source}: model_type {config.get('model_type')!r} and no treadle.policy; none of the installed policies "
+        f"recognises the directory ({', '.join(installed_policies())}); name one by policy.kind"
+    )

@@ -1,79 +1,31 @@
 """What a policy supplies to rollout and training.
 
-Shapes: B samples, C actions of a chunk, A action dimensions, K = C * A action tokens, V values per forward (1 or C).
+Shapes: B samples, C actions of a chunk, A action dimensions, V values per forward (1 or C). Log-probs are [B, P, E]:
+E entries at each of P positions, see `Policy.entries`.
 """
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from treadle.data.batch import TensorBatch
+from treadle.data.noise import Keys
+from treadle.errors import ConfigError
+from treadle.policies.inspection import CheckpointContents, count_contents
+from treadle.policies.sampling import Sampling
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """The distribution that actions are drawn from; one definition for acting and for evaluation."""
+if TYPE_CHECKING:
+    from treadle.config.schema import TinyModelConfig
+    from treadle.simulators.protocol import SimulatorSpec
 
-    temperature: float = 1.0
-    """0 takes the most likely token."""
-    top_k: int = 0
-    """Keep the k most likely tokens; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the smallest set of most likely tokens whose probability after temperature and top-k reaches this."""
-
-
-@dataclass(slots=True)
-class Inputs:
-    """Model inputs of B samples. Either `frames` (uint8) or `features` (projected patches) is there."""
-
-    input_ids: Tensor
-    """[B, L] prompt tokens, right-padded, int64."""
-    attention_mask: Tensor
-    """[B, L] bool, False on padding."""
-    frames: Tensor | None = None
-    """[B, cameras, H, W, 3] uint8, RGB."""
-    features: Tensor | None = None
-    """[B, patches, width] projected vision features, in place of frames."""
-    proprioception: Tensor | None = None
-    """[B, P] float32, normalised to [-1, 1] by the policy's statistics."""
-
-    def __len__(self) -> int:
-        return self.input_ids.shape[0]
-
-    def take(self, rows: Tensor | slice) -> "Inputs":
-        """The given rows, in the given order."""
-        return self._map(lambda x: x[rows])
-
-    def to(self, device: torch.device | str) -> "Inputs":
-        """The same inputs on another device."""
-        return self._map(lambda x: x.to(device))
-
-    @staticmethod
-    def cat(parts: "list[Inputs]") -> "Inputs":
-        """Concatenate along samples; prompts must be padded to one length."""
-
-        def column(name: str) -> Tensor | None:
-            tensors: list[Tensor | None] = [getattr(part, name) for part in parts]
-            present = [x for x in tensors if x is not None]
-            return torch.cat(present) if present else None
-
-        return Inputs(
-            torch.cat([part.input_ids for part in parts]),
-            torch.cat([part.attention_mask for part in parts]),
-            *(column(name) for name in ("frames", "features", "proprioception")),
-        )
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
-        optional = (self.frames, self.features, self.proprioception)
-        return Inputs(
-            change(self.input_ids),
-            change(self.attention_mask),
-            *(None if x is None else change(x) for x in optional),
-        )
+__all__ = ["Decision", "Evaluation", "Policy", "Sampling", "TensorBatch"]
 
 
 @dataclass(slots=True)
@@ -82,125 +34,202 @@ class Decision:
 
     actions: Tensor
     """[B, C, A] float32, un-normalised, in the policy's convention."""
-    tokens: Tensor
-    """[B, K] absolute vocabulary ids, int64; of a policy that regresses actions the normalised actions, float32."""
+    choice: Tensor
+    """[B, ...] of any type: what `evaluate` must be given to say more of this decision, such as token ids, normalised
+    actions, or the chain of a flow policy. Nobody but the policy looks into it.
+    """
     log_probs: Tensor
-    """[B, K] float32, under the distribution that was sampled."""
+    """[B, P, E] float32, under the distribution that was sampled."""
     values: Tensor | None
     """[B, V] float32, or None where the policy has no value head."""
 
 
 @dataclass(slots=True)
 class Evaluation:
-    """What the trainer needs of given tokens, with gradient."""
+    """What the trainer needs of decisions made earlier, with gradient."""
 
     log_probs: Tensor
-    """[B, K] float32."""
+    """[B, P, E] float32."""
     entropy: Tensor
-    """[B, K] float32, nats."""
+    """[B, P, E] float32, nats."""
     values: Tensor | None
     """[B, V] float32, or None where the policy has no value head."""
 
 
-class Policy(Protocol):
-    """A vision-language-action policy. Implementations are `torch.nn.Module`s."""
+class Policy(nn.Module, ABC):
+    """A vision-language-action policy.
 
+    A policy must have `prepare`, `act`, `evaluate`, `save` and `load`. The rest has defaults: what a policy cannot do
+    it refuses by a ConfigError. `inputs` are always what its own `prepare` or `encode` returned.
+    """
+
+    kind: ClassVar[str]
+    """Its name, for `treadle.policy` in config.json: that of its entry point, by default `package.module:Class`."""
     chunk: int
     """C, actions per decision."""
     action_dim: int
     """A."""
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "kind" not in cls.__dict__:
+            cls.kind = f"{cls.__module__}:{cls.__qualname__}"
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls,
+        directory: Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        statistics: str | None = None,
+        merge: bool = True,
+        **overrides: Any,
+    ) -> Self:
+        """The policy of a directory. Raises CheckpointError or ConfigError.
+
+        `dtype` None keeps the stored type. `statistics` names the data set whose statistics scale actions. `merge` puts
+        adapters into the weights. `overrides` are settings that the directory lacks or has otherwise.
+        """
+
+    @classmethod
+    def recognizes(cls, directory: Path, config: dict[str, Any]) -> bool:
+        """Whether a directory that names no policy holds one of this class; `config` is its config.json, or empty."""
+        return False
+
+    @classmethod
+    def create_tiny(
+        cls,
+        model: "TinyModelConfig",
+        spec: "SimulatorSpec",
+        texts: Iterable[str],
+        statistics: dict[str, Any],
+        *,
+        seed: int = 0,
+    ) -> Self:
+        """A policy from nothing, for what a simulator shows and takes; `texts` hold the words of its instructions, and
+        `statistics` scale its actions and proprioception.
+        """
+        cls._refuse("model.kind", "cannot be made from nothing; start from a checkpoint")
+
+    @classmethod
+    def examine(cls, directory: Path) -> CheckpointContents:
+        """What a directory holds, for `treadle policy inspect`. By default the policy is loaded for it."""
+        policy = cls.load(directory, device=torch.device("cpu"), dtype=None)
+        return count_contents(directory, cls.kind, policy)
+
+    @property
+    def entries(self) -> tuple[int, int]:
+        """(P, E), the shape of a decision's log-probs: E at each of P positions.
+
+        P is C where each action has log-probs of its own, and 1 where a decision has one set.
+        """
+        return self.chunk, self.action_dim
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        ...
+        return next(self.parameters()).device
 
     @property
     def value_outputs(self) -> int:
         """V of the value head, 0 without one."""
-        ...
+        return 0
 
-    def add_value_head(self, outputs: int) -> None:
-        """Give the policy a fresh value head with V outputs, in place of any it has."""
-        ...
-
-    def freeze(self, vision: bool = True) -> dict[str, list[torch.nn.Parameter]]:
-        """Choose what is trained: the trainable parameters of the `policy` and of its `value` head."""
-        ...
-
+    @abstractmethod
     def prepare(
         self,
         frames: NDArray[np.uint8] | list[NDArray[np.uint8]],
         instructions: list[str],
         proprioception: NDArray[np.float32] | None = None,
-    ) -> Inputs:
-        """Frames [B, cameras, H, W, 3] (or one array per camera), B instructions and raw proprioception [B, P] to
-        model inputs on the policy's device, prompts padded to `prompt_length`.
+    ) -> TensorBatch:
+        """Frames [B, cameras, H, W, 3] (or one array [B, H, W, 3] per camera), B instructions and raw proprioception
+        [B, number of joints and so on] to model inputs on the policy's device. Inputs of separate calls can be joined.
         """
-        ...
 
-    def encode(self, inputs: Inputs) -> Inputs:
-        """Replace frames by projected vision features, without gradient: worth it where vision is frozen."""
-        ...
+    def encode(self, inputs: Any) -> TensorBatch:
+        """Put what frozen vision makes of the frames in their place, without gradient."""
+        return inputs
 
-    def act(self, inputs: Inputs, sampling: Sampling, noise: Tensor | None = None) -> Decision:
-        """Decide, without gradient. `noise` [B, K] uniform in [0, 1) picks the tokens by inverse distribution
-        function, so that randomness can belong to a scenario; by default it is drawn afresh.
+    @abstractmethod
+    def act(self, inputs: Any, sampling: Sampling, keys: Keys | None = None) -> Decision:
+        """Decide, without gradient. All randomness of sample b comes from `keys[b]` (see `treadle.data.noise`), so that
+        it can belong to a scenario; without keys it is drawn afresh.
         """
-        ...
 
-    def evaluate(self, inputs: Inputs, tokens: Tensor, sampling: Sampling) -> Evaluation:
-        """Log-probs, entropy and values of `tokens` [B, K], with gradient."""
-        ...
+    @abstractmethod
+    def evaluate(self, inputs: Any, choice: Tensor, sampling: Sampling) -> Evaluation:
+        """Log-probs, entropy and values of decisions whose `choice` [B, ...] `act` returned, with gradient."""
 
-    def values(self, inputs: Inputs) -> Tensor:
+    def values(self, inputs: Any) -> Tensor:
         """Values [B, V] alone, with gradient where enabled."""
-        ...
+        self._refuse("critic.kind", "has no values; use critic.kind 'privileged' or 'none'")
+
+    def targets(self, actions: Tensor) -> Tensor:
+        """Un-normalised actions [B, C, A] to what `supervised_loss` compares with, [B, ...]."""
+        self._refuse("policy.kind", "cannot imitate")
 
     def supervised_loss(
-        self, inputs: Inputs, tokens: Tensor, label_width: float = 0.0, noise: Tensor | None = None
+        self, inputs: Any, targets: Tensor, *, label_width: float = 0.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Cross-entropy of the action tokens [B, K], a scalar (of regressed actions their error).
+        """The loss of imitating `targets` [B, ...], a scalar. Randomness comes from `generator`, on the CPU.
 
-        `label_width` spreads each label over neighbouring bins, by a Gaussian of that standard deviation. A policy that
-        decodes one token after another then reads earlier tokens drawn from theirs, by `noise` [B, K] in [0, 1), drawn
-        afresh where None: it meets in training what it will have sampled.
+        `label_width` spreads each label over neighbouring bins, by a Gaussian of that standard deviation, for policies
+        whose actions are bins.
         """
-        ...
+        self._refuse("policy.kind", "cannot imitate")
 
-    def tokenize_actions(self, actions: Tensor) -> Tensor:
-        """Un-normalised actions [B, C, A] to the nearest tokens [B, K]."""
-        ...
+    def freeze(self, vision: bool = True) -> dict[str, list[nn.Parameter]]:
+        """Choose what is trained: the trainable parameters of the `policy` and of its `value` head (all whose names
+        begin with `value_head.`).
+
+        `vision` keeps vision as it is, in a policy that has such a part; by default everything is trained.
+        """
+        self.requires_grad_(True)
+        return self._trainable()
+
+    def add_value_head(self, outputs: int) -> None:
+        """Give the policy a fresh value head with V outputs, in place of any it has."""
+        self._refuse("critic.kind", "takes no value head; use critic.kind 'privileged' or 'none'")
 
     def add_lora(
         self, rank: int, alpha: float | None = None, targets: Sequence[str] = (), vision: bool = False
     ) -> None:
         """Put low-rank adapters on layers: from here on `freeze` gives those in place of the layers' own weights.
 
-        `alpha` None is the rank; no `targets` are the published ones; `vision` includes towers and vision projector.
+        `alpha` None is the rank; no `targets` are the published ones; `vision` includes the layers of vision.
         """
-        ...
+        self._refuse("policy.lora.rank", "takes no adapters; use 0")
 
     def recompute(self, enabled: bool = True) -> None:
         """Gradient checkpointing: less memory in training, more time, the same gradients."""
-        ...
+        if enabled:
+            self._refuse("policy.gradient_checkpointing", "does not have it; use false")
 
     def compile_blocks(self, enabled: bool = True) -> None:
-        """Let transformer blocks run compiled (`torch.compile`) where no gradient is kept: fewer kernels, after up to
-        minutes of compiling when they first run. Results are the same, up to rounding.
+        """Let blocks run compiled (`torch.compile`) where no gradient is kept: fewer kernels, after up to minutes of
+        compiling when they first run. Results are the same, up to rounding.
         """
-        ...
+        if enabled:
+            self._refuse("policy.compile", "does not have it; use false")
 
+    @abstractmethod
     def save(self, directory: Path, *, merge: bool = True) -> None:
-        """Write a Hugging Face directory in the published layout, adapters merged; or, without `merge`, adapters alone
-        beside the path of their base.
+        """Write a directory that `load` reads, whole or not at all, with `kind` under `treadle.policy` in its
+        config.json (see `checkpoint.write_directory`).
+
+        Adapters are merged; or, without `merge`, saved alone beside the path of their base.
         """
-        ...
 
-    def train(self, mode: bool = True) -> Self:
-        """Training mode, as `torch.nn.Module.train`."""
-        ...
+    def _trainable(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that have a gradient, as `freeze` gives them."""
+        groups: dict[str, list[nn.Parameter]] = {"policy": [], "value": []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups["value" if name.startswith("value_head.") else "policy"].append(parameter)
+        return groups
 
-    def eval(self) -> Self:
-        """Acting mode."""
-        ...
+    @classmethod
+    def _refuse(cls, key: str, what: str) -> NoReturn:
+        raise ConfigError(f"{key}: policy {cls.kind!r} {what}")
