@@ -7,7 +7,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,19 @@ from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario, Split
 from treadle.data.step import Outcome
 from treadle.errors import SimulatorError
-from treadle.simulators.protocol import SimulatorSpec, Slots
+from treadle.simulators.protocol import ActionDimension, SimulatorSpec, Slots
+
+ACTIONS = (ActionDimension("pull", "relative", metres=0.5), ActionDimension("grip", "gripper"))
 
 
 def scenario(index: int, suite: str = "train", split: Split = "train") -> Scenario:
     return Scenario("fake", suite, "task", split, index, f"do {index}")
+
+
+def one_after_another(scenarios: Iterable[Scenario]) -> Callable[[int], Scenario | None]:
+    """For a host: each scenario once, to whichever slot asks first."""
+    remaining = iter(scenarios)
+    return lambda _: next(remaining, None)
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class FakeSimulator:
 
     def __init__(self, slots: int, scripts: Mapping[int, Script] | None = None, horizon: int = 10) -> None:
         self.slots = slots
-        self.spec = SimulatorSpec("fake", ("front",), 4, 4, 2, 2, 2, horizon, 20.0)
+        self.spec = SimulatorSpec("fake", ("front",), 4, 4, ACTIONS, 2, 2, horizon, 20.0)
         self.scripts = scripts or {}
         self.limits: list[list[int]] = []
         self.now: list[Scenario | None] = [None] * slots
@@ -91,7 +99,6 @@ class FakeSimulator:
             assert what is not None
             out.frames[slot] = what.index
             out.proprioception[slot] = out.state[slot] = (what.index, self.steps[slot])
-            out.instructions[slot] = what.instruction
 
     def render(self, slots: Slots, size: int) -> NDArray[np.uint8]:
         return np.stack([np.full((size, size, 3), self.steps[slot], np.uint8) for slot in slots])
@@ -171,19 +178,12 @@ class FakeExpert:
         return np.array(rows, np.float32)
 
 
-class LibrarySimulator(FakeSimulator):
-    """Around a library, whose own loop counts hundreds of steps."""
-
-    def bare(self, scenario: Scenario):
-        self.reset(np.arange(1), [scenario])
-        return LibraryLoop(self)
-
-
 class LibraryLoop:
-    """See `treadle.simulators.bare.BareLoop`."""
+    """The loop of a library, which counts hundreds of steps; see `benchmarks.bare.BareLoop`."""
 
-    def __init__(self, simulator: FakeSimulator) -> None:
+    def __init__(self, simulator: FakeSimulator, scenario: Scenario) -> None:
         self.simulator = simulator
+        simulator.reset(np.arange(1), [scenario])
 
     def play(self, actions: NDArray[np.float32]) -> None:
         self.simulator.steps[0] += 100 * len(actions)

@@ -68,15 +68,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("data") / "set")
 
 
-@pytest.mark.parametrize("lossless", [False, True])
-def test_what_was_written_is_read(tmp_path: Path, lossless: bool) -> None:
-    found = read_demonstrations(write(tmp_path / "set", lossless=lossless))
+def test_what_was_written_is_read(dataset: Path) -> None:
+    found = read_demonstrations(dataset)
     wanted = {key: np.concatenate([episode[key] for episode in episodes()]) for key in ("frames", "state", "actions")}
     assert np.array_equal(found.state, wanted["state"])
     assert np.array_equal(found.actions, wanted["actions"])
     assert found.actions.dtype == np.float32
     error = np.abs(found.frames.astype(int) - wanted["frames"].astype(int))
-    assert error.max() == 0 if lossless else error.mean() < 2
+    assert error.mean() < 2
     # Each frame is nearer to itself than to any other: none is shifted.
     distance = np.abs(found.frames[:, None].astype(int) - wanted["frames"][None].astype(int)).mean((2, 3, 4, 5))
     assert distance.argmin(1).tolist() == list(range(sum(LENGTHS)))
@@ -130,11 +129,9 @@ def test_info(dataset: Path) -> None:
     assert (front["dtype"], front["shape"], front["names"]) == ("video", [32, 32, 3], ["height", "width", "channels"])
 
 
-@pytest.mark.parametrize("lossless", [False, True])
-def test_declared_video_is_the_file(tmp_path: Path, lossless: bool) -> None:
-    directory = write(tmp_path / "set", lossless=lossless)
-    info = json.loads((directory / "meta/info.json").read_text())["features"]["observation.images.front"]["info"]
-    with av.open(str(directory / "videos/observation.images.front/chunk-000/file-000.mp4")) as container:
+def test_declared_video_is_the_file(dataset: Path) -> None:
+    info = json.loads((dataset / "meta/info.json").read_text())["features"]["observation.images.front"]["info"]
+    with av.open(str(dataset / "videos/observation.images.front/chunk-000/file-000.mp4")) as container:
         stream = container.streams.video[0]
         assert info["video.codec"] == stream.codec.canonical_name
         assert info["video.pix_fmt"] == stream.pix_fmt
@@ -190,9 +187,9 @@ def test_stats_are_those_of_all_frames(dataset: Path) -> None:
 
 def test_large_datasets_roll_over_to_further_files(tmp_path: Path) -> None:
     names, generator = [f"s{i}" for i in range(40_000)], np.random.default_rng(0)
-    frames = generator.integers(0, 256, (16, 1, 128, 128, 3), np.uint8)  # noise: about 1.1 MB without loss
+    frames = generator.integers(0, 256, (16, 1, 128, 128, 3), np.uint8)  # noise: little is lost
     options = {"cameras": ("front",), "height": 128, "width": 128, "action_names": names, "state_names": ()}
-    with writer(tmp_path / "set", **options, lossless=True, data_file_mb=1, video_file_mb=1) as dataset:
+    with writer(tmp_path / "set", **options, data_file_mb=1, video_file_mb=0) as dataset:
         for i in range(3):
             dataset.add_episode(
                 (frames + i).astype(np.uint8),
@@ -204,11 +201,10 @@ def test_large_datasets_roll_over_to_further_files(tmp_path: Path) -> None:
             )
     rows = pq.read_table(tmp_path / "set/meta/episodes/chunk-000/file-000.parquet").to_pylist()
     assert [row["data/file_index"] for row in rows] == [0, 1, 2]
-    files = [row["videos/observation.images.front/file_index"] for row in rows]
-    assert files[0] == 0
-    assert files[-1] > 0
+    assert [row["videos/observation.images.front/file_index"] for row in rows] == [0, 1, 2]
     found = read_demonstrations(tmp_path / "set")
-    assert np.array_equal(found.frames, np.concatenate([(frames + i).astype(np.uint8) for i in range(3)]))
+    wanted = np.concatenate([(frames + i).astype(np.uint8) for i in range(3)])
+    assert np.abs(found.frames.astype(int) - wanted).mean() < 20
     assert found.actions[:, 0].tolist() == [0] * 16 + [1] * 16 + [2] * 16
     assert found.state.shape == (48, 0)
 

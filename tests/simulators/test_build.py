@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from treadle.config.schema import SimulatorConfig
+from treadle.cores import usable_cores
 from treadle.errors import ConfigError
-from treadle.simulators.build import build_simulator, installed_simulators, simulator_factory
+from treadle.simulators.build import installed_simulators, simulator_factory
 
 
 class Recorder:
@@ -24,8 +25,8 @@ class Anything(Recorder):
 HERE = f"{__name__}:Recorder"
 
 
-def called(config: SimulatorConfig, slots: int | None = None) -> dict[str, Any]:
-    simulator: Any = build_simulator(config, slots)
+def called(config: SimulatorConfig, slots: int = 3) -> dict[str, Any]:
+    simulator: Any = simulator_factory(config)(slots)
     return simulator.called
 
 
@@ -34,13 +35,13 @@ def test_tabletop_is_installed():
 
 
 def test_a_class_is_called_with_the_configuration():
-    config = SimulatorConfig(name=HERE, slots=3, horizon=5, threads=2, options={"size": 9})
+    config = SimulatorConfig(name=HERE, horizon=5, threads=2, options={"size": 9})
     assert called(config) == {"slots": 3, "horizon": 5, "threads": 2, "size": 9}
     assert called(config, slots=1)["slots"] == 1
 
 
 def test_threads_0_are_the_cores():
-    assert called(SimulatorConfig(name=HERE))["threads"] >= 1
+    assert called(SimulatorConfig(name=HERE))["threads"] == len(usable_cores())
 
 
 def test_a_class_that_takes_any_option_gets_it():
@@ -72,5 +73,5 @@ def test_names_that_lead_nowhere(name, said):
 )
 def test_options_that_the_class_does_not_take(options, said):
     with pytest.raises(ConfigError) as caught:
-        build_simulator(SimulatorConfig(name=HERE, options=options))
+        simulator_factory(SimulatorConfig(name=HERE, options=options))
     assert said in str(caught.value)

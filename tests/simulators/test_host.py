@@ -1,15 +1,18 @@
 """Endings, partial reset and statistics of the host, on a simulator that goes by a script."""
 
+from collections import deque
 from dataclasses import fields
 
 import numpy as np
 import pytest
 
-from fakes import FakeSimulator, Script, scenario
+from fake_simulator import FakeSimulator, Script, one_after_another, scenario
 from treadle.data.observation import Observation
+from treadle.data.scenario import Scenario
 from treadle.data.step import Step
-from treadle.rollout.stream import ScenarioStream
-from treadle.simulators.host import Host, one_after_another
+from treadle.errors import SimulatorError
+from treadle.simulators.host import Host, KeepFinal
+from treadle.simulators.protocol import Slots
 from treadle.simulators.tabletop import Tabletop
 
 SCRIPTS = {
@@ -45,16 +48,40 @@ def test_an_ending_inside_a_chunk_masks_the_rest_of_it():
     assert step.reward.tolist() == [[1, 2, 3, 0], [1, 2, 3, 4], [1, 2, 3, 4]]
 
 
+def test_an_action_that_is_no_number_is_refused_before_anything_is_played():
+    host, simulator = make_host()
+    host.start()
+    host.step(zeros())
+    actions = zeros()
+    actions[1, 2, 1] = np.nan
+    message = r"fake/train/train/000001, slot 1: at control step 7 the action's 'grip' is nan"
+    with pytest.raises(SimulatorError, match=message):
+        host.step(actions)
+    assert simulator.limits == [[4, 4, 4]]
+
+
+def test_an_action_past_the_horizon_or_of_an_idle_slot_may_be_anything():
+    simulator = FakeSimulator(2)
+    host = Host(simulator, one_after_another([scenario(0)]), 6)
+    host.start()
+    actions = zeros(2)
+    actions[1] = np.nan
+    host.step(actions)
+    actions[0, 2:] = np.inf
+    step = host.step(actions)
+    assert bits(step.valid) == ["xx..", "...."]
+    assert np.isfinite(step.reward).all()
+
+
 def test_a_slot_that_ended_shows_the_first_observation_of_its_next_scenario():
     host, _ = make_host(keep_final="ended")
     observation = host.start()
     step = host.step(zeros())
     assert host.observation is observation
     assert observation.state.tolist() == [[3, 0], [1, 4], [2, 4]]
-    assert observation.instructions == ["do 3", "do 1", "do 2"]
+    assert [what.instruction for what in host.scenarios if what] == ["do 3", "do 1", "do 2"]
     assert step.final_slots.tolist() == [0]
     assert step.final.state.tolist() == [[0, 3]]
-    assert step.final.instructions == ["do 0"]
     assert step.final.frames[0].max() == 0
     assert host.elapsed.tolist() == [0, 4, 4]
 
@@ -75,13 +102,21 @@ def test_the_horizon_truncates_inside_a_chunk_and_termination_there_is_no_trunca
     assert third.final.state.tolist() == [[1, 10]]
 
 
-@pytest.mark.parametrize(("keep", "kept"), [("truncated", [[], [], [1]]), ("ended", [[0], [0], [1, 2]])])
-def test_final_holds_the_observations_that_are_asked_for(keep, kept):
+@pytest.mark.parametrize(
+    ("keep", "kept", "scenarios"),
+    [
+        ("none", [[], [], []], [[], [], []]),
+        ("truncated", [[], [], [1]], [[], [], [1]]),
+        ("ended", [[0], [0], [1, 2]], [[0], [3], [1, 2]]),
+    ],
+)
+def test_final_holds_the_observations_that_are_asked_for(keep: KeepFinal, kept, scenarios):
     host, _ = make_host(keep_final=keep)
     host.start()
     steps = [host.step(zeros()) for _ in range(3)]
     assert [step.final_slots.tolist() for step in steps] == kept
     assert [len(step.final.frames) for step in steps] == [len(slots) for slots in kept]
+    assert [step.final.proprioception[:, 0].astype(int).tolist() for step in steps] == scenarios
 
 
 def test_statistics_of_episodes():
@@ -109,6 +144,24 @@ def test_slots_idle_once_the_source_is_exhausted():
     assert bits(step.valid)[0] == "...."
     assert np.isfinite(step.reward).all()
     assert not len(host.playing)
+
+
+def test_an_idle_slot_is_asked_again_after_each_chunk():
+    """A source that has nothing now may have something later; before the next chunk, the slot is put at its start."""
+    given: list[Scenario | None] = [scenario(7), None, None]
+    host = Host(FakeSimulator(2), lambda _: given.pop(0), 6)
+    host.start()
+    assert host.playing.tolist() == [0]
+    assert bits(host.step(zeros(2)).valid) == ["xxxx", "...."]
+    assert host.playing.tolist() == [0]
+    given += [scenario(9), None, scenario(8)]
+    step = host.step(zeros(2))
+    assert bits(step.valid) == ["xx..", "...."]
+    assert [what and what.index for what in host.scenarios] == [9, None]
+    host.step(zeros(2))
+    assert [what and what.index for what in host.scenarios] == [9, 8]
+    assert host.observation.state.tolist() == [[9, 4], [8, 0]]
+    assert not given
 
 
 def test_fewer_scenarios_than_slots():
@@ -171,55 +224,45 @@ def test_restored_episodes_keep_their_statistics():
     ]
 
 
-def test_frames_are_drawn_where_the_policy_looks_and_nowhere_else(monkeypatch):
-    host, simulator = make_host()
-    drawn: list[list[int]] = []
-    observe = simulator.observe
-    monkeypatch.setattr(simulator, "observe", lambda slots, out: (drawn.append(slots.tolist()), observe(slots, out)))
+@pytest.fixture
+def drawn(monkeypatch) -> list[list[int]]:
+    """The slots of each call in which a fake simulator draws."""
+    calls: list[list[int]] = []
+    observe = FakeSimulator.observe
+
+    def noted(simulator: FakeSimulator, slots: Slots, out: Observation) -> None:
+        calls.append(slots.tolist())
+        observe(simulator, slots, out)
+
+    monkeypatch.setattr(FakeSimulator, "observe", noted)
+    return calls
+
+
+def test_frames_are_drawn_where_the_policy_looks_and_nowhere_else(drawn):
+    host, _ = make_host()
     host.start()
     host.step(zeros())
     assert drawn == [[0, 1, 2]] * 2, "once for four actions"
     host.restore([(scenario(1), zeros(1, 8)[0]), None, None])
     assert drawn[2:] == [[0]], "and not for what is played again"
-    host.step(zeros())
-    assert drawn[3:] == [[0]], "the last one of an episode that was cut; nothing follows"
-
-
-class AskedOnce(FakeSimulator):
-    """Steps and observes in one call, and notes whom it draws."""
-
-    def __init__(self, slots: int, scripts: dict[int, Script]) -> None:
-        super().__init__(slots, scripts)
-        self.drawn: list[list[int]] = []
-
-    def step_and_observe(self, slots, actions, limits, wanted, out):
-        outcome = self.step(slots, actions, limits)
-        self.observe(slots[wanted & ~outcome.terminated.any(axis=1)], out)
-        return outcome
-
-    def observe(self, slots, out):
-        self.drawn.append(slots.tolist())
-        super().observe(slots, out)
 
 
 @pytest.mark.parametrize(
-    ("keep", "drawn"),
+    ("keep", "expected"),
     [
-        # A new episode of slot 0 begins in the first chunk; slot 1 is cut in the third, where slot 2 terminates.
-        ("none", [[0, 1, 2], [1, 2], [0], [1, 2], []]),
-        ("truncated", [[0, 1, 2], [1, 2], [0], [1, 2], [1]]),
-        ("ended", [[0, 1, 2], [1, 2], [0], [0], [1, 2], [0], [1], [2]]),
+        # A new episode of slot 0 begins in the first chunk, and ends in the second; slot 1 is cut in the third, where
+        # slot 2 terminates. Nothing follows.
+        ("none", [[0, 1, 2], [0, 1, 2], [1, 2]]),
+        ("truncated", [[0, 1, 2], [0, 1, 2], [1, 2], [1]]),
+        ("ended", [[0, 1, 2], [0], [0, 1, 2], [0], [1, 2], [1, 2]]),
     ],
 )
-def test_a_simulator_that_is_asked_once_plays_the_same_and_draws_each_moment_once(keep, drawn):
-    simulator, (plain, _) = AskedOnce(3, SCRIPTS), make_host(keep_final=keep)
-    host = Host(simulator, one_after_another(scenario(i) for i in range(4)), 10, keep_final=keep)
-    assert_same_observation(host.start(), plain.start())
-    for chunk in np.random.default_rng(0).random((3, 3, 4, 2)).astype(np.float32):
-        step, expected = host.step(chunk), plain.step(chunk)
-        assert_same(step, expected)
-        assert_same_observation(host.observation, plain.observation)
-    assert simulator.drawn == drawn
+def test_each_moment_is_drawn_once_and_last_ones_where_they_are_kept(keep: KeepFinal, expected, drawn):
+    host, _ = make_host(keep_final=keep)
+    host.start()
+    for _ in range(3):
+        host.step(zeros())
+    assert drawn == expected
 
 
 def test_idle_slots_are_restored_idle():
@@ -232,7 +275,7 @@ def test_idle_slots_are_restored_idle():
 
 def test_an_episode_that_does_not_repeat_itself_starts_over_and_sits_a_chunk_out():
     """Scenario 0 ends at step 3, so that it cannot have had four actions."""
-    host, _ = make_host()
+    host = Host(FakeSimulator(3, SCRIPTS), one_after_another([]), 10)
     host.restore([(scenario(0), zeros()[0]), (scenario(1), zeros()[0]), None])
     assert host.elapsed.tolist() == [0, 4, 0]
     assert host.observation.state.tolist() == [[0, 0], [1, 4], [0, 0]]
@@ -249,9 +292,12 @@ def test_the_tabletop_is_restored_to_the_very_same_state():
     simulators = [Tabletop(slots, horizon=10, image_size=32, threads=1) for _ in range(2)]
     # An out-of-distribution suite whose scene changes in the middle of an episode, and frames with noise.
     mixed = [*simulators[0].scenarios("execution", "train")[:4], *simulators[0].scenarios("vision", "train")[:5]]
-    streams = [ScenarioStream(mixed, slots, seed=1) for _ in range(2)]
-    played, restored = (Host(simulator, stream, 10) for simulator, stream in zip(simulators, streams, strict=True))
     rng = np.random.default_rng(0)
+    queues = [[deque(mixed[i] for i in rng.permutation(len(mixed))) for _ in range(slots)] for _ in range(2)]
+    played, restored = (
+        Host(simulator, lambda slot, queue=queue: queue[slot].popleft(), 10)
+        for simulator, queue in zip(simulators, queues, strict=True)
+    )
     scale = np.array([0.03, 0.03, 0.03, 0.15, 0.15, 0.15, 1.0])
     actions = (rng.uniform(-1, 1, (8, slots, chunk, 7)) * scale).astype(np.float32)
     played.start()
@@ -261,7 +307,7 @@ def test_the_tabletop_is_restored_to_the_very_same_state():
         for slot in range(slots):
             tracks[slot].append(chunk_actions[slot, step.valid[slot]])
     assert played.elapsed.max() > 0
-    streams[1].episodes[:] = streams[0].episodes
+    queues[1][:] = [queue.copy() for queue in queues[0]]
     restored.restore(
         [
             (what, np.concatenate(tracks[slot])[-played.elapsed[slot] :] if played.elapsed[slot] else zeros(1, 0, 7)[0])
@@ -272,7 +318,7 @@ def test_the_tabletop_is_restored_to_the_very_same_state():
     for chunk_actions in actions[5:]:
         for name in ("frames", "proprioception", "state"):
             assert np.array_equal(getattr(played.observation, name), getattr(restored.observation, name)), name
-        assert played.observation.instructions == restored.observation.instructions
+        assert played.scenarios == restored.scenarios
         assert_same(played.step(chunk_actions), restored.step(chunk_actions))
     for simulator in simulators:
         simulator.close()

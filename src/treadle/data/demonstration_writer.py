@@ -9,7 +9,6 @@ Shapes: T frames of an episode, H and W pixels, P state, A action dimensions.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -24,11 +23,8 @@ from treadle.errors import OutputError
 class DemonstrationWriter:
     """Writes a dataset episode by episode; several share a parquet file and a video. A context manager.
 
-    The dataset can be read after `close`.
-
-    Raises:
-        OutputError: The directory exists and is not empty, fps is not whole, or an episode does not fit what was
-            declared.
+    The dataset can be read after `close`. Raises OutputError where the directory exists and is not empty, fps is not
+    whole, or an episode does not fit what was declared.
     """
 
     def __init__(
@@ -42,13 +38,10 @@ class DemonstrationWriter:
         action_names: Sequence[str],
         state_names: Sequence[str] = (),
         robot_type: str = "unknown",
-        lossless: bool = False,
         data_file_mb: int = 100,
         video_file_mb: int = 200,
     ) -> None:
-        """`lossless` keeps every pixel, in files that fewer players show; a file is followed by another once it passes
-        its size in MB.
-        """
+        """A file is followed by another once it passes its size in MB."""
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise OutputError(f"{directory} exists and is not an empty folder; choose another, or remove it")
         if round(fps) < 1 or abs(fps - round(fps)) > 1e-6:
@@ -60,8 +53,6 @@ class DemonstrationWriter:
         if state_names:
             self._names["observation.state"] = tuple(state_names)
         self._fps = round(fps)
-        self._lossless = lossless
-        pixels = lerobot.pixel_format(lossless=lossless)
         self._info: dict[str, Any] = {
             "codebase_version": lerobot.VERSION,
             "robot_type": robot_type,
@@ -72,8 +63,11 @@ class DemonstrationWriter:
             "data_path": lerobot.DATA,
             "video_path": lerobot.VIDEO,
             "features": {
-                **{key: lerobot.vector_feature(names) for key, names in self._names.items()},
-                **{key: lerobot.camera_feature(height, width, self._fps, pixels) for key in self._cameras},
+                **{
+                    key: {"dtype": "float32", "shape": [len(names)], "names": list(names)}
+                    for key, names in self._names.items()
+                },
+                **{key: lerobot.camera_feature(height, width, self._fps) for key in self._cameras},
                 **lerobot.index_features(),
             },
         }
@@ -92,9 +86,7 @@ class DemonstrationWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def add_episode(
@@ -106,15 +98,8 @@ class DemonstrationWriter:
         success: bool,
         scenario: str,
     ) -> None:
-        """Append one episode: the T observations, and the action taken at each.
-
-        Args:
-            frames: [T, cameras, H, W, 3], RGB.
-            state: [T, P].
-            actions: [T, A].
-            instruction: What was asked.
-            success: Whether the episode reached the goal.
-            scenario: Id of the scenario.
+        """Append one episode: T observations, frames [T, cameras, H, W, 3] in RGB and state [T, P], and the actions
+        [T, A] taken at each. `success`: it reached the goal. `scenario`: its id.
         """
         self._check(frames, state, actions)
         index, length = len(self._episodes), len(actions)
@@ -142,9 +127,8 @@ class DemonstrationWriter:
             "meta/episodes/file_index": 0,
             **self._write_data(vectors, scalars),
         }
-        statistics = {
-            key: lerobot.vector_statistics(x.reshape(length, -1)) for key, x in {**vectors, **scalars}.items()
-        }
+        columns = {key: x.reshape(length, -1) for key, x in {**vectors, **scalars}.items()}
+        statistics = {key: lerobot.vector_statistics(x) for key, x in columns.items()}
         for camera, key in enumerate(self._cameras):
             pixels = frames[:, camera]
             episode |= self._write_video(key, pixels)
@@ -153,17 +137,13 @@ class DemonstrationWriter:
             statistics[key] = lerobot.image_statistics(histogram, length)
         for key, values in statistics.items():
             episode |= {f"stats/{key}/{name}": value for name, value in values.items()}
-        for key, x in {**vectors, **scalars}.items():
-            self._columns.setdefault(key, []).append(x.reshape(length, -1))
+        for key, x in columns.items():
+            self._columns.setdefault(key, []).append(x)
         self._episodes.append(episode)
         self._frames += length
 
     def close(self) -> None:
-        """Finish the files and write the metadata; further calls do nothing.
-
-        Raises:
-            OutputError: No episode was added.
-        """
+        """Finish the files and write the metadata; further calls do nothing. Raises OutputError without an episode."""
         if self._closed:
             return
         self._closed = True
@@ -221,7 +201,7 @@ class DemonstrationWriter:
         if video is None:
             path = self.directory / lerobot.VIDEO.format(video_key=key, **place)
             height, width = pixels.shape[1:3]
-            video = lerobot.VideoWriter(path, self._fps, height, width, lossless=self._lossless)
+            video = lerobot.VideoWriter(path, self._fps, height, width)
         self._videos[key] = video
         start = video.frames
         video.write(pixels)
@@ -233,11 +213,11 @@ class DemonstrationWriter:
 
     def _write_metadata(self) -> None:
         tasks: Any = pa.table({"task_index": pa.array(list(self._tasks.values())), "task": list(self._tasks)})
-        described = lerobot.pandas_metadata("task", {"task_index": "int64", "task": "object"})
         episodes = self.directory / lerobot.EPISODES.format(chunk_index=0, file_index=0)
         episodes.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(self._episodes), episodes)
-        pq.write_table(tasks.replace_schema_metadata({"pandas": json.dumps(described)}), self.directory / lerobot.TASKS)
+        tasks = tasks.replace_schema_metadata({"pandas": json.dumps(lerobot.tasks_metadata())})
+        pq.write_table(tasks, self.directory / lerobot.TASKS)
         statistics = {key: lerobot.vector_statistics(np.concatenate(parts)) for key, parts in self._columns.items()}
         for key, histogram in self._histograms.items():
             statistics[key] = lerobot.image_statistics(histogram, self._frames)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,51 +46,26 @@ class Demonstrations:
     fps: int
 
 
-class ActionStatistics(TypedDict):
-    """One entry a dimension, as in the `action` part of OpenVLA's dataset_statistics.json."""
+def action_statistics(actions: NDArray[np.float32], mask: Sequence[bool] | None = None) -> dict[str, list[Any]]:
+    """Statistics over actions [N, A], in raw units, that a policy normalises by: an entry a dimension, as in the
+    `action` part of OpenVLA's dataset_statistics.json.
 
-    q01: list[float]
-    q99: list[float]
-    min: list[float]
-    max: list[float]
-    mean: list[float]
-    std: list[float]
-    mask: list[bool]
-
-
-def action_statistics(actions: NDArray[np.float32], mask: Sequence[bool] | None = None) -> ActionStatistics:
-    """Statistics over actions [N, A] that a policy normalises by.
-
-    Args:
-        actions: Raw units.
-        mask: A flags, False for dimensions that are not normalised (a gripper in [0, 1]); by default all are.
-
-    Raises:
-        ValueError: No actions, or a mask of another length.
+    `mask`: A flags, False for dimensions that are not normalised (a gripper in [0, 1]); by default all are. Raises
+    ValueError for no actions, and for a mask of another length.
     """
     if actions.ndim != 2 or not len(actions):
         raise ValueError(f"actions must be [N, A] with N > 0, found shape {actions.shape}")
     flags = [True] * actions.shape[1] if mask is None else list(mask)
     if len(flags) != actions.shape[1]:
         raise ValueError(f"mask has {len(flags)} flags, actions {actions.shape[1]} dimensions")
-    x = actions.astype(np.float64)
-    q01, q99 = np.quantile(x, [0.01, 0.99], axis=0)
-    return {
-        "q01": q01.tolist(),
-        "q99": q99.tolist(),
-        "min": x.min(0).tolist(),
-        "max": x.max(0).tolist(),
-        "mean": x.mean(0).tolist(),
-        "std": x.std(0).tolist(),
-        "mask": flags,
-    }
+    found = lerobot.vector_statistics(actions)
+    return {name: found[name] for name in ("q01", "q99", "min", "max", "mean", "std")} | {"mask": flags}
 
 
 def read_demonstrations(directory: Path) -> Demonstrations:
     """Read a whole dataset into memory; each video file is decoded once, from its start.
 
-    Raises:
-        ConfigError: The directory holds no LeRobot dataset, one of another version, or lacks a file.
+    Raises ConfigError where the directory holds no LeRobot dataset, one of another version, or lacks a file.
     """
     info = _read_info(directory)
     features = info["features"]

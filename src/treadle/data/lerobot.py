@@ -7,7 +7,7 @@ Layout and fields follow huggingface/lerobot, `src/lerobot/datasets` (Apache 2.0
 Shapes: N frames, D numbers of a feature, H and W pixels.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,16 @@ CAMERA_PREFIX = "observation.images."
 FILES_PER_CHUNK = 1000
 """Files of one folder; `chunks_size` of the format."""
 
+PIXELS = "yuv444p"
+"""Small rendered frames have edges that colour of half resolution smears, hence 4:4:4."""
+
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 Statistics = dict[str, list[Any]]
 """min, max, mean, std, count and quantiles of a feature; nested [3, 1, 1] for images."""
 
 
-def vector_feature(names: tuple[str, ...]) -> dict[str, Any]:
-    """Declaration of a float32 vector."""
-    return {"dtype": "float32", "shape": [len(names)], "names": list(names)}
-
-
-def camera_feature(height: int, width: int, fps: int, pixel_format: str) -> dict[str, Any]:
+def camera_feature(height: int, width: int, fps: int) -> dict[str, Any]:
     """Declaration of a camera stored as video."""
     return {
         "dtype": "video",
@@ -49,7 +47,7 @@ def camera_feature(height: int, width: int, fps: int, pixel_format: str) -> dict
             "video.height": height,
             "video.width": width,
             "video.codec": "h264",
-            "video.pix_fmt": pixel_format,
+            "video.pix_fmt": PIXELS,
             "video.fps": fps,
             "video.channels": 3,
             "has_audio": False,
@@ -98,19 +96,16 @@ def image_statistics(histogram: NDArray[np.int64], frames: int) -> Statistics:
 class VideoWriter:
     """One mp4 file, written frame by frame. Frame i is shown at i / fps seconds."""
 
-    def __init__(self, path: Path, fps: int, height: int, width: int, *, lossless: bool) -> None:
+    def __init__(self, path: Path, fps: int, height: int, width: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.frames = 0
         self.bytes = 0
         self._container = av.open(str(path), "w")
-        # Small rendered frames have edges that half-resolution colour smears, hence 4:4:4. A keyframe every other
-        # frame, and none that refers forward, is what LeRobot's random access wants.
-        options = {"g": "2", "bf": "0", **({"qp": "0"} if lossless else {"crf": "10"})}
-        self._stream: VideoStream = self._container.add_stream(
-            "libx264rgb" if lossless else "libx264", rate=fps, options=options
-        )
+        # A keyframe every other frame, and none that refers forward, is what LeRobot's random access wants.
+        options = {"g": "2", "bf": "0", "crf": "10"}
+        self._stream: VideoStream = self._container.add_stream("libx264", rate=fps, options=options)
         self._stream.height, self._stream.width = height, width
-        self._stream.pix_fmt = "rgb24" if lossless else "yuv444p"
+        self._stream.pix_fmt = PIXELS
         self._time_base = Fraction(1, fps)
 
     def write(self, frames: NDArray[np.uint8]) -> None:
@@ -133,11 +128,6 @@ class VideoWriter:
             self._container.mux(packet)
 
 
-def pixel_format(*, lossless: bool) -> str:
-    """As players report it of the files that `VideoWriter` writes."""
-    return "gbrp" if lossless else "yuv444p"
-
-
 def decode_video(path: Path) -> Iterator[NDArray[np.uint8]]:
     """The frames [H, W, 3] of a video in the order they are shown."""
     with av.open(str(path)) as container:
@@ -147,19 +137,10 @@ def decode_video(path: Path) -> Iterator[NDArray[np.uint8]]:
             yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
 
-def pandas_metadata(index: str, columns: Mapping[str, str]) -> dict[str, Any]:
-    """What makes pandas take a parquet column as the index: LeRobot looks tasks up by it. `columns` maps the names of
-    all columns to their numpy types.
-    """
-    kinds = {"object": "unicode"}
-    described = [
-        {
-            "name": name,
-            "field_name": name,
-            "pandas_type": kinds.get(dtype, dtype),
-            "numpy_type": dtype,
-            "metadata": None,
-        }
-        for name, dtype in columns.items()
+def tasks_metadata() -> dict[str, Any]:
+    """What makes pandas take the column `task` of the tasks' file as the index: LeRobot looks tasks up by it."""
+    columns = [
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": dtype, "metadata": None}
+        for name, kind, dtype in (("task_index", "int64", "int64"), ("task", "unicode", "object"))
     ]
-    return {"index_columns": [index], "column_indexes": [], "columns": described, "pandas_version": "2.2.0"}
+    return {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.2.0"}

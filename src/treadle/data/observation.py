@@ -1,4 +1,4 @@
-"""What a policy sees of a batch of slots.
+"""What a policy sees of a batch of slots; what is asked of it stands in the slots' scenarios.
 
 Shapes: B slots, H and W pixels, P proprioception, S privileged state.
 """
@@ -19,8 +19,6 @@ class Observation:
     """[B, P], raw units of the simulator; P may be 0."""
     state: NDArray[np.float32]
     """[B, S], privileged simulator state for a critic; S may be 0. A policy never reads it."""
-    instructions: list[str]
-    """B instructions, as the scenario words them."""
 
     @classmethod
     def empty(cls, slots: int, cameras: int, height: int, width: int, proprioception: int, state: int) -> "Observation":
@@ -29,11 +27,8 @@ class Observation:
             frames=np.zeros((slots, cameras, height, width, 3), np.uint8),
             proprioception=np.zeros((slots, proprioception), np.float32),
             state=np.zeros((slots, state), np.float32),
-            instructions=[""] * slots,
         )
 
-    def take(self, rows: NDArray[np.intp]) -> "Observation":
-        """A copy of the given rows, in the given order."""
-        return Observation(
-            self.frames[rows], self.proprioception[rows], self.state[rows], [self.instructions[row] for row in rows]
-        )
+    def take(self, rows: NDArray[np.intp] | slice) -> "Observation":
+        """The given rows, in the given order: a copy, or for a slice the rows themselves."""
+        return Observation(self.frames[rows], self.proprioception[rows], self.state[rows])

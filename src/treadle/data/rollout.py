@@ -1,7 +1,7 @@
 """What a collector gathers: decisions and what came of them, time-major.
 
-Shapes: T decisions per slot, B slots, C actions of a chunk, K action tokens, V values per decision (1 or C),
-S privileged state, F observations that ended an episode without ending the task.
+Shapes: T decisions per slot, B slots, C actions of a chunk, P and E of log-probs (`Policy.entries`), V values per
+decision (1 or C), S privileged state.
 """
 
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from treadle.data.batch import TensorBatch
 from treadle.data.step import EpisodeResult
-from treadle.policies.protocol import Inputs
 
 
 @dataclass(slots=True)
 class Rollout:
     """T decisions of each of B slots. Entries of actions that were not played are zero and not `valid`."""
 
-    inputs: list[Inputs]
-    """T inputs of B rows each."""
-    tokens: Tensor
-    """[T, B, K] int64."""
+    inputs: TensorBatch
+    """[T, B, ...] what the policy read."""
+    choices: Tensor
+    """[T, B, ...] what it decided, as `Decision.choice` has it."""
     log_probs: Tensor
-    """[T, B, K] float32, of the policy that acted."""
+    """[T, B, P, E] float32, of the policy that acted."""
     values: Tensor
     """[T, B, V] float32."""
     state: Tensor
@@ -34,6 +34,8 @@ class Rollout:
     """[T, B, C] bool."""
     truncated: Tensor
     """[T, B, C] bool."""
+    success: Tensor
+    """[T, B, C] bool, the goal held after this action."""
     valid: Tensor
     """[T, B, C] bool."""
     final_values: Tensor
@@ -48,3 +50,8 @@ class Rollout:
     """The episodes that ended, in order of time and slot."""
     seconds: dict[str, float]
     """Wall time of each role: simulate, generate."""
+    next_inputs: TensorBatch | None = None
+    """[T, B, ...] what the policy would read after each decision, the last observation where its episode ended; kept
+    where the algorithm asks for it, zero where the slot idled."""
+    selected: Tensor | None = None
+    """[B] bool, slots whose group is worth a gradient, once an algorithm that compares groups has looked."""

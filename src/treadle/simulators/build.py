@@ -4,19 +4,16 @@ import inspect
 import shutil
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
-from treadle.config.loading import did_you_mean
 from treadle.config.schema import SimulatorConfig
 from treadle.cores import usable_cores
-from treadle.errors import ConfigError
+from treadle.environments.environment import Environment, find_environment
+from treadle.environments.interpreter import Interpreter
+from treadle.errors import ConfigError, did_you_mean
 from treadle.plugins import import_callable
-from treadle.simulators.environments import Environment, find_environment
 from treadle.simulators.factory import SimulatorFactory
-from treadle.simulators.process import Interpreter
 from treadle.simulators.protocol import Simulator
-from treadle.simulators.remote import open_remote
 
 GROUP = "treadle.simulators"
 
@@ -67,24 +64,6 @@ def simulator_factory(config: SimulatorConfig, threads: int | None = None) -> Si
     if config.python is None:
         _check_options(config, import_callable("simulator.name", target, "class"), {"slots", *fixed})
     return SimulatorFactory(target, fixed | config.options, interpreter)
-
-
-def build_simulator(config: SimulatorConfig, slots: int | None = None) -> Simulator:
-    """The simulator of a configuration, with `slots` in place of the configured number where given: in this process, or
-    in worker processes where it lives in another Python or the configuration asks for them.
-
-    Raises:
-        ConfigError: An unknown name, options that its class does not take, or an interpreter that is not there.
-        SimulatorError: Its environment is not installed.
-    """
-    factory, slots = simulator_factory(config), config.slots if slots is None else slots
-    if factory.interpreter is None and not config.processes:
-        return factory(slots)
-    cores = len(usable_cores())
-    processes = min(slots, config.processes or cores)
-    if not config.threads:
-        factory = replace(factory, options=factory.options | {"threads": max(1, cores // processes)})
-    return open_remote(factory, slots, processes)
 
 
 def _interpreter(config: SimulatorConfig) -> Interpreter | None:

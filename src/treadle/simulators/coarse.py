@@ -6,15 +6,13 @@ Shapes: V vertices, T triangles, K of them kept.
 import numpy as np
 from numpy.typing import NDArray
 
-PICTURE = 0.8
-"""Metres that a picture's side shows, about, at the distance of a table."""
 _SIDE = 12
 """Cells along the longest side of a mesh, at least, so that small things keep their shape."""
 
 
 def cell_size(image_size: int) -> float:
-    """Metres that a pixel shows, about, of a picture with `image_size` pixels a side."""
-    return PICTURE / image_size
+    """Metres that a pixel shows, about, of a table in a picture with `image_size` pixels a side."""
+    return 0.8 / image_size
 
 
 def coarsen(

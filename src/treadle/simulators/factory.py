@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from treadle.environments.interpreter import Interpreter
 from treadle.plugins import import_callable
-from treadle.simulators.process import Interpreter, SharedFile, WorkerProcess
 from treadle.simulators.protocol import Simulator
 
 
@@ -22,9 +22,3 @@ class SimulatorFactory:
     def __call__(self, slots: int) -> Simulator:
         """A simulator of `slots` slots, in this process. Raises what its class raises."""
         return import_callable("simulator.name", self.target, "class")(slots=slots, **self.options)
-
-    def start(self, module: str, memory: SharedFile) -> WorkerProcess:
-        """A process for its simulators, which runs `main` of a module. Libraries take as many threads there as the
-        simulator does. Raises SimulatorError where the interpreter cannot be started.
-        """
-        return WorkerProcess(module, self.interpreter, memory, self.options.get("threads"))

@@ -3,7 +3,7 @@
 Shapes: B slots, C actions of a chunk, A action dimensions, H horizon, n the slots that are playing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,26 +12,22 @@ from numpy.typing import NDArray
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult, Outcome, Step
-from treadle.simulators.protocol import Simulator, Slots, StepsAndObserves
+from treadle.errors import SimulatorError
+from treadle.simulators.protocol import Simulator, Slots
 
-ScenarioSource = Callable[[int], Scenario | None]
-"""The next scenario of a slot, or None where nothing is left to play."""
+NextScenario = Callable[[int], Scenario | None]
+"""The next scenario of a slot, or None where there is nothing to play now."""
 
 KeepFinal = Literal["truncated", "ended", "none"]
 """Whose last observations a host keeps: of truncated episodes, of all that ended, or of none."""
 
 
-def one_after_another(scenarios: Iterable[Scenario]) -> ScenarioSource:
-    """A source that hands out each scenario once, to whichever slot asks first."""
-    remaining = iter(scenarios)
-    return lambda _: next(remaining, None)
-
-
 class Host:
-    """Plays the episodes that a source hands out in all slots of a simulator, a chunk at a time.
+    """Plays the episodes that it is given in all slots of a simulator, a chunk at a time.
 
     A slot whose episode ends starts its next scenario before the next chunk (partial reset); it idles, with nothing
-    valid, once its source returns None. Observations stay in `observation`, rows of idle slots keep their last.
+    valid, where it is given none, and is asked again after each chunk. Observations stay in `observation`, rows of idle
+    slots keep their last.
 
     Args:
         simulator: the batch of slots.
@@ -46,26 +42,22 @@ class Host:
     def __init__(
         self,
         simulator: Simulator,
-        next_scenario: ScenarioSource,
+        next_scenario: NextScenario,
         horizon: int,
         *,
         keep_final: KeepFinal = "truncated",
         on_action: Callable[[Slots], None] | None = None,
         observation: Observation | None = None,
     ) -> None:
-        spec, slots = simulator.spec, simulator.slots
+        slots = simulator.slots
         self.simulator = simulator
         self.horizon = horizon
-        self.observation = observation or Observation.empty(
-            slots, len(spec.cameras), spec.height, spec.width, spec.proprioception_dim, spec.state_dim
-        )
+        self.observation = observation or simulator.spec.observation(slots)
         self.scenarios: list[Scenario | None] = [None] * slots
         """What each slot plays, None where it idles."""
         self.elapsed = np.zeros(slots, np.intp)
         """[B] control steps that each slot's episode has had, 0 where it idles."""
         self._playing = np.zeros(slots, np.bool_)
-        self._current = np.zeros(slots, np.bool_)
-        """[B] whether a slot's row of `observation` shows it as it is now."""
         self._return = np.zeros(slots)
         self._success_once = np.zeros(slots, np.bool_)
         self._success_at_end = np.zeros(slots, np.bool_)
@@ -73,7 +65,6 @@ class Host:
         self._next_scenario = next_scenario
         self._keep_final = keep_final
         self._on_action = on_action
-        self._at_once = simulator if on_action is None and isinstance(simulator, StepsAndObserves) else None
 
     def start(self) -> Observation:
         """Begin an episode in every slot."""
@@ -87,12 +78,15 @@ class Host:
         return self._playing.nonzero()[0]
 
     def step(self, actions: NDArray[np.float32]) -> Step:
-        """Play a chunk `actions` [B, C, A] in every slot that has an episode. Rows of idle slots are ignored."""
+        """Play a chunk `actions` [B, C, A] in every slot that has an episode. Rows of idle slots are ignored.
+
+        Raises SimulatorError for an action that is not finite; actions past the horizon may be anything.
+        """
         slots, chunk = np.flatnonzero(self._playing & ~self._sits_out), actions.shape[1]
         self._sits_out[:] = False
         actions, before = actions[slots], self.elapsed[slots]
         limits = np.minimum(chunk, self.horizon - before)
-        self._current[slots] = False
+        self._check_finite(slots, actions, limits)
         outcome = self._play(slots, actions, limits)
 
         position = np.arange(chunk)
@@ -105,15 +99,17 @@ class Host:
         # Played actions are the first ones of a chunk, so the last of them is at their count.
         played = valid.sum(axis=1)
         self.elapsed[slots] = before + played
-        self._return[slots] += reward.sum(axis=1, dtype=np.float64)
+        self._earn(slots, reward)
         self._success_once[slots] |= success.any(axis=1)
         self._success_at_end[slots] = success[np.arange(len(slots)), played - 1]
 
         ended = slots[(terminated | truncated).any(axis=1)]
         keep = {"ended": ended, "truncated": slots[truncated.any(axis=1)], "none": slots[:0]}[self._keep_final]
-        final_observation = self._final(keep)
+        self._observe(keep)
+        final_observation = self.observation.take(keep)
         results = [self._result(slot) for slot in ended.tolist()]
-        self._begin(ended)
+        self._playing[ended] = False
+        self._begin(np.flatnonzero(~self._playing))
         self._observe(self.playing)
 
         return Step(
@@ -149,11 +145,24 @@ class Host:
                     actions[row, : len(track)] = track
             outcome = self.simulator.step(slots, actions, counts)
             self.elapsed[slots] = counts
-            self._return[slots] = outcome.reward.sum(axis=1, dtype=np.float64)
+            self._earn(slots, outcome.reward)
             self._success_once[slots] = outcome.success.any(axis=1)
             self._start_over(slots[outcome.terminated.any(axis=1)])
         self._observe(slots)
         return self.observation
+
+    def _check_finite(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> None:
+        """Refuse a number that is not finite in actions [n, C, A], of which the first `limits` [n] are to be played."""
+        if np.isfinite(actions).all():
+            return
+        played = np.arange(actions.shape[1]) < limits[:, None]
+        for row, c, dimension in np.argwhere(~np.isfinite(actions) & played[..., None])[:1].tolist():
+            slot, name = int(slots[row]), self.simulator.spec.actions[dimension].name
+            raise SimulatorError(
+                f"{self.scenario(slot).id}, slot {slot}: at control step {self.elapsed[slot] + c + 1} the action's "
+                f"{name!r} is {actions[row, c, dimension]}, which no simulator can play; whatever chose it has "
+                "diverged, or divides by zero"
+            )
 
     def _scatter(self, slots: Slots, values: NDArray[Any]) -> NDArray[Any]:
         """Values of some slots to rows of all, the others zero."""
@@ -167,11 +176,6 @@ class Host:
         chunk = actions.shape[1]
         if not len(slots):
             return Outcome.empty(0, chunk, self.simulator.spec.state_dim)
-        if self._at_once is not None:
-            wanted = (self.elapsed[slots] + limits < self.horizon) | (self._keep_final != "none")
-            outcome = self._at_once.step_and_observe(slots, actions, limits, wanted, self.observation)
-            self._current[slots] = wanted & ~outcome.terminated.any(axis=1)
-            return outcome
         if self._on_action is None:
             return self.simulator.step(slots, actions, limits)
         outcome = Outcome.empty(len(slots), chunk, self.simulator.spec.state_dim)
@@ -189,18 +193,13 @@ class Host:
             self._on_action(slots[rows])
         return outcome
 
-    def _result(self, slot: int) -> EpisodeResult:
-        return EpisodeResult(
-            self._scenario(slot),
-            bool(self._success_once[slot]),
-            bool(self._success_at_end[slot]),
-            float(self._return[slot]),
-            int(self.elapsed[slot]),
-        )
+    def _earn(self, slots: Slots, reward: NDArray[np.float32]) -> None:
+        """Add rewards [n, C] one after another, so that a return is the same to the last bit in whatever chunks."""
+        self._return[slots] = np.cumsum(np.column_stack([self._return[slots], reward]), axis=1)[:, -1]
 
-    def _final(self, slots: Slots) -> Observation:
-        self._observe(slots)
-        return self.observation.take(slots)
+    def _result(self, slot: int) -> EpisodeResult:
+        once, at_end = bool(self._success_once[slot]), bool(self._success_at_end[slot])
+        return EpisodeResult(self.scenario(slot), once, at_end, float(self._return[slot]), int(self.elapsed[slot]))
 
     def _begin(self, slots: Slots) -> None:
         for slot in slots.tolist():
@@ -215,26 +214,22 @@ class Host:
 
     def _reset(self, slots: Slots) -> None:
         if len(slots):
-            self.simulator.reset(slots, [self._scenario(slot) for slot in slots.tolist()])
+            self.simulator.reset(slots, [self.scenario(slot) for slot in slots.tolist()])
 
     def _assign(self, slot: int, scenario: Scenario | None) -> None:
         """Put a slot before the first action of a scenario, or let it idle."""
         self.scenarios[slot] = scenario
         self._playing[slot] = scenario is not None
-        self._current[slot] = False
         self.elapsed[slot] = 0
         self._return[slot] = 0
         self._success_once[slot] = self._success_at_end[slot] = False
-        if scenario is not None:
-            self.observation.instructions[slot] = scenario.instruction
 
-    def _scenario(self, slot: int) -> Scenario:
+    def scenario(self, slot: int) -> Scenario:
+        """What a slot plays that has an episode."""
         scenario = self.scenarios[slot]
         assert scenario is not None
         return scenario
 
     def _observe(self, slots: Slots) -> None:
-        slots = slots[~self._current[slots]]
         if len(slots):
             self.simulator.observe(slots, self.observation)
-            self._current[slots] = True

@@ -5,7 +5,7 @@ Shapes: n slots addressed by a call, C actions of a chunk, A action dimensions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,30 @@ from treadle.data.step import Outcome
 Slots = NDArray[np.intp]
 
 
+ActionKind = Literal["relative", "absolute", "gripper"]
+
+
+@dataclass(frozen=True, slots=True)
+class ActionDimension:
+    """What one number of an action means."""
+
+    name: str
+    kind: ActionKind
+    """A motion, where 0 stands still; a target, which is kept by asking for it again; or a gripper in [0, 1], where 1
+    is open."""
+    metres: float | None = None
+    """How far a value of 1 translates; None where the dimension translates nothing."""
+
+
+def tool_motions(metres: float) -> tuple[ActionDimension, ...]:
+    """The seven dimensions of an arm whose tool is moved: translation, where 1 is `metres`, rotation and gripper."""
+    return (
+        *(ActionDimension(axis, "relative", metres) for axis in ("x", "y", "z")),
+        *(ActionDimension(angle, "relative") for angle in ("roll", "pitch", "yaw")),
+        ActionDimension("gripper", "gripper"),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class SimulatorSpec:
     """The fixed facts of a simulator."""
@@ -25,7 +49,8 @@ class SimulatorSpec:
     cameras: tuple[str, ...]
     height: int
     width: int
-    action_dim: int
+    actions: tuple[ActionDimension, ...]
+    """What each dimension of an action means."""
     proprioception_dim: int
     state_dim: int
     """Size of the privileged state, 0 where there is none."""
@@ -33,6 +58,17 @@ class SimulatorSpec:
     """Control steps after which an episode is cut, unless the recipe says otherwise."""
     control_hz: float
     """Control steps per second of simulated time; the speed at which videos are written."""
+
+    @property
+    def action_dim(self) -> int:
+        """A: the dimensions of an action."""
+        return len(self.actions)
+
+    def observation(self, slots: int) -> Observation:
+        """Zeroed arrays for what is seen of `slots` slots."""
+        return Observation.empty(
+            slots, len(self.cameras), self.height, self.width, self.proprioception_dim, self.state_dim
+        )
 
 
 class Simulator(Protocol):
@@ -59,7 +95,7 @@ class Simulator(Protocol):
 
     def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
         """Play `actions` [n, C, A] one after another, at most `limits` [n] of them in each slot; a slot stops at its
-        termination. Actions are in the policy's convention (un-normalised), gripper in [0, 1], 1 open.
+        termination. Actions are un-normalised, as `SimulatorSpec.actions` says, and finite.
         """
         ...
 
@@ -73,22 +109,6 @@ class Simulator(Protocol):
 
     def close(self) -> None:
         """Release threads, processes and renderers. May be called twice."""
-        ...
-
-
-@runtime_checkable
-class StepsAndObserves(Simulator, Protocol):
-    """A simulator that is better asked once than twice, for its slots are elsewhere."""
-
-    def step_and_observe(
-        self,
-        slots: Slots,
-        actions: NDArray[np.float32],
-        limits: NDArray[np.intp],
-        wanted: NDArray[np.bool_],
-        out: Observation,
-    ) -> Outcome:
-        """As `step`, and then `observe` for those of the slots that are `wanted` [n] and did not terminate."""
         ...
 
 
@@ -112,9 +132,13 @@ class Scenes(Protocol):
     positions: NDArray[np.float32]
     """[N, M, 3] metres."""
     class_count: int
+    things: tuple[str, ...]
+    """Names of the M things, in the order of `classes`."""
+    asked: tuple[str, ...]
+    """Names of the Q things that an instruction names, in the order that `ask` returns."""
 
     def ask(self, rng: np.random.Generator, rows: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
-        """A random valid instruction for each row, and the two things [rows, 2] that it names."""
+        """A random valid instruction for each row, and the things [rows, Q] that it names, as columns of `classes`."""
         ...
 
 

@@ -10,12 +10,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import reaching
 
-from treadle.config.schema import SimulatorConfig
+from benchmarks.elsewhere import open_in_a_process
+from fake_simulator import one_after_another
 from treadle.data.observation import Observation
+from treadle.environments.interpreter import Interpreter
 from treadle.errors import ConfigError, SimulatorError
-from treadle.simulators.build import build_simulator
+from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.gymnasium import GymnasiumSimulator
-from treadle.simulators.host import Host, one_after_another
+from treadle.simulators.host import Host
 from treadle.simulators.tabletop import Tabletop
 
 ID = "reaching:Reaching-v0"
@@ -27,10 +29,7 @@ def make(slots: int = 2, **options) -> GymnasiumSimulator:
 
 
 def observed(simulator: GymnasiumSimulator) -> Observation:
-    spec = simulator.spec
-    out = Observation.empty(
-        simulator.slots, len(spec.cameras), spec.height, spec.width, spec.proprioception_dim, spec.state_dim
-    )
+    out = simulator.spec.observation(simulator.slots)
     simulator.observe(np.arange(simulator.slots), out)
     return out
 
@@ -46,6 +45,20 @@ def test_what_there_is_only_one_of_needs_no_name():
     assert (spec.height, spec.width, spec.action_dim, spec.proprioception_dim, spec.control_hz) == (4, 6, 2, 2, 5.0)
 
 
+@pytest.mark.parametrize(
+    ("actions", "kinds"),
+    [
+        ({}, ["absolute", "absolute"]),
+        ({"actions": "relative"}, ["relative", "relative"]),
+        ({"actions": ["relative", "gripper"]}, ["relative", "gripper"]),
+    ],
+)
+def test_what_actions_mean_is_said_by_an_option(actions, kinds):
+    dimensions = make(**actions).spec.actions
+    assert [dimension.kind for dimension in dimensions] == kinds
+    assert [(dimension.name, dimension.metres) for dimension in dimensions] == [("a0", None), ("a1", None)]
+
+
 def test_a_scenario_is_a_seed_and_says_what_is_asked():
     simulator = make()
     training, evaluation = (simulator.scenarios("train", split) for split in ("train", "evaluation"))
@@ -55,8 +68,8 @@ def test_a_scenario_is_a_seed_and_says_what_is_asked():
     assert training[-1].index == 999_999
     simulator.reset(SLOTS, [training[3], evaluation[3]])
     seen = observed(simulator)
-    assert seen.instructions == [training[3].instruction, evaluation[3].instruction]
-    assert [f"go to {frame[0, 0, 0, 0]}" for frame in seen.frames] == seen.instructions
+    asked = [training[3].instruction, evaluation[3].instruction]
+    assert [f"go to {frame[0, 0, 0, 0]}" for frame in seen.frames] == asked
 
 
 @pytest.mark.parametrize("options", [{"instruction_key": "agent/asked"}, {}])
@@ -166,6 +179,8 @@ def test_frames_for_people_keep_their_shape():
         ({"instruction": "go", "instruction_key": "asked"}, "set one of the two"),
         ({"action_range": [1, -1]}, "lowest and the highest"),
         ({"id": "reaching:Drawn-v0", "image": "render", "instruction": "x", "action_range": [0, 1]}, "no bounds"),
+        ({"actions": "sideways"}, "simulator.options.actions: 'sideways'; give one of relative, absolute, gripper"),
+        ({"actions": ["relative"]}, "a list of 2 of them"),
         ({"id": "CartPole-v1", "image": "render", "instruction": "x"}, "must be a Box"),
     ],
 )
@@ -217,11 +232,9 @@ def test_the_tabletop_through_gymnasium_is_the_tabletop():
 @pytest.mark.integration
 def test_it_runs_in_an_interpreter_of_ones_own():
     options = {"id": "treadle.gymnasium:treadle/Tabletop-v0", "environment": {"image_size": 32}}
-    config = SimulatorConfig(
-        name="treadle.simulators.gymnasium:GymnasiumSimulator", python=sys.executable, processes=1, slots=2,
-        horizon=8, options=options,
-    )  # fmt: skip
-    apart, here = build_simulator(config), GymnasiumSimulator(2, horizon=8, **options)
+    target = "treadle.simulators.gymnasium:GymnasiumSimulator"
+    factory = SimulatorFactory(target, {"horizon": 8, **options}, Interpreter(sys.executable))
+    apart, here = open_in_a_process(factory, 2), GymnasiumSimulator(2, horizon=8, **options)
     try:
         scenarios = here.scenarios("train", "train")[:2]
         assert apart.scenarios("train", "train")[:2] == scenarios

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treadle.simulators.libero.conventions import as_published, rotation_vector, to_control
+from treadle.simulators.libero.conventions import ACTIONS, as_published, rotation_vector, to_control
 
 
 def test_the_gripper_opens_at_minus_one_and_motions_stay():
@@ -42,3 +42,8 @@ def test_pictures_are_turned_by_half_a_turn():
     assert turned[0, 0].tolist() == frame[1, 2].tolist()
     assert turned[1, 2].tolist() == frame[0, 0].tolist()
     assert pytest.approx(frame) == as_published(turned)
+
+
+def test_an_action_of_one_asks_for_five_centimetres():
+    assert [dimension.metres for dimension in ACTIONS] == [0.05] * 3 + [None] * 4
+    assert [dimension.kind for dimension in ACTIONS] == ["relative"] * 6 + ["gripper"]

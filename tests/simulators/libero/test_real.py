@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from treadle.benchmarks import collect
+from benchmarks.elsewhere import open_in_a_process
+from fake_simulator import one_after_another
 from treadle.cores import usable_cores
 from treadle.data.observation import Observation
-from treadle.simulators.environments import find_environment
+from treadle.environments.environment import find_environment
 from treadle.simulators.factory import SimulatorFactory
-from treadle.simulators.host import Host, one_after_another
-from treadle.simulators.remote import open_remote
+from treadle.simulators.host import Host
 
 pytestmark = pytest.mark.simulator
 ROOT = Path(__file__).parents[3]
@@ -34,14 +34,12 @@ def interpreter():
 @pytest.fixture(scope="module")
 def simulator(interpreter):
     options = {"horizon": 200, "threads": 1, "tasks": [TASK], "image_size": 96, "render": "fast"}
-    with closing(open_remote(SimulatorFactory(TARGET, options, interpreter), 2, 1)) as opened:
+    with closing(open_in_a_process(SimulatorFactory(TARGET, options, interpreter), 2)) as opened:
         yield opened
 
 
 def look(simulator) -> Observation:
-    spec = simulator.spec
-    shape = (2, len(spec.cameras), spec.height, spec.width, spec.proprioception_dim, spec.state_dim)
-    seen = Observation.empty(*shape)
+    seen = simulator.spec.observation(2)
     simulator.observe(np.arange(2), seen)
     return seen
 
@@ -80,7 +78,7 @@ def test_the_fast_profile_draws_nearly_the_same_and_moves_exactly_the_same(simul
     options = {"horizon": 200, "tasks": [TASK], "image_size": 96, "render": "published"}
     actions = np.random.default_rng(0).uniform(-1, 1, (1, 6, 7)).astype(np.float32)
     frames, states = [], []
-    with closing(open_remote(SimulatorFactory(TARGET, options, interpreter), 2, 1)) as published:
+    with closing(open_in_a_process(SimulatorFactory(TARGET, options, interpreter), 2)) as published:
         for opened in (simulator, published):
             opened.reset(np.arange(1), opened.scenarios("train", "evaluation")[:1])
             states.append(opened.step(np.arange(1), actions, np.full(1, 6)).state)
@@ -95,7 +93,7 @@ def test_the_fast_profile_draws_nearly_the_same_and_moves_exactly_the_same(simul
 def test_furniture_that_touches_nothing_of_its_own_accord_is_where_it_stands(interpreter):
     """The microwave of suite 10's last task, into which a mug goes."""
     options = {"suite": "10", "tasks": [9], "image_size": 32, "render": "fast"}
-    with closing(open_remote(SimulatorFactory(TARGET, options, interpreter), 1, 1)) as opened:
+    with closing(open_in_a_process(SimulatorFactory(TARGET, options, interpreter), 1)) as opened:
         opened.reset(np.arange(1), opened.scenarios("train", "evaluation")[:1])
         state = opened.step(np.arange(1), np.zeros((1, 1, 7), np.float32), np.ones(1, np.intp)).state[0, 0]
     hand, mug, microwave = state[:3], state[8:14], state[14:20]
@@ -118,9 +116,9 @@ def test_the_expert_solves_its_task(simulator):
 
 
 def test_libero_called_directly_gives_the_same(interpreter, tmp_path):
-    variables = os.environ | dict(interpreter.variables) | {"PYTHONPATH": str(ROOT / "src")}
+    variables = os.environ | dict(interpreter.variables) | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
     report = tmp_path / "parity.json"
-    command = [interpreter.python, str(ROOT / "benchmarks" / "check_libero.py"), "parity", "--count", "1"]
+    command = [interpreter.python, "-m", "benchmarks.check_libero", "parity", "--count", "1"]
     subprocess.run([*command, "--json", str(report)], env=variables, check=True, timeout=300)
     (row,) = json.loads(report.read_text())["rows"]
     assert row["rewards_equal"]
@@ -131,6 +129,8 @@ def test_libero_called_directly_gives_the_same(interpreter, tmp_path):
 
 @pytest.mark.skipif(len(usable_cores()) < 2, reason="pins simulator and policy to a core each")
 def test_lanes_are_measured_with_a_policy_that_fits(tmp_path):
+    from benchmarks import collect
+
     file, small = tmp_path / "collect.json", ["simulator.slots=2", "collection.lanes=2", "decisions=2"]
     collect.run("libero", file, small, size="64x2", seconds=0)
     written = json.loads(file.read_text())

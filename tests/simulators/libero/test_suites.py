@@ -79,10 +79,10 @@ def test_tasks_are_kept_in_training_and_its_variants(distribution):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"suite": "objects"}, "'objects'; allowed: spatial, object, goal, 10, 90, 130"),
+        ({"suite": "objects"}, "options.suite: found 'objects'; choose from spatial, object, goal, 10, 90, 130"),
         ({"tasks": (10,)}, "found 10; suite 'object' has tasks 0 to 9"),
         ({"suite": "130", "tasks": (1,)}, "for a suite of its own"),
-        ({"states": "all"}, "allowed: disjoint, published"),
+        ({"states": "all"}, "choose from disjoint, published"),
     ],
 )
 def test_wrong_options_are_named(distribution, options, message):
@@ -92,7 +92,7 @@ def test_wrong_options_are_named(distribution, options, message):
 
 def test_unknown_suites_and_foreign_scenarios_are_refused(distribution):
     every = suites(distribution)
-    with pytest.raises(ConfigError, match="unknown suite 'vision/goal-object'; suites of libero: train, spatial"):
+    with pytest.raises(ConfigError, match="libero has no suite 'vision/goal-object'; choose from train, spatial"):
         every.scenarios("vision/goal-object", "train")
     scenario = every.scenarios("train", "train")[0]
     for foreign in (

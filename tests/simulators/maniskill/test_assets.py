@@ -8,7 +8,6 @@ import pytest
 
 from treadle.errors import SimulatorError
 from treadle.simulators.maniskill.put_on_plate import assets
-from treadle.simulators.maniskill.put_on_plate.arm import urdf
 from treadle.simulators.maniskill.put_on_plate.generate import OBJECT_SHAPES, PLATE_SHAPES, mesh
 from treadle.simulators.maniskill.put_on_plate.placements import START
 
@@ -24,14 +23,14 @@ def test_the_generated_set_is_whole(folder):
     found = assets.generated(folder)
     assert (len(found.objects), len(found.plates), len(found.tables)) == (25, 17, 21)
     assert len({thing.words for thing in (*found.objects, *found.plates)}) == 42
-    assert assets.words(None) == assets.words(folder)
+    assert assets.words(None) == assets.words(found)
     assert all(min(thing.size) <= 0.045 for thing in found.objects), "the gripper opens to 7.6 cm"
     assert found.stage is None
 
 
 def test_missing_files_are_named(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MS_ASSET_DIR", str(tmp_path))
-    with pytest.raises(SimulatorError, match=r"bridge_table_1_v1\.glb; name the published folder"):
+    with pytest.raises(SimulatorError, match=r"wx250s\.urdf, .*bridge_table_1_v1\.glb; name the published folder"):
         assets.published(folder)
     with pytest.raises(SimulatorError, match=r"more_table/model_db\.json is missing"):
         assets.published(tmp_path)
@@ -60,7 +59,7 @@ def test_meshes_are_of_their_size_and_face_outward(shape):
 
 def tool(joints):
     """Place and pointing direction of the tool by the description's own chain."""
-    elements = {joint.find("child").get("link"): joint for joint in ET.fromstring(urdf()).findall("joint")}
+    elements = {joint.find("child").get("link"): joint for joint in ET.parse(assets.ARM_OF_BOXES).findall("joint")}
     values = dict(
         zip(("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate"), joints, strict=True)
     )

@@ -1,18 +1,19 @@
-"""Missing assets are named file by file; the generated ones are whole."""
+"""Missing assets are named file by file; the miniature ones are whole."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from treadle.errors import ConfigError
-from treadle.simulators.robotwin import miniature, tasks
+from treadle.simulators.robotwin import simulator, tasks
 from treadle.simulators.robotwin.assets import check_assets, missing_assets
 
 
 @pytest.fixture
 def root(tmp_path, package):
     folder = tmp_path / "assets root"
-    miniature.write(folder)
+    shutil.copytree(Path(simulator.__file__).parent / simulator.MINIATURE, folder)
     return folder
 
 
@@ -21,7 +22,7 @@ def missing(root, task="beat_block_hammer", *, randomized=False) -> list[str]:
     return [path.relative_to(root / "assets").as_posix() for path in found]
 
 
-def test_the_generated_set_is_whole_and_small(root):
+def test_the_miniature_set_is_whole_and_small(root):
     assert missing(root) == []
     files = [path for path in root.rglob("*") if path.is_file()]
     assert len(files) <= 10

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 import treadle
+from benchmarks.elsewhere import open_simulator
+from fake_simulator import one_after_another
 from treadle.config.schema import SimulatorConfig
 from treadle.data.scenario import Scenario
-from treadle.simulators.build import build_simulator, simulator_environment
-from treadle.simulators.host import Host, one_after_another
-from treadle.simulators.process import Interpreter
+from treadle.environments.interpreter import Interpreter
+from treadle.simulators.build import simulator_environment
+from treadle.simulators.host import Host
 from treadle.simulators.protocol import Simulator
 
 pytestmark = pytest.mark.simulator
@@ -47,7 +49,7 @@ def interpreter() -> Interpreter:
 @pytest.fixture(scope="module")
 def simulator(interpreter: Interpreter):
     options = {"cameras": ["head_camera", "right_camera"]}
-    made = build_simulator(SimulatorConfig(name="robotwin", slots=2, horizon=12, processes=1, options=options))
+    made = open_simulator(SimulatorConfig(name="robotwin", slots=2, horizon=12, options=options))
     yield made
     made.close()
 

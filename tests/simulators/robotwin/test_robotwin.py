@@ -30,6 +30,9 @@ def test_it_is_made_without_its_packages(simulator):
     assert not {"sapien", "robotwin"} & sys.modules.keys()
     spec = simulator.spec
     assert (spec.height, spec.width, spec.action_dim, spec.proprioception_dim) == (240, 320, 14, 14)
+    grippers = {i: dimension.name for i, dimension in enumerate(spec.actions) if dimension.kind == "gripper"}
+    assert grippers == {6: "left_gripper", 13: "right_gripper"}
+    assert {dimension.kind for dimension in spec.actions} == {"absolute", "gripper"}
     assert spec.cameras == ("head_camera", "left_camera", "right_camera")
     assert simulator.suites() == ("train", "semantic/instruction")
 
@@ -76,7 +79,7 @@ def test_a_file_without_the_task(tmp_path):
     ("options", "said"),
     [
         ({"tasks": "beat_the_block"}, "options.tasks: found 'beat_the_block'; choose from adjust_bottle, "),
-        ({"tasks": []}, "options.tasks: found None"),
+        ({"tasks": []}, "options.tasks: found 'none'; choose from adjust_bottle"),
         ({"cameras": ["front"]}, "options.cameras: found 'front'; choose from head_camera, left_camera, right_camera"),
         ({"variation": "wild"}, "choose from clean, randomized"),
         ({"shader": "raster"}, "choose from auto, rt, default"),
@@ -98,7 +101,7 @@ def test_missing_assets_are_an_error_before_anything_starts(package, tmp_path):
 
 
 def test_what_cannot_be_played(simulator):
-    with pytest.raises(ConfigError, match="no suite 'vision/randomized' here; choose one of train"):
+    with pytest.raises(ConfigError, match="no suite 'vision/randomized'; choose from train"):
         simulator.scenarios("vision/randomized", "evaluation")
     with pytest.raises(SimulatorError, match="cannot play scenario tabletop/train/train/000003"):
         simulator.reset(np.zeros(1, np.intp), [Scenario("tabletop", "train", "x", "train", 3, "go")])

@@ -26,10 +26,7 @@ def build() -> Iterator[Callable[..., Tabletop]]:
 @pytest.fixture
 def observe() -> Callable[[Tabletop], Observation]:
     def read(simulator: Tabletop) -> Observation:
-        spec = simulator.spec
-        out = Observation.empty(
-            simulator.slots, len(spec.cameras), spec.height, spec.width, spec.proprioception_dim, spec.state_dim
-        )
+        out = simulator.spec.observation(simulator.slots)
         simulator.observe(np.arange(simulator.slots), out)
         return out
 

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 
 from treadle.errors import ConfigError
-from treadle.simulators.tabletop.layout import OBJECT_GAP, OBJECT_PLATE_GAP, PLATE_GAP, REACH, SQUARE, layout
-from treadle.simulators.tabletop.scenarios import CONCRETE, LENGTH, Scenarios
+from treadle.simulators.tabletop.layout import CONCRETE, OBJECT_GAP, OBJECT_PLATE_GAP, PLATE_GAP, REACH, SQUARE, layout
+from treadle.simulators.tabletop.simulator import LENGTH, Tabletop
+
+enumerate_suite = Tabletop(1).scenarios
 
 
 def test_an_enumeration_is_stable_lazy_and_without_repeats():
-    scenarios = Scenarios("train", "train")
+    scenarios = enumerate_suite("train", "train")
     assert len(scenarios) == LENGTH
-    assert scenarios[7] == Scenarios("train", "train")[7]
+    assert scenarios[7] == enumerate_suite("train", "train")[7]
     assert scenarios[-1].index == LENGTH - 1
     assert len({layout("train", "train", i).objects.tobytes() for i in range(300)}) == 300
     with pytest.raises(IndexError):
@@ -36,16 +38,16 @@ def test_splits_and_suites_are_disjoint():
 
 
 def test_an_axis_takes_its_settings_in_turn():
-    suites = [scenario.suite for scenario in Scenarios("vision", "evaluation")[:5]]
+    suites = [scenario.suite for scenario in enumerate_suite("vision", "evaluation")[:5]]
     assert suites == ["vision/texture", "vision/noise", "vision/light", "vision/camera", "vision/texture"]
-    assert Scenarios("vision", "evaluation")[5] == Scenarios("vision/noise", "evaluation")[1]
+    assert enumerate_suite("vision", "evaluation")[5] == enumerate_suite("vision/noise", "evaluation")[1]
 
 
 def test_unknown_suites_and_splits_are_refused():
     with pytest.raises(ConfigError, match="vision/fog"):
-        Scenarios("vision/fog", "train")
+        enumerate_suite("vision/fog", "train")
     with pytest.raises(ConfigError, match="test"):
-        Scenarios("train", "test")  # pyright: ignore[reportArgumentType]
+        enumerate_suite("train", "test")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("suite", CONCRETE)

@@ -4,13 +4,14 @@ Shapes: A action dimensions.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from treadle.errors import ConfigError
+from treadle.simulators.protocol import ActionDimension, ActionKind
 
 
 class ActionMap:
@@ -24,7 +25,6 @@ class ActionMap:
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
             raise ConfigError(f"simulator.name: the action space is {space}; it must be a Box with one dimension")
         self.low, self.high = space.low.astype(np.float64), space.high.astype(np.float64)
-        self.dimensions = len(self.low)
         self._dtype = space.dtype
         self._range: tuple[float, float] | None = None
         if action_range is None:
@@ -34,6 +34,18 @@ class ActionMap:
         if not (np.isfinite(self.low) & np.isfinite(self.high)).all():
             raise ConfigError(f"{key}: the action space {space} has no bounds to map onto; leave the range out")
         self._range = (float(action_range[0]), float(action_range[1]))
+
+    def meaning(self, kinds: ActionKind | Sequence[ActionKind]) -> tuple[ActionDimension, ...]:
+        """The dimensions, where option `actions` says of what kind they are: all alike, or each. Raises ConfigError."""
+        count = len(self.low)
+        each: list[ActionKind] = [kinds] * count if isinstance(kinds, str) else list(kinds)
+        if len(each) != count or any(kind not in get_args(ActionKind) for kind in each):
+            allowed = ", ".join(get_args(ActionKind))
+            raise ConfigError(
+                f"simulator.options.actions: {kinds!r}; give one of {allowed}, or a list of {count} of them, one for "
+                "each dimension of the action space"
+            )
+        return tuple(ActionDimension(f"a{i}", kind) for i, kind in enumerate(each))
 
     def __call__(self, action: NDArray[np.float32]) -> NDArray[Any]:
         """The action [A] that the environment plays."""

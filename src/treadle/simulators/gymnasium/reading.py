@@ -11,12 +11,11 @@ from gymnasium import spaces
 
 from treadle.errors import ConfigError
 
-WHOLE = ""
-"""The place of an observation that is no dictionary."""
+_KEY = "simulator.options."
 _INFO_KEYS = ("instruction", "language_instruction", "task_description")
 
 
-def leaves(space: spaces.Space[Any], place: str = WHOLE) -> dict[str, spaces.Space[Any]]:
+def leaves(space: spaces.Space[Any], place: str = "") -> dict[str, spaces.Space[Any]]:
     """The spaces that hold no further ones, by place."""
     if not isinstance(space, spaces.Dict):
         return {place: space}
@@ -46,25 +45,23 @@ def describe(space: spaces.Space[Any]) -> str:
     )
 
 
-def is_image(space: spaces.Space[Any] | None) -> bool:
-    """Whether values are [H, W, 3] uint8."""
-    if not isinstance(space, spaces.Box):
-        return False
-    return len(space.shape) == 3 and space.shape[2] == 3 and space.dtype == np.uint8
+def _arrays(space: spaces.Space[Any], dimensions: int, kind: type[np.generic]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of so many dimensions and that kind of number, by place."""
+    boxes = {place: leaf for place, leaf in leaves(space).items() if isinstance(leaf, spaces.Box)}
+    return {
+        place: box.shape
+        for place, box in boxes.items()
+        if len(box.shape) == dimensions and np.issubdtype(box.dtype, kind)
+    }
 
 
-def is_vector(space: spaces.Space[Any] | None) -> bool:
-    """Whether values are [n] floating-point numbers."""
-    return isinstance(space, spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating)
-
-
-def image_places(key: str, wanted: str | Sequence[str] | None, space: spaces.Space[Any]) -> tuple[str, ...]:
-    """Places of the cameras' images, the value `wanted` of the option `key` or the only image that there is.
+def image_places(wanted: str | Sequence[str] | None, space: spaces.Space[Any]) -> tuple[str, ...]:
+    """Places of the cameras' images, as option `image` wants them or the only image that there is.
 
     Raises ConfigError.
     """
-    held = leaves(space)
-    images = [place for place, leaf in held.items() if is_image(leaf)]
+    key = f"{_KEY}image"
+    images = {place: shape for place, shape in _arrays(space, 3, np.uint8).items() if shape[2] == 3}
     if wanted is None:
         if len(images) == 1:
             return tuple(images)
@@ -79,16 +76,17 @@ def image_places(key: str, wanted: str | Sequence[str] | None, space: spaces.Spa
             raise ConfigError(
                 f"{key}: {place!r} is no image [H, W, 3] uint8 of the observations; they hold: {describe(space)}"
             )
-    if not places or len({held[place].shape for place in places}) > 1:
+    if not places or len({images[place] for place in places}) > 1:
         raise ConfigError(f"{key}: {list(places)} must be one or more images of one size; see {describe(space)}")
     return places
 
 
-def proprioception_place(key: str, wanted: str | None, space: spaces.Space[Any]) -> tuple[str, int] | None:
-    """Place and size of the proprioception, the value `wanted` of the option `key`, or the only vector of numbers that
+def proprioception_place(wanted: str | None, space: spaces.Space[Any]) -> tuple[str, int] | None:
+    """Place and size of the proprioception, as option `proprioception` wants it or the only vector of numbers that
     there is; None where there is none or `wanted` is empty. Raises ConfigError.
     """
-    vectors = {place: leaf.shape[0] for place, leaf in leaves(space).items() if is_vector(leaf) and leaf.shape}
+    key = f"{_KEY}proprioception"
+    vectors = {place: shape[0] for place, shape in _arrays(space, 1, np.floating).items()}
     if wanted == "":
         return None
     if wanted is not None:
@@ -113,11 +111,9 @@ def instruction_in(place: str, observation: Any, info: Mapping[str, Any]) -> str
     return None
 
 
-def instruction_place(
-    key: str, wanted: str | None, space: spaces.Space[Any], observation: Any, info: Mapping[str, Any]
-) -> str:
-    """Place of the instruction in observations or infos, of which the first ones are given: the value `wanted` of the
-    option `key`, or the only text that there is. Raises ConfigError.
+def instruction_place(wanted: str | None, space: spaces.Space[Any], observation: Any, info: Mapping[str, Any]) -> str:
+    """Place of the instruction in observations or infos, of which the first ones are given: as option `instruction_key`
+    wants it, or the only text that there is. Raises ConfigError.
     """
     texts = [place for place, leaf in leaves(space).items() if isinstance(leaf, spaces.Text)]
     known = [name for name in _INFO_KEYS if isinstance(info.get(name), str)]
@@ -126,7 +122,7 @@ def instruction_place(
         return candidates[0]
     found = f"no text at {wanted!r}" if wanted is not None else f"{len(candidates)} texts" if candidates else "no text"
     raise ConfigError(
-        f"{key}: {found} in the environment's observations ({describe(space)}) and in the info of reset() "
-        f"({', '.join(info) or 'empty'}); name the key that holds the instruction, or say what is asked in "
-        "simulator.options.instruction"
+        f"{_KEY}instruction_key: {found} in the environment's observations ({describe(space)}) and in the info of "
+        f"reset() ({', '.join(info) or 'empty'}); name the key that holds the instruction, or say what is asked in "
+        f"{_KEY}instruction"
     )

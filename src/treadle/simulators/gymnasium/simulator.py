@@ -12,6 +12,7 @@ from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario, Split
 from treadle.data.step import Outcome
 from treadle.errors import ConfigError, SimulatorError
+from treadle.simulators.checks import check_suite, entry_of
 from treadle.simulators.enumeration import Enumeration, fit_square
 from treadle.simulators.gymnasium.actions import ActionMap
 from treadle.simulators.gymnasium.reading import (
@@ -21,7 +22,7 @@ from treadle.simulators.gymnasium.reading import (
     proprioception_place,
     value_at,
 )
-from treadle.simulators.protocol import SimulatorSpec, Slots
+from treadle.simulators.protocol import ActionKind, SimulatorSpec, Slots
 
 SEEDS = 1_000_000
 """Scenarios of each split: training has the seeds from 0 on, evaluation those from here on."""
@@ -51,6 +52,7 @@ class GymnasiumSimulator:
         instruction_key: str | None = None,
         proprioception: str | None = None,
         success: str | None = None,
+        actions: ActionKind | Sequence[ActionKind] = "absolute",
         action_range: Sequence[float] | None = None,
         environment: Mapping[str, Any] | None = None,
     ) -> None:
@@ -69,6 +71,8 @@ class GymnasiumSimulator:
             proprioception: where a vector of numbers lies in observations; the only one by default, '' for none.
             success: key of the step's info that says whether the goal holds, if not at every step then at an ending;
                 or `terminated` where every ending is a success; `success` or `is_success` by default.
+            actions: what the dimensions of an action are: `absolute` targets, `relative` motions, where 0 stands still,
+                or a `gripper` in [0, 1], 1 open; one word for all of them, or a list with one for each.
             action_range: lowest and highest number of the policy's actions, mapped onto the bounds of the action
                 space; by default actions are taken as they are.
             environment: further arguments of `gymnasium.make`.
@@ -92,17 +96,15 @@ class GymnasiumSimulator:
         self._environments: list[gymnasium.Env[Any, Any]] = [first]
         observation, info = first.reset(seed=0)
         space = first.observation_space
-        self._images = None if image == RENDERED else image_places(f"{_KEY}image", image, space)
+        self._images = None if image == RENDERED else image_places(image, space)
         self._draws = first.render_mode == "rgb_array"
         if self._images is None and not self._draws:
             raise ConfigError(f"{_KEY}image: {id!r} offers no render_mode 'rgb_array'")
-        self._proprioception = proprioception_place(f"{_KEY}proprioception", proprioception, space)
+        self._proprioception = proprioception_place(proprioception, space)
         self._instruction = instruction
-        self._instruction_place = (
-            instruction_place(f"{_KEY}instruction_key", instruction_key, space, observation, info)
-            if instruction is None
-            else None
-        )
+        self._instruction_place: str | None = None
+        if instruction is None:
+            self._instruction_place = instruction_place(instruction_key, space, observation, info)
         self._actions = ActionMap(first.action_space, action_range)
         height, width = self._frames(first, observation)[0].shape[:2]
         self.spec = SimulatorSpec(
@@ -110,7 +112,7 @@ class GymnasiumSimulator:
             cameras=tuple(place or "image" for place in self._images) if self._images else (RENDERED,),
             height=height,
             width=width,
-            action_dim=self._actions.dimensions,
+            actions=self._actions.meaning(actions),
             proprioception_dim=self._proprioception[1] if self._proprioception else 0,
             state_dim=0,
             horizon=horizon,
@@ -129,8 +131,7 @@ class GymnasiumSimulator:
 
     def scenarios(self, suite: str, split: Split) -> Sequence[Scenario]:
         """A million seeds. Raises ConfigError for an unknown suite."""
-        if suite not in self.suites():
-            raise ConfigError(f"{self.spec.name} has no suite {suite!r}; it has 'train' alone")
+        check_suite(self.spec.name, suite, split, self.suites())
         return Enumeration(SEEDS, lambda index: self._scenario(suite, split, index))
 
     def instructions(self, scenario: Scenario) -> Sequence[str]:
@@ -160,8 +161,6 @@ class GymnasiumSimulator:
         outcome = Outcome.empty(len(actions), actions.shape[1])
         for row, slot in enumerate(slots.tolist()):
             scenario = self._at(slot)
-            if not np.isfinite(actions[row, : limits[row]]).all():
-                raise SimulatorError(f"{scenario.id}, slot {slot}: an action is not finite")
             for c in range(int(limits[row])):
                 played = self._actions(actions[row, c])
                 self._observations[slot], reward, ended, cut, info = self._environments[slot].step(played)
@@ -180,14 +179,14 @@ class GymnasiumSimulator:
         return outcome
 
     def observe(self, slots: Slots, out: Observation) -> None:
-        """Write frames, proprioception and instructions of each slot into row `slot` of `out`."""
+        """Write frames and proprioception of each slot into row `slot` of `out`."""
         for slot in slots.tolist():
-            scenario, observation = self._at(slot), self._observations[slot]
+            self._at(slot)
+            observation = self._observations[slot]
             for camera, frame in enumerate(self._frames(self._environments[slot], observation)):
                 out.frames[slot, camera] = frame
             if self._proprioception is not None:
                 out.proprioception[slot] = value_at(observation, self._proprioception[0])
-            out.instructions[slot] = scenario.instruction
 
     def render(self, slots: Slots, size: int) -> NDArray[np.uint8]:
         """What the environments draw or, where they cannot, their first image, [n, size, size, 3]."""
@@ -230,12 +229,7 @@ class GymnasiumSimulator:
         return found
 
     def _at(self, slot: int) -> Scenario:
-        scenario = self._playing[slot]
-        if scenario is None:
-            raise SimulatorError(
-                f"{self.spec.name}: slot {slot} was never reset; reset it before stepping or observing"
-            )
-        return scenario
+        return entry_of(self.spec.name, self._playing, slot)
 
     def _frames(self, environment: gymnasium.Env[Any, Any], observation: Any) -> list[NDArray[np.uint8]]:
         if self._images is None:

@@ -50,10 +50,8 @@ class Arm:
         joints, speeds, (along, about) = controller.qvel_index, data.qvel, self._jacobians
         mujoco.mj_jacSite(self._model, data, along, about, site)
         mujoco.mj_fullM(self._model, data, self._masses)
-        controller.ee_pos, controller.ee_ori_mat = (
-            data.site_xpos[site].copy(),
-            data.site_xmat[site].reshape(3, 3).copy(),
-        )
+        controller.ee_pos = data.site_xpos[site].copy()
+        controller.ee_ori_mat = data.site_xmat[site].reshape(3, 3).copy()
         controller.ee_pos_vel, controller.ee_ori_vel = np.dot(along, speeds), np.dot(about, speeds)
         controller.joint_pos, controller.joint_vel = data.qpos[controller.qpos_index], speeds[joints]
         controller.J_pos, controller.J_ori = along[:, joints], about[:, joints]

@@ -6,13 +6,17 @@ Shapes: n slots, C actions of a chunk.
 import numpy as np
 from numpy.typing import NDArray
 
-ACTION_DIM = 7
-"""dx, dy, dz, droll, dpitch, dyaw in [-1, 1], in units of `STEP` and `TURN`; gripper in [0, 1], 1 open."""
+from treadle.simulators.protocol import tool_motions
+
 STEP, TURN = 0.05, 0.5
 """What an action of 1 asks for in a control step, in metres and radians."""
+ACTIONS = tool_motions(metres=STEP)
+"""Motions are in [-1, 1], in units of `STEP` and `TURN`."""
 PROPRIOCEPTION_DIM = 8
 """Position of the gripper (metres), its rotation vector (radians), positions of both fingers (metres)."""
 CONTROL_HZ = 20.0
+OBJECTS = 2
+"""Objects of interest that are kept, of each task."""
 
 
 def to_control(actions: NDArray[np.float32]) -> NDArray[np.float64]:

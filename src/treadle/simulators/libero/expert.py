@@ -4,6 +4,7 @@ in the second. It solves most of the object suite and a part of the spatial one.
 Lengths are in metres, angles in radians.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +17,7 @@ from treadle.simulators.libero.shapes import Extent, extent, half_turn
 from treadle.simulators.protocol import Slots
 
 if TYPE_CHECKING:
-    from treadle.simulators.libero.simulator import Libero
+    from treadle.simulators.libero.scene import Place, TaskScene
 
 Phase = Literal["approach", "close", "carry", "release"]
 
@@ -56,18 +57,27 @@ class Expert:
     With `miss_probability` an episode's first grasp is 2 to 4 cm off.
     """
 
-    def __init__(self, simulator: "Libero", seed: int, *, miss_probability: float = 0.0) -> None:
-        self._simulator = simulator
+    def __init__(
+        self,
+        at: "Callable[[int], tuple[TaskScene, Place]]",
+        elapsed: NDArray[np.intp],
+        seed: int,
+        *,
+        miss_probability: float = 0.0,
+    ) -> None:
+        """`at`: what a slot plays in; `elapsed`: [slots] control steps that each episode has had."""
+        self._at = at
+        self._elapsed = elapsed
         self._rng = np.random.default_rng(seed)
         self._miss_probability = miss_probability
-        self._attempts = [Attempt() for _ in range(simulator.slots)]
+        self._attempts = [Attempt() for _ in elapsed]
 
     def act(self, slots: Slots) -> NDArray[np.float32]:
         """Actions [n, 7] for the present state of each slot. An episode's first call must be at its first step.
 
         Raises ConfigError for a task that is not about two things.
         """
-        for slot in slots[self._simulator.elapsed[slots] == 0].tolist():
+        for slot in slots[self._elapsed[slots] == 0].tolist():
             self._attempts[slot] = attempt = Attempt()
             if self._rng.random() < self._miss_probability:
                 angle, distance = self._rng.uniform(0, 2 * np.pi), self._rng.uniform(0.02, 0.04)
@@ -75,7 +85,7 @@ class Expert:
         return np.stack([self._act(slot) for slot in slots.tolist()])
 
     def _act(self, slot: int) -> NDArray[np.float32]:
-        scene, place = self._simulator.at(slot)
+        scene, place = self._at(slot)
         if len(scene.interest) < 2:
             raise ConfigError(
                 f"libero: the expert moves one thing to another; task {scene.task.name} is about "

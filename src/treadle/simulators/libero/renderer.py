@@ -51,14 +51,11 @@ class Renderer:
         if profile == "fast":
             model = copy(model)
             _coarsen(model, cell_size(size))
-        view = model.vis
-        view.global_.offwidth, view.global_.offheight = (
-            max(size, view.global_.offwidth),
-            max(size, view.global_.offheight),
-        )
+        view = model.vis.global_
+        view.offwidth, view.offheight = max(size, view.offwidth), max(size, view.offheight)
         if profile == "fast":
-            view.quality.offsamples = 0
-            view.quality.shadowsize = 0
+            model.vis.quality.offsamples = 0
+            model.vis.quality.shadowsize = 0
         screen.use()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any, NamedTuple
 
+import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from treadle.errors import SimulatorError
 from treadle.simulators.libero.arm import Arm
-from treadle.simulators.libero.conventions import rotation_vector
+from treadle.simulators.libero.conventions import OBJECTS, rotation_vector
 from treadle.simulators.libero.shapes import corners
 from treadle.simulators.libero.suites import Task, read_states
 
@@ -25,8 +26,6 @@ SEED = 0
 """Of the places of furniture, which initial states do not hold; that of the published evaluation."""
 SETTLE = np.array([0.0, 0, 0, 0, 0, 0, -1])
 """The action that lets a scene settle: stand still, gripper open."""
-OBJECTS = 2
-"""Objects of interest that are kept, of each task."""
 _MEASURED = (
     *("ee_pos", "ee_ori_mat", "ee_pos_vel", "ee_ori_vel", "joint_pos", "joint_vel"),
     *("J_pos", "J_ori", "J_full", "mass_matrix"),
@@ -88,8 +87,6 @@ class TaskScene:
 
     def reset(self, place: Place, state: int, settle: int) -> None:
         """Put a slot at an initial state, and let `settle` control steps pass."""
-        import mujoco
-
         place.goal_rotation, place.gripper, place.started = self._start_rotation, np.zeros(2), False
         self.enter(place)
         sim = self._env.sim
@@ -179,16 +176,12 @@ class TaskScene:
         """In place of `sim.forward`, which robosuite calls twice before each physics step: what its controllers read is
         known after the first half of a step, and is computed once.
         """
-        import mujoco
-
         if self._stale:
             mujoco.mj_step1(self.model, self._env.sim.data._data)  # noqa: SLF001
             self._stale = False
 
     def _step(self) -> None:
         """In place of `sim.step`: the other half."""
-        import mujoco
-
         self._forward()
         mujoco.mj_step2(self.model, self._env.sim.data._data)  # noqa: SLF001
         self._stale = True

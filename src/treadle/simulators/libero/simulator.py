@@ -10,29 +10,21 @@ from numpy.typing import NDArray
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario, Split
 from treadle.data.step import Outcome
-from treadle.errors import ConfigError, SimulatorError
-from treadle.simulators.libero.conventions import (
-    ACTION_DIM,
-    CONTROL_HZ,
-    PROPRIOCEPTION_DIM,
-    as_published,
-    to_control,
-)
+from treadle.simulators.checks import check_option, entry_of
+from treadle.simulators.libero import conventions
 from treadle.simulators.libero.distribution import find_distribution
+from treadle.simulators.libero.expert import Expert
 from treadle.simulators.libero.setup import use_renderer
 from treadle.simulators.libero.suites import NAME, States, Suites, Task, state_of
 from treadle.simulators.protocol import SimulatorSpec, Slots
 
 if TYPE_CHECKING:
-    from treadle.simulators.libero.direct import Direct
-    from treadle.simulators.libero.expert import Expert
     from treadle.simulators.libero.renderer import Profile, Renderer, Screen
     from treadle.simulators.libero.scene import Place, TaskScene
 
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 """Our names and LIBERO's."""
-_OBJECTS = 2
-STATE_DIM = PROPRIOCEPTION_DIM + 6 * _OBJECTS + 1
+STATE_DIM = conventions.PROPRIOCEPTION_DIM + 6 * conventions.OBJECTS + 1
 """Proprioception; of up to two objects of interest, where it is and where it is from the gripper (metres); the share of
 the horizon that is over."""
 
@@ -41,7 +33,7 @@ class Libero:
     """Tasks of LIBERO, each with 50 initial states. Slots are stepped one after another, in the thread that calls:
     processes are what makes it faster.
 
-    Actions [7]: see `conventions.ACTION_DIM`. Reward 1 at success, which ends the episode.
+    Actions [7]: see `conventions.ACTIONS`. Reward 1 at success, which ends the episode.
     """
 
     def __init__(
@@ -79,23 +71,19 @@ class Libero:
             ConfigError: An unknown suite, task, camera or profile.
             SimulatorError: LIBERO or its files are missing.
         """
-        for name, value, allowed in (
-            ("render", render, ("published", "fast")),
-            *(("cameras", camera, tuple(CAMERAS)) for camera in cameras or ("none",)),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"libero: option {name}: found {value!r}; allowed: {', '.join(allowed)}")
+        check_option("render", render, ("published", "fast"))
+        check_option("cameras", cameras, tuple(CAMERAS))
         self.slots = slots
         self.spec = SimulatorSpec(
             name=NAME,
             cameras=tuple(cameras),
             height=image_size,
             width=image_size,
-            action_dim=ACTION_DIM,
-            proprioception_dim=PROPRIOCEPTION_DIM,
+            actions=conventions.ACTIONS,
+            proprioception_dim=conventions.PROPRIOCEPTION_DIM,
             state_dim=STATE_DIM,
             horizon=horizon,
-            control_hz=CONTROL_HZ,
+            control_hz=conventions.CONTROL_HZ,
         )
         self._suites = Suites(find_distribution(), suite, tasks, states)
         self._profile: Profile = render
@@ -104,7 +92,6 @@ class Libero:
         self._renderers: dict[Task, Renderer] = {}
         self._screen: Screen | None = None
         self._playing: list[tuple[TaskScene, Place] | None] = [None] * slots
-        self._instructions = [""] * slots
         self.elapsed = np.zeros(slots, np.intp)
         """[slots] control steps that each episode has had."""
 
@@ -124,11 +111,9 @@ class Libero:
         """The instructions of all suites."""
         return self._suites.all_instructions()
 
-    def expert(self, seed: int, *, miss_probability: float = 0.0) -> "Expert":
+    def expert(self, seed: int, *, miss_probability: float = 0.0) -> Expert:
         """The scripted expert of these slots."""
-        from treadle.simulators.libero.expert import Expert
-
-        return Expert(self, seed, miss_probability=miss_probability)
+        return Expert(self.at, self.elapsed, seed, miss_probability=miss_probability)
 
     def reset(self, slots: Slots, scenarios: Sequence[Scenario]) -> None:
         """Put each slot at its scenario's initial state, settled."""
@@ -140,16 +125,12 @@ class Libero:
             place = scene.place()
             scene.reset(place, state_of(scenario), self._settle)
             self._playing[slot] = scene, place
-            self._instructions[slot] = scenario.instruction
             self.elapsed[slot] = 0
 
     def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
         """Play actions [n, C, 7], at most `limits` [n] in each slot, until its success."""
-        if not np.isfinite(actions).all():
-            row = int(np.flatnonzero(~np.isfinite(actions).all((1, 2)))[0])
-            raise SimulatorError(f"libero got a non-finite action in slot {int(slots[row])}: {actions[row].tolist()}")
         outcome = Outcome.empty(len(actions), actions.shape[1], STATE_DIM)
-        control = to_control(actions)
+        control = conventions.to_control(actions)
         for row, slot in enumerate(slots.tolist()):
             scene, place = self.at(slot)
             for c in range(int(limits[row])):
@@ -168,10 +149,9 @@ class Libero:
             scene, place = self.at(slot)
             renderer, data = self._renderer(scene), scene.show(place)
             for i, camera in enumerate(self.spec.cameras):
-                out.frames[slot, i] = as_published(renderer.draw(data, CAMERAS[camera], self.spec.height))
+                out.frames[slot, i] = conventions.as_published(renderer.draw(data, CAMERAS[camera], self.spec.height))
             out.proprioception[slot] = scene.proprioception(place)
             out.state[slot] = self._state(slot)
-            out.instructions[slot] = self._instructions[slot]
 
     def render(self, slots: Slots, size: int) -> NDArray[np.uint8]:
         """The agent's view, [n, size, size, 3], with left and right as they are."""
@@ -180,14 +160,6 @@ class Libero:
             scene, place = self.at(slot)
             frame[:] = self._renderer(scene).draw(scene.show(place), CAMERAS["agentview"], size)[::-1]
         return frames
-
-    def bare(self, scenario: Scenario) -> "Direct":
-        """See `treadle.simulators.bare`; it draws as LIBERO does, whatever `render` is."""
-        from treadle.simulators.libero.direct import Direct
-
-        loop = Direct(self._suites.task(scenario), self.spec.height)
-        loop.start(state_of(scenario), self._settle)
-        return loop
 
     def close(self) -> None:
         """Release scenes and renderers."""
@@ -202,10 +174,7 @@ class Libero:
 
     def at(self, slot: int) -> "tuple[TaskScene, Place]":
         """The scene that a slot plays in, and what it has of its own. Raises SimulatorError before its first reset."""
-        playing = self._playing[slot]
-        if playing is None:
-            raise SimulatorError(f"libero slot {slot} was never reset; reset it before stepping or observing")
-        return playing
+        return entry_of(NAME, self._playing, slot)
 
     def _state(self, slot: int) -> NDArray[np.float64]:
         scene, place = self.at(slot)

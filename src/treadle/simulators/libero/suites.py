@@ -5,17 +5,19 @@ that any first part of an enumeration has all of them.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treadle.data.scenario import Scenario, Split
 from treadle.errors import ConfigError, SimulatorError
+from treadle.simulators.checks import check_option, check_suite
+from treadle.simulators.enumeration import Enumeration
 from treadle.simulators.libero.distribution import Distribution
 
 NAME = "libero"
@@ -35,6 +37,10 @@ VARIANTS = {
 }
 """Suites of LIBERO-PRO, from ours to their names: objects that look otherwise, instructions worded otherwise, other
 goals in the same scene, objects in each other's place."""
+PUBLISHED = STANDARD | {
+    ours.format(base): theirs.format(name) for base, name in STANDARD.items() for ours, theirs in VARIANTS.items()
+}
+"""LIBERO's name of each concrete suite: `libero_object_lan` of `semantic/object-language`."""
 AXES = ("vision", "semantic", "execution")
 STATE_COUNT = 50
 """Initial states of each task."""
@@ -68,11 +74,9 @@ class Suites:
         """
         self._distribution = distribution
         self._states: States = states
+        check_option("suite", suite, (*STANDARD, UNIFIED))
+        check_option("states", states, ("disjoint", "published"))
         self._base = tuple(STANDARD) if suite == UNIFIED else (suite,)
-        if unknown := [base for base in self._base if base not in STANDARD]:
-            raise ConfigError(f"libero: option suite: found {unknown[0]!r}; allowed: {', '.join((*STANDARD, UNIFIED))}")
-        if states not in ("disjoint", "published"):
-            raise ConfigError(f"libero: option states: found {states!r}; allowed: disjoint, published")
         self._train = [task for base in self._base for task in self._tasks(base)]
         self._kept = tuple(tasks)
         if unknown := [index for index in self._kept if not 0 <= index < len(self._train)]:
@@ -88,20 +92,29 @@ class Suites:
         axes = [axis for axis in AXES if self._axis(axis)]
         return ("train", *STANDARD, UNIFIED, *settings, *axes)
 
-    def scenarios(self, suite: str, split: Split) -> "Scenarios":
-        """The enumeration. Raises ConfigError for an unknown suite."""
+    def scenarios(self, suite: str, split: Split) -> Sequence[Scenario]:
+        """Tasks times initial states, lazily. Raises ConfigError for an unknown suite."""
+        check_suite(NAME, suite, split, self.names())
         if suite == "train":
             tasks = self._chosen(self._train)
         elif suite == UNIFIED:
             tasks = [task for base in STANDARD for task in self._tasks(base)]
-        elif suite in AXES and (settings := self._axis(suite)):
-            parts = [self._chosen(self._tasks(setting)) for setting in settings]
+        elif suite in AXES:
+            parts = [self._chosen(self._tasks(setting)) for setting in self._axis(suite)]
             tasks = [task for together in zip(*parts, strict=True) for task in together]
-        elif suite in STANDARD or suite in self._settings(STANDARD):
-            tasks = self._tasks(suite)
         else:
-            raise ConfigError(f"unknown suite {suite!r}; suites of libero: {', '.join(self.names())}")
-        return Scenarios(tasks, split, self._states)
+            tasks = self._tasks(suite)
+        both = range(STATE_COUNT)
+        own = both[:TRAINING_STATES] if split == "train" else both[TRAINING_STATES:]
+        states = both if self._states == "published" else own
+
+        def make(place: int) -> Scenario:
+            state, task = divmod(place, len(tasks))
+            chosen = tasks[task]
+            index = chosen.number * 100 + states[state]
+            return Scenario(NAME, chosen.suite, chosen.name, split, index, chosen.instruction)
+
+        return Enumeration(len(tasks) * len(states), make)
 
     def task(self, scenario: Scenario) -> Task:
         """The task of a scenario. Raises SimulatorError for one that is not of these suites."""
@@ -123,15 +136,16 @@ class Suites:
         suites = (*STANDARD, *self._settings(STANDARD))
         return list(dict.fromkeys(task.instruction for suite in suites for task in self._tasks(suite)))
 
-    def _settings(self, bases: Iterable[str]) -> list[str]:
+    def _settings(self, bases: Collection[str]) -> list[str]:
         """The variants of these suites that the distribution has."""
-        known = self._distribution.tasks
+        known = self._distribution
         return [
-            ours.format(base)
-            for base in bases
-            for ours, theirs in VARIANTS.items()
-            if theirs.format(STANDARD[base]) in known
-            and (self._distribution.descriptions / theirs.format(STANDARD[base])).is_dir()
+            ours
+            for ours, theirs in PUBLISHED.items()
+            if ours not in STANDARD
+            and base_of(ours) in bases
+            and theirs in known.tasks
+            and (known.descriptions / theirs).is_dir()
         ]
 
     def _axis(self, axis: str) -> list[str]:
@@ -142,35 +156,7 @@ class Suites:
 
     def _tasks(self, suite: str) -> tuple[Task, ...]:
         known = self._distribution
-        return _tasks_of(known.descriptions, known.states, suite, tuple(known.tasks[their_name(suite)]))
-
-
-class Scenarios(Sequence[Scenario]):
-    """A lazy enumeration of tasks times initial states."""
-
-    def __init__(self, tasks: Sequence[Task], split: Split, states: States) -> None:
-        self._tasks = tasks
-        self._split: Split = split
-        both = range(STATE_COUNT)
-        own = both[:TRAINING_STATES] if split == "train" else both[TRAINING_STATES:]
-        self._states = both if states == "published" else own
-
-    def __len__(self) -> int:
-        return len(self._tasks) * len(self._states)
-
-    @overload
-    def __getitem__(self, index: int) -> Scenario: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Scenario]: ...
-    def __getitem__(self, index: int | slice) -> Scenario | list[Scenario]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        state, task = divmod(index % len(self), len(self._tasks))
-        chosen = self._tasks[task]
-        index = chosen.number * 100 + self._states[state]
-        return Scenario(NAME, chosen.suite, chosen.name, self._split, index, chosen.instruction)
+        return _tasks_of(known.descriptions, known.states, suite, tuple(known.tasks[PUBLISHED[suite]]))
 
 
 def state_of(scenario: Scenario) -> int:
@@ -181,12 +167,6 @@ def state_of(scenario: Scenario) -> int:
 def base_of(suite: str) -> str:
     """The standard suite that a concrete suite is or varies: `object` of `semantic/object-language`."""
     return suite.rpartition("/")[2].partition("-")[0]
-
-
-def their_name(suite: str) -> str:
-    """LIBERO's name of a concrete suite: `libero_object_lan` of `semantic/object-language`."""
-    base = base_of(suite)
-    return STANDARD[base] if suite == base else VARIANTS[suite.replace(base, "{}", 1)].format(STANDARD[base])
 
 
 def read_states(task: Task) -> NDArray[np.float64]:
@@ -209,7 +189,7 @@ def scene_of(description: Path) -> tuple[frozenset[str], frozenset[str]]:
 
 @cache
 def _tasks_of(descriptions: Path, states: Path, suite: str, names: tuple[str, ...]) -> tuple[Task, ...]:
-    theirs = their_name(suite)
+    theirs = PUBLISHED[suite]
     return tuple(
         Task(
             suite,
@@ -230,7 +210,7 @@ def _instruction(descriptions: Path, suite: str, name: str) -> str:
     plain = re.sub(r"^[A-Z_]+SCENE\d+_", "", name).replace("_", " ")
     if suite in STANDARD:
         return plain
-    folders = (their_name(suite), STANDARD[base_of(suite)])
+    folders = (PUBLISHED[suite], STANDARD[base_of(suite)])
     own, standard = (_wording(descriptions / folder / f"{name}.bddl") for folder in folders)
     return plain if own == standard else own
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from treadle.data.scenario import Scenario, Split
-from treadle.errors import ConfigError
+from treadle.simulators.checks import check_suite
 from treadle.simulators.enumeration import Enumeration
-from treadle.simulators.maniskill.task import NAME, check_split
+from treadle.simulators.maniskill.task import NAME
 
 LENGTH = 1_000_000
 """Scenarios of each split."""
@@ -18,24 +18,19 @@ LENGTH = 1_000_000
 _CONTROL = "pd_ee_delta_pose"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BuiltIn:
     """A task that ManiSkill registers; a scenario is a seed of its reset."""
 
     name: str
     instruction: str
     state_dim: int
-    camera: str = "base_camera"
+    cameras: tuple[str, ...] = ("base_camera",)
     control_hz: float = 20.0
     scale: tuple[float, float] = (0.1, -0.1)
     """ManiSkill's controller multiplies rotations by their lower bound, which turns their sign."""
     segmentation: bool = False
     success_bonus: float = 1.0
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """The one that looks at the table."""
-        return (self.camera,)
 
     def suites(self) -> tuple[str, ...]:
         """Training alone: these tasks have no published distribution beside it."""
@@ -43,9 +38,7 @@ class BuiltIn:
 
     def scenarios(self, suite: str, split: Split) -> Sequence[Scenario]:
         """A million starts; even seeds of ManiSkill's reset are training's, odd ones evaluation's."""
-        if suite != "train":
-            raise ConfigError(f"{NAME}: task {self.name} has no suite {suite!r}; choose 'train'")
-        check_split(split)
+        check_suite(f"{NAME}: task {self.name}", suite, split, self.suites())
         return Enumeration(LENGTH, lambda index: Scenario(NAME, suite, self.name, split, index, self.instruction))
 
     def instructions(self, scenario: Scenario) -> Sequence[str]:
@@ -56,22 +49,19 @@ class BuiltIn:
         """The instructions of all these tasks, so that one policy can be trained on several."""
         return [task.instruction for task in BUILT_IN.values()]
 
-    def make(self, rows: int, image_size: int, backend: dict[str, Any], *, bare: bool = False) -> Any:
+    def make(self, rows: int, image_size: int, settings: dict[str, Any]) -> Any:
         """The registered environment, with goals that ManiSkill hides from its cameras left visible."""
         import gymnasium
         import mani_skill.envs
 
         assert mani_skill.envs  # importing it registers the tasks
-        environment: Any = gymnasium.make(
+        return gymnasium.make(
             self.name,
             num_envs=rows,
-            obs_mode="rgb" if bare else "state_dict",
-            reward_mode="normalized_dense" if bare else "none",
             control_mode=_CONTROL,
             sensor_configs={"width": image_size, "height": image_size},
-            **backend,
+            **{"obs_mode": "state_dict", "reward_mode": "none", **settings},
         ).unwrapped
-        return environment
 
     def start(self, scenario: Scenario) -> tuple[int, dict[str, Any]]:
         """A seed of its own for each index of each split."""

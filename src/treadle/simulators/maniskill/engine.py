@@ -43,7 +43,7 @@ class Engine:
         """`coarse`: draw meshes without details smaller than a pixel."""
         self.task = task
         self._cell = cell_size(image_size) if coarse else None
-        self.environment = task.make(rows, image_size, _backend(device))
+        self.environment = task.make(rows, image_size, backend(device))
         self._size = image_size
         self._rows = rows
         self._coarse: Any = None
@@ -67,12 +67,13 @@ class Engine:
         command = np.zeros((self._rows, 7), np.float32)
         command[rows] = to_controller(actions, self.task.scale)
         idle = np.setdiff1d(np.arange(self._rows), rows)
-        before = self._snapshot() if len(idle) else None
+        before = common.torch_clone_dict(environment.get_state_dict()) if len(idle) else None
+        elapsed = environment.elapsed_steps.clone()
         action = torch.as_tensor(command, device=environment.device)
         seen, _, _, _, info = environment.step(action)
         moment = self._moment(seen, action, info, rows)
         if before is not None:
-            self._restore(before, idle)
+            self._restore(before, elapsed, idle)
         return moment
 
     def proprioception(self, rows: Rows) -> NDArray[np.float32]:
@@ -122,14 +123,9 @@ class Engine:
             state=state.cpu().numpy()[rows].astype(np.float32),
         )
 
-    def _snapshot(self) -> tuple[Any, Any]:
-        environment = self.environment
-        return _clone(environment.get_state_dict()), environment.elapsed_steps.clone()
-
-    def _restore(self, before: tuple[Any, Any], idle: Rows) -> None:
+    def _restore(self, state: dict[str, Any], elapsed: Any, idle: Rows) -> None:
         """Put rows that were not addressed back to where they were: ManiSkill moves all of its scenes at once."""
         environment = self.environment
-        state, elapsed = before
         rows = torch.as_tensor(idle, device=environment.device)
         mixed = _mix(environment.get_state_dict(), state, rows)
         environment.set_state_dict(mixed)
@@ -138,35 +134,13 @@ class Engine:
         environment.elapsed_steps[rows] = elapsed[rows]
 
 
-class Bare:
-    """ManiSkill's own loop: an environment that draws with every step. See `treadle.simulators.bare`."""
-
-    def __init__(self, task: Task, scenario: Scenario, image_size: int, device: str) -> None:
-        self._environment = task.make(1, image_size, _backend(device), bare=True)
-        self._scale = task.scale
-        seed, options = task.start(scenario)
-        self._environment.reset(seed=seed, options=options)
-
-    def play(self, actions: NDArray[np.float32]) -> None:
-        """See `BareLoop.play`."""
-        for command in to_controller(actions, self._scale):
-            self._environment.step(command)
-
-    def close(self) -> None:
-        """See `BareLoop.close`."""
-        self._environment.close()
-
-
-def _backend(device: str) -> dict[str, str]:
+def backend(device: str) -> dict[str, str]:
+    """What ManiSkill computes and draws with. Raises SimulatorError where there is no GPU for it."""
     if device == "cuda":
         if not torch.cuda.is_available():
             raise SimulatorError("maniskill: simulator.options.device is 'cuda', and torch finds no GPU; use 'cpu'")
         return {"sim_backend": "physx_cuda", "render_backend": "gpu"}
     return {"sim_backend": "physx_cpu", "render_backend": "gpu" if torch.cuda.is_available() else "cpu"}
-
-
-def _clone(tree: Any) -> Any:
-    return {key: _clone(value) for key, value in tree.items()} if isinstance(tree, dict) else tree.clone()
 
 
 def _mix(now: Any, before: Any, rows: Any) -> Any:

@@ -14,7 +14,7 @@ from treadle.errors import SimulatorError
 from treadle.simulators.protocol import Slots
 
 if TYPE_CHECKING:
-    from treadle.simulators.maniskill.simulator import ManiSkill
+    from treadle.simulators.maniskill.engine import Engine
 
 Vectors = NDArray[np.float64]
 
@@ -46,8 +46,12 @@ class Sight:
 class Skill:
     """How an expert reads one task, and how it handles the thing."""
 
-    look: Callable[[Any], tuple[Any, Vectors, bool]]
-    """From a ManiSkill environment of one row to the thing, its goal and whether the gripper holds it."""
+    thing: str
+    """What is to be grasped or pushed, by its name in ManiSkill's environment."""
+    goal: str
+    """Where to, likewise."""
+    above: float = 0.0
+    """Metres from the middle of the goal up to where the thing's centre is to come to."""
     release: bool = False
     """Let go at the goal; else hold the thing there."""
     push: bool = False
@@ -92,24 +96,37 @@ def decide(sight: Sight, phase: int, waited: int, skill: Skill) -> tuple[int, ND
 class Expert:
     """Solves the tasks in `SKILLS`. With `miss_probability` an episode holds one mistake: a grasp 2-4 cm off."""
 
-    def __init__(self, simulator: "ManiSkill", seed: int, *, miss_probability: float = 0.0) -> None:
-        if simulator.task.name not in SKILLS:
+    def __init__(
+        self,
+        task: str,
+        engine: "Callable[[int], tuple[Engine, int]]",
+        elapsed: NDArray[np.intp],
+        seed: int,
+        *,
+        miss_probability: float = 0.0,
+    ) -> None:
+        """`engine`: what plays a slot, and its row there; `elapsed`: [slots] control steps that each episode has had.
+
+        Raises SimulatorError for a task that has no expert.
+        """
+        if task not in SKILLS:
             raise SimulatorError(
-                f"maniskill has no scripted expert of {simulator.task.name}; there are experts of {', '.join(SKILLS)}"
+                f"maniskill has no scripted expert of {task}; there are experts of {', '.join(SKILLS)}"
             )
-        self._simulator = simulator
-        self._skill = SKILLS[simulator.task.name]
+        self._engine = engine
+        self._elapsed = elapsed
+        self._skill = SKILLS[task]
         self._rng = np.random.default_rng(seed)
         self._miss_probability = miss_probability
-        self._phase = np.zeros(simulator.slots, np.intp)
-        self._waited = np.zeros(simulator.slots, np.intp)
-        self._offset = np.zeros((simulator.slots, 3))
+        self._phase = np.zeros(len(elapsed), np.intp)
+        self._waited = np.zeros(len(elapsed), np.intp)
+        self._offset = np.zeros((len(elapsed), 3))
 
     def act(self, slots: Slots) -> NDArray[np.float32]:
         """Actions [n, 7] for the present state of each slot. An episode's first call must be at its first step."""
         actions = np.zeros((len(slots), 7), np.float32)
         for place, slot in enumerate(slots.tolist()):
-            if self._simulator.elapsed[slot] == 0:
+            if self._elapsed[slot] == 0:
                 self._start(slot)
             sight = self._look(slot)
             sight.thing = sight.thing + self._offset[slot]
@@ -129,9 +146,9 @@ class Expert:
             self._offset[slot, :2] = distance * np.cos(angle), distance * np.sin(angle)
 
     def _look(self, slot: int) -> Sight:
-        engine, row = self._simulator.engine(slot)
-        environment = engine.environment
-        thing, goal, held = self._skill.look(environment)
+        engine, row = self._engine(slot)
+        environment, skill = engine.environment, self._skill
+        thing, goal = getattr(environment, skill.thing), getattr(environment, skill.goal)
         tool = _numpy(environment.agent.tcp.pose.raw_pose)[row]
         pose = _numpy(thing.pose.raw_pose)[row]
         return Sight(
@@ -139,21 +156,17 @@ class Expert:
             tool_yaw=_direction(tool[3:], axis=1),
             thing=pose[:3],
             thing_yaw=_direction(pose[3:], axis=0),
-            goal=np.asarray(goal)[row],
-            held=bool(np.asarray(held)[row]),
+            goal=_numpy(goal.pose.p)[row] + _up(skill.above),
+            held=not skill.push and bool(environment.agent.is_grasping(thing)[row]),
         )
 
 
 def _carry(off: Vectors, thing: Vectors, goal: Vectors, lower: bool) -> Vectors:
     """The way of a held thing: up first, then across, and down only over the goal where it is to be set down."""
-    if not lower:
+    if not lower or np.linalg.norm(off[:2]) <= 0.015:
         return off
-    across = np.linalg.norm(off[:2])
-    height = goal[2] + 0.04
-    if across > 0.015:
-        rise = height - thing[2]
-        return np.array([*(off[:2] if rise < 0.02 else (0.0, 0.0)), rise])
-    return off
+    rise = goal[2] + 0.04 - thing[2]
+    return np.array([*(off[:2] if rise < 0.02 else (0.0, 0.0)), rise])
 
 
 def _push(sight: Sight, phase: int) -> tuple[int, NDArray[np.float32]]:
@@ -201,24 +214,9 @@ def _numpy(tensor: Any) -> Vectors:
     return tensor.cpu().numpy().astype(np.float64)
 
 
-def _pick_cube(environment: Any) -> tuple[Any, Vectors, bool]:
-    held = _numpy(environment.agent.is_grasping(environment.cube))
-    return environment.cube, _numpy(environment.goal_site.pose.p), held  # type: ignore[return-value]
-
-
-def _stack_cube(environment: Any) -> tuple[Any, Vectors, bool]:
-    goal = _numpy(environment.cubeB.pose.p) + _up(0.04)
-    return environment.cubeA, goal, _numpy(environment.agent.is_grasping(environment.cubeA))  # type: ignore[return-value]
-
-
-def _push_cube(environment: Any) -> tuple[Any, Vectors, bool]:
-    goal = _numpy(environment.goal_region.pose.p)
-    return environment.obj, goal, np.zeros(len(goal), bool)  # type: ignore[return-value]
-
-
 SKILLS = {
-    "PickCube-v1": Skill(_pick_cube),
-    "StackCube-v1": Skill(_stack_cube, release=True),
-    "PushCube-v1": Skill(_push_cube, push=True),
+    "PickCube-v1": Skill("cube", "goal_site"),
+    "StackCube-v1": Skill("cubeA", "cubeB", above=0.04, release=True),
+    "PushCube-v1": Skill("obj", "goal_region", push=True),
 }
 """The tasks that have an expert."""

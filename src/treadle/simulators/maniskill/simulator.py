@@ -11,19 +11,17 @@ from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario, Split
 from treadle.data.step import Outcome
 from treadle.errors import ConfigError, SimulatorError
+from treadle.simulators.checks import check_option, entry_of
 from treadle.simulators.maniskill.built_in import BUILT_IN
+from treadle.simulators.maniskill.expert import Expert
 from treadle.simulators.maniskill.put_on_plate.task import PUT_ON_PLATE, PutOnPlateTask
-from treadle.simulators.maniskill.task import NAME, Task
+from treadle.simulators.maniskill.task import ACTIONS, NAME, Task
 from treadle.simulators.protocol import SimulatorSpec, Slots
 
 if TYPE_CHECKING:
-    from treadle.simulators.maniskill.engine import Bare, Engine
-    from treadle.simulators.maniskill.expert import Expert
+    from treadle.simulators.maniskill.engine import Engine
 
 PROPRIOCEPTION_DIM = 8
-REWARDS = ("shaped", "sparse", "dense")
-DEVICES = ("cpu", "cuda")
-PROFILES = ("published", "fast")
 
 
 class ManiSkill:
@@ -60,13 +58,9 @@ class ManiSkill:
                 on the CPU alone.
             assets: folder of the published assets of PutOnPlateInScene25; empty for generated ones.
         """
-        for name, value, allowed in (
-            ("reward", reward, REWARDS),
-            ("device", device, DEVICES),
-            ("render", render, PROFILES),
-        ):
-            if value not in allowed:
-                raise ConfigError(f"simulator.options.{name}: found {value!r}; choose one of {', '.join(allowed)}")
+        check_option("reward", reward, ("shaped", "sparse", "dense"))
+        check_option("device", device, ("cpu", "cuda"))
+        check_option("render", render, ("published", "fast"))
         if render == "fast" and device == "cuda":
             raise ConfigError(
                 "simulator.options.render: found 'fast' with device 'cuda'; a GPU draws all triangles: leave it out"
@@ -78,7 +72,7 @@ class ManiSkill:
             cameras=self.task.cameras,
             height=image_size,
             width=image_size,
-            action_dim=7,
+            actions=ACTIONS,
             proprioception_dim=PROPRIOCEPTION_DIM,
             state_dim=self.task.state_dim + 2,
             horizon=horizon,
@@ -110,11 +104,9 @@ class ManiSkill:
         """Every word of the instructions."""
         return self.task.vocabulary()
 
-    def expert(self, seed: int, *, miss_probability: float = 0.0) -> "Expert":
+    def expert(self, seed: int, *, miss_probability: float = 0.0) -> Expert:
         """The scripted expert of these slots. Raises SimulatorError for a task that has none."""
-        from treadle.simulators.maniskill.expert import Expert
-
-        return Expert(self, seed, miss_probability=miss_probability)
+        return Expert(self.task.name, self.engine, self.elapsed, seed, miss_probability=miss_probability)
 
     def reset(self, slots: Slots, scenarios: Sequence[Scenario]) -> None:
         """Put each slot at the start of its scenario."""
@@ -132,29 +124,39 @@ class ManiSkill:
 
     def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
         """Play actions [n, C, 7], at most `limits` [n] in each slot, until its success."""
-        if not np.isfinite(actions).all():
-            place = int(np.flatnonzero(~np.isfinite(actions).all((1, 2)))[0])
-            found = actions[place].tolist()
-            raise SimulatorError(f"maniskill got a non-finite action in slot {int(slots[place])}: {found}")
         for slot in slots.tolist():
-            self._scenario(slot)
+            entry_of(NAME, self._played, slot)
         outcome = Outcome.empty(len(slots), actions.shape[1], self.spec.state_dim)
-        for places in self._by_engine(slots):
-            self._play(slots[places], actions[places], limits[places], outcome, places)
+        for engine, rows, places in self._by_engine(slots):
+            for c in range(actions.shape[1]):
+                going = limits[places] > c
+                rows, places = rows[going], places[going]
+                if not len(rows):
+                    break
+                now = slots[places]
+                before = self._score[now]
+                moment = engine.step(rows, actions[places, c])
+                self.elapsed[now] += 1
+                self._note(now, moment.score, moment.state)
+                outcome.reward[places, c] = {
+                    "sparse": moment.success.astype(np.float32),
+                    "dense": moment.score,
+                    "shaped": moment.score - before + self.task.success_bonus * moment.success,
+                }[self._reward]
+                outcome.success[places, c] = outcome.terminated[places, c] = moment.success
+                outcome.state[places, c] = self._state[now]
+                rows, places = rows[~moment.success], places[~moment.success]
         return outcome
 
     def observe(self, slots: Slots, out: Observation) -> None:
-        """Write frames, proprioception, state and instructions of each slot into row `slot` of `out`."""
-        for places in self._by_engine(slots):
+        """Write frames, proprioception and state of each slot into row `slot` of `out`."""
+        for engine, rows, places in self._by_engine(slots):
             here = slots[places]
-            engine, rows = self._rows(here)
             for index, camera in enumerate(self.spec.cameras):
                 # One copy from the device that rendered, whatever the number of slots.
                 out.frames[here, index] = engine.draw(camera).cpu().numpy()[rows]
             out.proprioception[here] = engine.proprioception(rows)
         out.state[slots] = self._state[slots]
-        for slot in slots.tolist():
-            out.instructions[slot] = self._scenario(slot).instruction
 
     def device_frames(self, camera: str) -> Any:
         """What a camera sees in every slot, a uint8 tensor [B, H, W, 3] that stays on the device that rendered it."""
@@ -169,17 +171,11 @@ class ManiSkill:
 
         frames = np.zeros((len(slots), size, size, 3), np.uint8)
         for place, slot in enumerate(slots.tolist()):
-            self._scenario(slot)
+            entry_of(NAME, self._played, slot)
             engine, row = self.engine(slot)
             picture = Image.fromarray(engine.portrait(row)).resize((size, size), Image.Resampling.LANCZOS)
             frames[place] = np.asarray(picture)
         return frames
-
-    def bare(self, scenario: Scenario) -> "Bare":
-        """See `treadle.simulators.bare`."""
-        from treadle.simulators.maniskill.engine import Bare
-
-        return Bare(self.task, scenario, self.spec.height, self._device)
 
     def close(self) -> None:
         """Close every environment."""
@@ -196,37 +192,12 @@ class ManiSkill:
             self._engines = [Engine(self.task, count, self.spec.height, self._device, self._coarse) for count in counts]
         return (self._engines[0], slot) if len(self._engines) == 1 else (self._engines[slot], 0)
 
-    def _rows(self, slots: Slots) -> "tuple[Engine, Slots]":
-        engine, first = self.engine(int(slots[0]))
-        return engine, slots - slots[0] + first
-
-    def _by_engine(self, slots: Slots) -> list[Slots]:
-        """Places in `slots` that one environment plays together."""
-        places = np.arange(len(slots))
-        return [places] if self._device == "cuda" else list(places[:, None])
-
-    def _play(
-        self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp], outcome: Outcome, places: Slots
-    ) -> None:
-        engine, rows = self._rows(slots)
-        live = np.arange(len(slots))
-        for c in range(actions.shape[1]):
-            live = live[limits[live] > c]
-            if not len(live):
-                return
-            now, target = slots[live], places[live]
-            before = self._score[now]
-            moment = engine.step(rows[live], actions[live, c])
-            self.elapsed[now] += 1
-            self._note(now, moment.score, moment.state)
-            outcome.reward[target, c] = {
-                "sparse": moment.success.astype(np.float32),
-                "dense": moment.score,
-                "shaped": moment.score - before + self.task.success_bonus * moment.success,
-            }[self._reward]
-            outcome.success[target, c] = outcome.terminated[target, c] = moment.success
-            outcome.state[target, c] = self._state[now]
-            live = live[~moment.success]
+    def _by_engine(self, slots: Slots) -> "list[tuple[Engine, Slots, Slots]]":
+        """Each environment that plays some of the slots, with its rows and their places in `slots`."""
+        if self._device == "cuda":
+            return [(self.engine(0)[0], slots, np.arange(len(slots)))]
+        found = map(self.engine, slots.tolist())
+        return [(engine, np.array([row]), np.array([place])) for place, (engine, row) in enumerate(found)]
 
     def _note(self, slots: Slots, score: NDArray[np.float32], state: NDArray[np.float32]) -> None:
         """Remember the score, and the privileged state: ManiSkill's own, the score, and the share of time left."""
@@ -238,12 +209,6 @@ class ManiSkill:
         left = 1 - self.elapsed[slots] / self.spec.horizon
         self._score[slots] = score
         self._state[slots] = np.column_stack([state, score, left])
-
-    def _scenario(self, slot: int) -> Scenario:
-        scenario = self._played[slot]
-        if scenario is None:
-            raise SimulatorError(f"maniskill slot {slot} was never reset; reset it before stepping or observing")
-        return scenario
 
 
 def find_task(name: str, assets: str) -> Task:

@@ -10,48 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.data.scenario import Scenario, Split
-from treadle.errors import ConfigError
+from treadle.simulators.protocol import tool_motions
 
 NAME = "maniskill"
+ACTIONS = tool_motions(metres=1.0)
+"""Of both control modes, `pd_ee_delta_pose` and BridgeData's: `to_controller` divides motions in metres and radians by
+their scale."""
 
 
 class Task(Protocol):
     """One kind of scene, its suites, and how it is controlled and scored."""
 
-    @property
-    def name(self) -> str:
-        """Of the option `task`."""
-        ...
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """Names of its cameras."""
-        ...
-
-    @property
-    def control_hz(self) -> float:
-        """Control steps per second."""
-        ...
-
-    @property
-    def state_dim(self) -> int:
-        """Size of `state`."""
-        ...
-
-    @property
-    def scale(self) -> tuple[float, float]:
-        """What 1 means to the controller: metres on each axis, radians about each axis."""
-        ...
-
-    @property
-    def segmentation(self) -> bool:
-        """Whether `picture` reads which thing each pixel shows."""
-        ...
-
-    @property
-    def success_bonus(self) -> float:
-        """What the shaped reward adds at success to the differences of the score."""
-        ...
+    name: str
+    """Of the option `task`."""
+    cameras: tuple[str, ...]
+    control_hz: float
+    """Control steps per second."""
+    state_dim: int
+    scale: tuple[float, float]
+    """What 1 means to the controller: metres on each axis, radians about each axis."""
+    segmentation: bool
+    """Whether `picture` reads which thing each pixel shows."""
+    success_bonus: float
+    """What the shaped reward adds at success to the differences of the score."""
 
     def suites(self) -> tuple[str, ...]:
         """As `Simulator.suites`."""
@@ -69,9 +50,9 @@ class Task(Protocol):
         """Texts that hold every word of the instructions."""
         ...
 
-    def make(self, rows: int, image_size: int, backend: dict[str, Any], *, bare: bool = False) -> Any:
-        """A ManiSkill environment of `rows` scenes. Where it is `bare` each step draws and rewards, as in a plain
-        loop; else frames and the score are asked for where they are read. Raises what ManiSkill raises.
+    def make(self, rows: int, image_size: int, settings: dict[str, Any]) -> Any:
+        """A ManiSkill environment of `rows` scenes, as the task has it and with `settings` of ManiSkill's over that.
+        Steps neither draw nor reward unless these say so. Raises what ManiSkill raises.
         """
         ...
 
@@ -98,9 +79,3 @@ def to_controller(actions: NDArray[np.float32], scale: tuple[float, float]) -> N
     command[:, 3:6] /= rotation
     command[:, 6] = np.where(actions[:, 6] > 0.5, 1, -1)
     return command
-
-
-def check_split(split: str) -> None:
-    """Raises ConfigError for what is no split."""
-    if split not in ("train", "evaluation"):
-        raise ConfigError(f"{NAME} has no split {split!r}; choose 'train' or 'evaluation'")

@@ -29,7 +29,7 @@ def check_assets(root: Path, sources: Sequence[str], embodiments: Sequence[str],
         more = f"\n  and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise ConfigError(
             f"simulator.options.assets: {len(missing)} missing below {root}:{names}{more}\n"
-            f"get RoboTwin's assets with {_DOWNLOAD}; or play the generated ones with assets 'miniature'"
+            f"get RoboTwin's assets with {_DOWNLOAD}; or play the built-in ones with assets 'miniature'"
         )
 
 
@@ -68,15 +68,12 @@ def _object(folder: Path, models: set[int]) -> Iterator[Path]:
         return
     for model in sorted(models):
         yield from _absent(folder / f"model_data{model}.json")
-        shapes = [folder / part / name for part in ("", "visual", "collision") for name in _shapes(model)]
+        names = (f"base{model}.glb", f"textured{model}.obj")
+        shapes = [folder / part / name for part in ("", "visual", "collision") for name in names]
         if not any(path.is_file() for path in shapes):
             yield shapes[0]
     if not models and not any(path.is_file() for path in folder.rglob("*")):
         yield folder
-
-
-def _shapes(model: int) -> tuple[str, ...]:
-    return (f"base{model}.glb", f"textured{model}.obj")
 
 
 def _absent(*paths: Path) -> Iterator[Path]:

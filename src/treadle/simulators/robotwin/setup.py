@@ -3,8 +3,8 @@
 import subprocess
 from pathlib import Path
 
+from treadle.environments.mesa import prepare_vulkan
 from treadle.errors import SimulatorError
-from treadle.simulators.mesa import prepare_vulkan
 
 _TORCH = "torch==2.13.0"
 

@@ -3,6 +3,7 @@
 Shapes: n slots addressed, C actions of a chunk, 14 action dimensions.
 """
 
+import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,9 @@ from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario, Split
 from treadle.data.step import Outcome
 from treadle.errors import ConfigError, SimulatorError
+from treadle.simulators.checks import check_option, check_suite, entry_of
 from treadle.simulators.enumeration import Enumeration, fit_square
-from treadle.simulators.protocol import SimulatorSpec, Slots
-from treadle.simulators.robotwin import miniature
+from treadle.simulators.protocol import ActionDimension, SimulatorSpec, Slots
 from treadle.simulators.robotwin.assets import check_assets
 from treadle.simulators.robotwin.instructions import Wording, word
 from treadle.simulators.robotwin.scene import CAMERAS, FRAME_HEIGHT, FRAME_WIDTH, Scene, Shader, Workshop
@@ -27,7 +28,14 @@ from treadle.simulators.robotwin.tasks import TASKS, task_source
 
 NAME = "robotwin"
 MINIATURE = "miniature"
-ACTION_DIM = 14
+"""The assets that lie beside this file: two arms of boxes and a hammer of two, for `MINIATURE_TASKS`."""
+MINIATURE_TASKS = ("beat_block_hammer",)
+ACTIONS = tuple(
+    ActionDimension(f"{arm}_{name}", "gripper" if name == "gripper" else "absolute")
+    for arm in ("left", "right")
+    for name in (*(f"joint_{i}" for i in range(1, 7)), "gripper")
+)
+"""Of each arm six joint targets in radians, and its gripper."""
 Variation = Literal["clean", "randomized"]
 _SETTINGS: dict[str, tuple[Variation | None, Wording]] = {
     "train": (None, "seen"),
@@ -68,7 +76,7 @@ class RoboTwin:
             horizon: control steps of an episode; `PUBLISHED_HORIZONS` has those of the published runs.
             threads: not used; processes run scenes side by side.
             tasks: one or several of RoboTwin's tasks, which are taken in turn.
-            assets: the folder that `robotwin-download-assets` filled, or `miniature` for generated ones.
+            assets: the folder that `robotwin-download-assets` filled, or `miniature` for those that are built in.
             variation: `clean` tables, or `randomized` backgrounds, clutter, lights and heights, as published.
             train_seeds: a JSON file with the seeds of training scenes, `{task: {"success_seeds": [...]}}`; by default
                 seeds are counted up, and may hold scenes that cannot be solved.
@@ -84,10 +92,10 @@ class RoboTwin:
         """
         self.slots = slots
         self.tasks = (tasks,) if isinstance(tasks, str) else tuple(tasks)
-        _check("tasks", self.tasks, TASKS)
-        _check("cameras", cameras, CAMERAS)
-        _check("variation", [variation], get_args(Variation))
-        _check("shader", [shader], get_args(Shader))
+        check_option("tasks", self.tasks, TASKS)
+        check_option("cameras", cameras, CAMERAS)
+        check_option("variation", variation, get_args(Variation))
+        check_option("shader", shader, get_args(Shader))
         arms = [name for name in embodiment if isinstance(name, str)]
         if (len(embodiment), len(arms)) not in ((1, 1), (3, 2)):
             raise ConfigError(
@@ -99,8 +107,8 @@ class RoboTwin:
             cameras=tuple(cameras),
             height=FRAME_HEIGHT,
             width=FRAME_WIDTH,
-            action_dim=ACTION_DIM,
-            proprioception_dim=ACTION_DIM,
+            actions=ACTIONS,
+            proprioception_dim=len(ACTIONS),
             state_dim=0,
             horizon=horizon,
             control_hz=10.0,
@@ -111,13 +119,14 @@ class RoboTwin:
         }
         self._variation: Variation = variation
         self._reward = success_reward
-        self._generated: TemporaryDirectory[str] | None = None
+        self._copied: TemporaryDirectory[str] | None = None
         root = Path(assets).expanduser().resolve()
         if assets == MINIATURE:
             self._check_miniature(arms)
-            self._generated = TemporaryDirectory(prefix="treadle-robotwin-")
-            root = Path(self._generated.name)
-            miniature.write(root)
+            self._copied = TemporaryDirectory(prefix="treadle-robotwin-")
+            root = Path(self._copied.name)
+            # SAPIEN writes beside the meshes that it reads.
+            shutil.copytree(Path(__file__).parent / MINIATURE, root, dirs_exist_ok=True)
         sources = [task_source(task) for task in self.tasks]
         check_assets(root, sources, arms, randomized=variation == "randomized")
         self._workshop = Workshop(root, embodiment, shader, wrists=bool(set(cameras) - {"head_camera"}))
@@ -128,13 +137,12 @@ class RoboTwin:
         return tuple(
             suite
             for suite, (variation, _) in _SETTINGS.items()
-            if variation is None or (variation != self._variation and self._generated is None)
+            if variation is None or (variation != self._variation and self._copied is None)
         )
 
     def scenarios(self, suite: str, split: Split) -> Sequence[Scenario]:
         """A scenario for each seed of each task, tasks in turn. Raises ConfigError for an unknown suite."""
-        if suite not in self.suites():
-            raise ConfigError(f"robotwin has no suite {suite!r} here; choose one of {', '.join(self.suites())}")
+        check_suite(NAME, suite, split, self.suites())
         length = len(self.tasks) * min(len(seeds) for seeds in self._seeds[split].values())
         return Enumeration(length, lambda index: self._scenario(suite, split, index))
 
@@ -152,9 +160,7 @@ class RoboTwin:
             if scenario.simulator != NAME or scenario.task not in self.tasks or scenario.suite not in _SETTINGS:
                 raise SimulatorError(f"robotwin cannot play scenario {scenario.id}; take one of scenarios()")
             variation = _SETTINGS[scenario.suite][0] or self._variation
-            if (old := self._scenes[slot]) is not None:
-                old.close()
-                self._scenes[slot] = None
+            self._take_down(slot)
             seed = self._seeds[scenario.split][scenario.task][scenario.index // len(self.tasks)]
             self._scenes[slot] = self._workshop.build(scenario, seed, randomized=variation == "randomized")
 
@@ -164,8 +170,6 @@ class RoboTwin:
         for row, slot in enumerate(slots.tolist()):
             scene = self._at(slot)
             played = actions[row, : limits[row]].astype(np.float64)
-            if not np.isfinite(played).all():
-                raise SimulatorError(f"{scene.scenario.id}, slot {slot}: an action is not finite")
             for c, action in enumerate(played):
                 if scene.play(action):
                     outcome.reward[row, c] = self._reward
@@ -174,13 +178,12 @@ class RoboTwin:
         return outcome
 
     def observe(self, slots: Slots, out: Observation) -> None:
-        """Write frames, joint targets and instructions of each slot into row `slot` of `out`."""
+        """Write frames and joint targets of each slot into row `slot` of `out`."""
         for slot in slots.tolist():
             scene = self._at(slot)
             for camera, frame in enumerate(scene.frames(self.spec.cameras)):
                 out.frames[slot, camera] = frame
             out.proprioception[slot] = scene.joints()
-            out.instructions[slot] = scene.scenario.instruction
 
     def render(self, slots: Slots, size: int) -> NDArray[np.uint8]:
         """The first camera's frames on black, [n, size, size, 3]."""
@@ -188,19 +191,19 @@ class RoboTwin:
         return np.stack([fit_square(frame, size) for frame in frames])
 
     def close(self) -> None:
-        """Take the scenes down, and the generated assets away."""
-        for slot, scene in enumerate(self._scenes):
-            if scene is not None:
-                scene.close()
-                self._scenes[slot] = None
-        if self._generated is not None:
-            self._generated.cleanup()
+        """Take the scenes down, and the copied assets away."""
+        for slot in range(self.slots):
+            self._take_down(slot)
+        if self._copied is not None:
+            self._copied.cleanup()
+
+    def _take_down(self, slot: int) -> None:
+        if (scene := self._scenes[slot]) is not None:
+            scene.close()
+            self._scenes[slot] = None
 
     def _at(self, slot: int) -> Scene:
-        scene = self._scenes[slot]
-        if scene is None:
-            raise SimulatorError(f"robotwin slot {slot} was never reset; reset it before it is used")
-        return scene
+        return entry_of(NAME, self._scenes, slot)
 
     def _scenario(self, suite: str, split: Split, index: int) -> Scenario:
         task = self.tasks[index % len(self.tasks)]
@@ -211,18 +214,12 @@ class RoboTwin:
         return word(task, _SETTINGS[suite][1], np.random.default_rng(key))
 
     def _check_miniature(self, arms: Sequence[str]) -> None:
-        beyond = [task for task in self.tasks if task not in miniature.TASKS]
+        beyond = [task for task in self.tasks if task not in MINIATURE_TASKS]
         what = f"tasks {beyond}" if beyond else f"arms {arms}" if set(arms) != {"piper"} else ""
         what = what or ("variation 'randomized'" if self._variation == "randomized" else "")
         if what:
             raise ConfigError(
                 f"simulator.options.assets: the miniature assets are not enough for {what}, only for "
-                f"{', '.join(miniature.TASKS)}, clean, with two piper arms; name the folder of RoboTwin's own assets, "
+                f"{', '.join(MINIATURE_TASKS)}, clean, with two piper arms; name the folder of RoboTwin's own assets, "
                 "which robotwin-download-assets --output FOLDER fills"
             )
-
-
-def _check(option: str, given: Sequence[str], allowed: Sequence[str]) -> None:
-    wrong = next((value for value in given if value not in allowed), None)
-    if wrong is not None or not given:
-        raise ConfigError(f"simulator.options.{option}: found {wrong!r}; choose from {', '.join(allowed)}")

@@ -5,7 +5,6 @@ Sources are read, not run, so that nothing of RoboTwin need be imported.
 
 import ast
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -83,15 +82,15 @@ def things_named(source: str) -> dict[str, Thing | None]:
     """What each placeholder of a task's instructions stands for, `A` for `{A}`; None where only the scene can tell, as
     it is with the arm that is to be used.
     """
-    return {key: _thing(value) for key, value in _info_entries(ast.parse(source))}
-
-
-def _info_entries(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
-    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "get_info"):
-        for entries in (node for node in ast.walk(function) if isinstance(node, ast.Dict)):
-            for key, value in zip(entries.keys, entries.values, strict=True):
-                if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                    yield key.value.strip("{}"), value
+    nodes = ast.walk(ast.parse(source))
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == "get_info"]
+    tables = [node for function in functions for node in ast.walk(function) if isinstance(node, ast.Dict)]
+    return {
+        key.value.strip("{}"): _thing(value)
+        for table in tables
+        for key, value in zip(table.keys, table.values, strict=True)
+        if isinstance(key, ast.Constant) and isinstance(key.value, str)
+    }
 
 
 def _thing(value: ast.expr) -> Thing | None:

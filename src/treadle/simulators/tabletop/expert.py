@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from treadle.simulators.protocol import Slots
 from treadle.simulators.tabletop import task
 from treadle.simulators.tabletop.scene import OBJECT_QPOS, PLATE_THICKNESS
-from treadle.simulators.tabletop.simulator import TRANSLATION_LIMIT, YAW_LIMIT, Tabletop
+from treadle.simulators.tabletop.task import TRANSLATION_LIMIT, YAW_LIMIT
 
 _APPROACH, _CLOSE, _CARRY, _RELEASE = range(4)
 _HOVER = 0.066
@@ -20,11 +20,11 @@ class Expert:
     With `miss_probability` an episode holds one mistake: a grasp 1.5-4 cm off, or a drop on the way.
     """
 
-    def __init__(self, simulator: Tabletop, seed: int, *, miss_probability: float = 0.0) -> None:
-        self._records = simulator.records
+    def __init__(self, records: task.Records, seed: int, *, miss_probability: float = 0.0) -> None:
+        self._records = records
         self._rng = np.random.default_rng(seed)
         self._miss_probability = miss_probability
-        slots = simulator.slots
+        slots = len(records.step)
         self._phase = np.zeros(slots, np.intp)
         self._count = np.zeros(slots, np.intp)
         self._stalled = np.zeros(slots, np.intp)

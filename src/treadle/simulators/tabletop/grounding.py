@@ -6,6 +6,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import cpu_count
+from typing import ClassVar
 
 import mujoco
 import numpy as np
@@ -16,12 +17,8 @@ from treadle.simulators.tabletop.layout import OBJECT_COLOURS, PLATE_COLOURS, dr
 from treadle.simulators.tabletop.scene import OPENING, PLATE_THICKNESS, SHAPES, build, place
 from treadle.simulators.tabletop.task import PROPRIOCEPTION_DIM
 
-OBJECT_COLOUR_NAMES = tuple(OBJECT_COLOURS)
-"""Names of the indices in `Scenes.object_colours`."""
-PLATE_COLOUR_NAMES = tuple(PLATE_COLOURS)
-"""Names of the indices in `Scenes.plate_colours`."""
-SHAPE_NAMES = SHAPES
-"""Names of the indices in `Scenes.object_shapes`."""
+COLOURS = (*OBJECT_COLOURS, *PLATE_COLOURS)
+"""Names of the indices in `Scenes.classes`."""
 
 _HELD = 0.3
 _BATCH = 32
@@ -33,51 +30,31 @@ _HALF_WIDTH = {"cube": 0.02, "cylinder": 0.021, "prism": 0.0235, "brick": 0.025}
 class Scenes:
     """N scenes of the training distribution, two objects and two plates in each."""
 
+    things: ClassVar = ("object", "second_object", "plate", "second_plate")
+    asked: ClassVar = ("object", "plate")
+    class_count: ClassVar = len(COLOURS)
     frames: NDArray[np.uint8]
     """[N, H, W, 3]"""
-    object_positions: NDArray[np.float32]
-    """[N, 2, 3], metres."""
-    object_colours: NDArray[np.intp]
-    """[N, 2], index in OBJECT_COLOUR_NAMES."""
-    object_shapes: NDArray[np.intp]
-    """[N, 2], index in SHAPE_NAMES."""
-    plate_positions: NDArray[np.float32]
-    """[N, 2, 3], metres, of the upper side."""
-    plate_colours: NDArray[np.intp]
-    """[N, 2], index in PLATE_COLOUR_NAMES."""
     proprioception: NDArray[np.float32]
     """[N, 7], as `task.proprioception` gives it."""
+    classes: NDArray[np.int64]
+    """[N, 4], colours of the objects, then of the plates, as an index in COLOURS."""
+    positions: NDArray[np.float32]
+    """[N, 4, 3], metres, in the order of `classes`; of plates the upper side."""
+    shapes: NDArray[np.intp]
+    """[N, 2], of the objects, as an index in SHAPES."""
     held: NDArray[np.intp]
     """[N], which object the gripper holds in the air, or -1."""
-
-    @property
-    def classes(self) -> NDArray[np.int64]:
-        """[N, 4], colours of the objects, then of the plates, as an index below `class_count`."""
-        return np.concatenate([self.object_colours, len(OBJECT_COLOUR_NAMES) + self.plate_colours], 1)
-
-    @property
-    def positions(self) -> NDArray[np.float32]:
-        """[N, 4, 3], metres, in the order of `classes`."""
-        return np.concatenate([self.object_positions, self.plate_positions], 1)
-
-    @property
-    def class_count(self) -> int:
-        """Colours of objects and of plates."""
-        return len(OBJECT_COLOUR_NAMES) + len(PLATE_COLOUR_NAMES)
 
     def ask(self, rng: np.random.Generator, rows: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
         """A random valid instruction for each row, and the things [rows, 2] of `classes` that it names."""
         chosen = rng.integers(2, size=(len(rows), 2))
-        texts = [self.instruction(int(row), int(o), int(p)) for row, (o, p) in zip(rows, chosen, strict=True)]
-        return texts, chosen + np.array([0, 2])
-
-    def instruction(self, scene: int, object_index: int, plate_index: int) -> str:
-        """The instruction to put an object of a scene on a plate of it."""
-        return phrase(
-            SHAPE_NAMES[self.object_shapes[scene, object_index]],
-            OBJECT_COLOUR_NAMES[self.object_colours[scene, object_index]],
-            PLATE_COLOUR_NAMES[self.plate_colours[scene, plate_index]],
-        )
+        named = chosen + np.array([0, 2])
+        pairs = zip(rows, chosen[:, 0], np.take_along_axis(self.classes[rows], named, 1), strict=True)
+        texts = [
+            phrase(SHAPES[self.shapes[row, o]], COLOURS[first], COLOURS[second]) for row, o, (first, second) in pairs
+        ]
+        return texts, named
 
 
 def sample_scenes(count: int, seed: int, *, image_size: int = 64, threads: int = 0) -> Scenes:
@@ -87,22 +64,22 @@ def sample_scenes(count: int, seed: int, *, image_size: int = 64, threads: int =
     """
     scenes = Scenes(
         frames=np.zeros((count, image_size, image_size, 3), np.uint8),
-        object_positions=np.zeros((count, 2, 3), np.float32),
-        object_colours=np.zeros((count, 2), np.intp),
-        object_shapes=np.zeros((count, 2), np.intp),
-        plate_positions=np.zeros((count, 2, 3), np.float32),
-        plate_colours=np.zeros((count, 2), np.intp),
         proprioception=np.zeros((count, PROPRIOCEPTION_DIM), np.float32),
+        classes=np.zeros((count, 4), np.int64),
+        positions=np.zeros((count, 4, 3), np.float32),
+        shapes=np.zeros((count, 2), np.intp),
         held=np.full(count, -1, np.intp),
     )
-    scenes.plate_positions[:, :, 2] = PLATE_THICKNESS
+    scenes.positions[:, 2:, 2] = PLATE_THICKNESS
     workers = threads or cpu_count() or 1
-    edges = [count * i // workers for i in range(workers + 1)]
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(_fill, scenes, edges[i], edges[i + 1], seed, image_size) for i in range(workers)]
-        for job in jobs:
-            job.result()
+        list(pool.map(lambda share: _fill(scenes, share.start, share.stop, seed, image_size), shares(count, workers)))
     return scenes
+
+
+def shares(rows: int, parts: int) -> list[slice]:
+    """Rows in contiguous parts of about the same size."""
+    return [slice(rows * i // parts, rows * (i + 1) // parts) for i in range(parts)]
 
 
 def _fill(scenes: Scenes, start: int, stop: int, seed: int, size: int) -> None:
@@ -139,11 +116,10 @@ def _fill(scenes: Scenes, start: int, stop: int, seed: int, size: int) -> None:
             palettes.append(camera.palette(layout))
             lights.append(camera.lighting(layout.look))
             frames[row] = camera.background(layout.look, rays)
-            scenes.object_positions[index] = objects[:, :3]
-            scenes.object_colours[index] = [OBJECT_COLOUR_NAMES.index(name) for name in layout.colours]
-            scenes.object_shapes[index] = [SHAPE_NAMES.index(name) for name in layout.shapes]
-            scenes.plate_positions[index, :, :2] = layout.plates
-            scenes.plate_colours[index] = [PLATE_COLOUR_NAMES.index(name) for name in layout.plate_colours]
+            scenes.positions[index, :2] = objects[:, :3]
+            scenes.positions[index, 2:, :2] = layout.plates
+            scenes.classes[index] = [COLOURS.index(name) for name in (*layout.colours, *layout.plate_colours)]
+            scenes.shapes[index] = [SHAPES.index(name) for name in layout.shapes]
             closed = scenes.held[index] >= 0 or (finger < OPENING and rng.random() < 0.5)
             opening = finger / OPENING
             scenes.proprioception[index] = [*tool[:3], np.sin(tool[3]), np.cos(tool[3]), opening, closed]

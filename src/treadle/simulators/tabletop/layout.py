@@ -45,6 +45,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "execution": ("position", "pose", "moved"),
 }
 """The out-of-distribution axes and their settings."""
+CONCRETE = ("train", *(f"{axis}/{setting}" for axis, settings in SETTINGS.items() for setting in settings))
+"""Suites with scenarios of their own; an axis is the union of its settings."""
 TEXTURES = ("checker", "stripes", "noise", "wood")
 
 PARAPHRASES = (

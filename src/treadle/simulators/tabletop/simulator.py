@@ -6,7 +6,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import mujoco
 import numpy as np
@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario, Split
 from treadle.data.step import Outcome
-from treadle.errors import ConfigError, SimulatorError
-from treadle.simulators.protocol import SimulatorSpec, Slots
+from treadle.errors import SimulatorError
+from treadle.simulators.checks import check_option, check_suite, entry_of
+from treadle.simulators.enumeration import Enumeration
+from treadle.simulators.protocol import SimulatorSpec, Slots, tool_motions
 from treadle.simulators.tabletop import camera, task
-from treadle.simulators.tabletop.layout import SETTINGS, Layout, layout, phrase, words
-from treadle.simulators.tabletop.scenarios import CONCRETE, NAME, Scenarios
+from treadle.simulators.tabletop.expert import Expert
+from treadle.simulators.tabletop.grounding import Scenes, sample_scenes, shares
+from treadle.simulators.tabletop.layout import CONCRETE, SETTINGS, Layout, layout, phrase, words
 from treadle.simulators.tabletop.scene import (
     HALF_HEIGHT,
     MAX_OBJECTS,
@@ -32,18 +35,13 @@ from treadle.simulators.tabletop.scene import (
     place,
 )
 
-if TYPE_CHECKING:
-    from treadle.simulators.tabletop.expert import Expert
-    from treadle.simulators.tabletop.grounding import Scenes
-
-TRANSLATION_LIMIT = 0.03
-"""Metres that the commanded position moves in a control step at most, on each axis."""
-YAW_LIMIT = 0.15
-"""Radians that the commanded yaw turns in a control step at most."""
+NAME = "tabletop"
+LENGTH = 1_000_000
+"""Scenarios of every suite and split."""
 WORKSPACE = np.array([[-0.19, -0.19, 0.018, -0.6], [0.19, 0.19, 0.2, 0.6]])
 """Lowest and highest commanded x, y, z, yaw."""
 _MOVE_STEP = 5
-_ACTION_LOW = np.array([-TRANSLATION_LIMIT] * 3 + [-YAW_LIMIT])
+_ACTION_LOW = np.array([-task.TRANSLATION_LIMIT] * 3 + [-task.YAW_LIMIT])
 _GRIP = -0.01
 """Commanded finger travel when closed: below zero, for a firmer grip."""
 
@@ -66,28 +64,24 @@ class Tabletop:
         """`threads` 0 takes all cores. `reward` "sparse" is 1 on success; "shaped" adds 0.1 at the first grasp and the
         difference of `task.potential`.
         """
-        if reward not in ("shaped", "sparse"):
-            raise ConfigError(f"tabletop has no reward {reward!r}; choose 'shaped' or 'sparse'")
+        check_option("reward", reward, ("shaped", "sparse"))
         self.slots = slots
-        self.records = task.Records.empty(slots)
-        self.layouts: list[Layout | None] = [None] * slots
+        self.records = task.Records(slots)
         self.spec = SimulatorSpec(
             name=NAME,
             cameras=("front",),
             height=image_size,
             width=image_size,
-            action_dim=7,
+            actions=tool_motions(metres=1.0),
             proprioception_dim=task.PROPRIOCEPTION_DIM,
             state_dim=task.STATE_DIM,
             horizon=horizon,
             control_hz=1 / (TIMESTEP * SUBSTEPS),
         )
         self._shaped = reward == "shaped"
-        self._models: list[mujoco.MjModel | None] = [None] * slots
-        self._data: list[mujoco.MjData | None] = [None] * slots
+        self._playing: list[tuple[mujoco.MjModel, mujoco.MjData, Layout] | None] = [None] * slots
         self._views: list[tuple[NDArray[np.float64], ...]] = [()] * slots
         self._spares: dict[mujoco.MjModel, list[mujoco.MjData]] = {}
-        self._instructions = [""] * slots
         self._rays: list[camera.Rays] = [camera.standard_rays(image_size)] * slots
         pixels = image_size * image_size
         self._background = np.zeros((slots, pixels, 3), np.uint8)
@@ -102,8 +96,19 @@ class Tabletop:
         return (*CONCRETE, *SETTINGS)
 
     def scenarios(self, suite: str, split: Split) -> Sequence[Scenario]:
-        """A million scenarios of a suite and split, lazily. Raises ConfigError for an unknown suite."""
-        return Scenarios(suite, split)
+        """A million scenarios of a suite and split, lazily; an axis takes its settings in turn.
+
+        Raises ConfigError for an unknown suite.
+        """
+        check_suite(NAME, suite, split, self.suites())
+        members = (suite,) if suite in CONCRETE else [f"{suite}/{setting}" for setting in SETTINGS[suite]]
+
+        def make(place: int) -> Scenario:
+            index, member = divmod(place, len(members))
+            concrete = members[member]
+            return Scenario(NAME, concrete, "put_on_plate", split, index, layout(concrete, split, index).instruction)
+
+        return Enumeration(LENGTH, make)
 
     def instructions(self, scenario: Scenario) -> Sequence[str]:
         """Each object of the scene on each plate of it; the scenario's own wording comes first."""
@@ -112,16 +117,12 @@ class Tabletop:
         plain = [phrase(shape, colour, plate) for shape, colour in objects for plate in scene.plate_colours]
         return [scenario.instruction, *plain[1:]]
 
-    def expert(self, seed: int, *, miss_probability: float = 0.0) -> "Expert":
+    def expert(self, seed: int, *, miss_probability: float = 0.0) -> Expert:
         """The scripted expert of these slots."""
-        from treadle.simulators.tabletop.expert import Expert
+        return Expert(self.records, seed, miss_probability=miss_probability)
 
-        return Expert(self, seed, miss_probability=miss_probability)
-
-    def scenes(self, count: int, seed: int) -> "Scenes":
+    def scenes(self, count: int, seed: int) -> Scenes:
         """Random rendered scenes at the size of the camera."""
-        from treadle.simulators.tabletop.grounding import sample_scenes
-
         return sample_scenes(count, seed, image_size=self.spec.height, threads=self._threads)
 
     def vocabulary(self) -> Sequence[str]:
@@ -139,16 +140,13 @@ class Tabletop:
 
     def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
         """Play actions [n, C, 7], at most `limits` [n] in each slot, until its success."""
-        if not np.isfinite(actions).all():
-            row = int(np.flatnonzero(~np.isfinite(actions).all((1, 2)))[0])
-            raise SimulatorError(f"tabletop got a non-finite action in slot {int(slots[row])}: {actions[row].tolist()}")
         outcome = Outcome.empty(len(actions), actions.shape[1], task.STATE_DIM)
         played = actions.astype(np.float64)
         self._share(lambda _, part: self._play(slots[part], played[part], limits[part], outcome, part), len(slots))
         return outcome
 
     def observe(self, slots: Slots, out: Observation) -> None:
-        """Write frames, proprioception, state and instructions of each slot into row `slot` of `out`."""
+        """Write frames, proprioception and state of each slot into row `slot` of `out`."""
         self._share(lambda thread, part: self._observe(thread, slots[part], out), len(slots))
 
     def render(self, slots: Slots, size: int) -> NDArray[np.uint8]:
@@ -176,16 +174,10 @@ class Tabletop:
         if self._pool is None or threads <= 1:
             work(0, slice(0, rows))
             return
-        edges = [rows * i // threads for i in range(threads + 1)]
-        jobs = [self._pool.submit(work, i, slice(edges[i], edges[i + 1])) for i in range(threads)]
-        for job in jobs:
-            job.result()
+        list(self._pool.map(work, range(threads), shares(rows, threads)))
 
     def _loaded(self, slot: int) -> tuple[mujoco.MjModel, mujoco.MjData, Layout]:
-        model, data, scene = self._models[slot], self._data[slot], self.layouts[slot]
-        if model is None or data is None or scene is None:
-            raise SimulatorError(f"tabletop slot {slot} was never reset; reset it before stepping or observing")
-        return model, data, scene
+        return entry_of(NAME, self._playing, slot)
 
     def _reset(self, slots: Slots, scenarios: Sequence[Scenario]) -> None:
         records = self.records
@@ -196,8 +188,7 @@ class Tabletop:
             place(data, scene.start, OPENING, scene.objects, scene.plates)
             data.ctrl[:4], data.ctrl[4:] = scene.start, OPENING
             mujoco.mj_forward(model, data)
-            self._models[slot], self._data[slot], self.layouts[slot] = model, data, scene
-            self._instructions[slot] = scenario.instruction
+            self._playing[slot] = model, data, scene
             objects, plates = len(scene.shapes), len(scene.plates)
             for array in (records.qpos, records.qvel, records.plates, records.objects_present, records.plates_present):
                 array[slot] = 0
@@ -219,9 +210,8 @@ class Tabletop:
 
     def _take(self, slot: int, model: mujoco.MjModel) -> mujoco.MjData:
         """Fresh data of a model for a slot, whose own data goes back to the spares: making data takes a millisecond."""
-        old_model, old = self._models[slot], self._data[slot]
-        if old_model is not None and old is not None:
-            self._spares.setdefault(old_model, []).append(old)
+        if (old := self._playing[slot]) is not None:
+            self._spares.setdefault(old[0], []).append(old[1])
         try:
             data = self._spares.setdefault(model, []).pop()
             mujoco.mj_resetData(model, data)
@@ -286,7 +276,6 @@ class Tabletop:
             look = self._loaded(slot)[2].look
             if look.noise:
                 camera.draw_noise(frames[i], look, int(records.step[slot]))
-            out.instructions[slot] = self._instructions[slot]
         out.frames[slots, 0] = frames.reshape(-1, size, size, 3)
         out.proprioception[slots] = task.proprioception(records, slots)
         out.state[slots] = task.state(records, slots, self.spec.horizon)

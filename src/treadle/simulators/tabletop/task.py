@@ -3,8 +3,6 @@
 Shapes: n rows, O = MAX_OBJECTS, P = MAX_PLATES. Object 0 and plate 0 are the named ones.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +17,10 @@ from treadle.simulators.tabletop.scene import (
     SHAPES,
 )
 
+TRANSLATION_LIMIT = 0.03
+"""Metres that the commanded position moves in a control step at most, on each axis."""
+YAW_LIMIT = 0.15
+"""Radians that the commanded yaw turns in a control step at most."""
 PROPRIOCEPTION_DIM = 7
 STATE_DIM = 56
 _SCALE = 0.15
@@ -30,55 +32,30 @@ QVEL = OBJECT_QPOS + 6 * MAX_OBJECTS
 SENSORS = 2 * MAX_OBJECTS + 1
 
 
-@dataclass(slots=True)
 class Records:
     """The state of every slot, one row each; rows of absent objects and plates are zero."""
 
-    qpos: NDArray[np.float64]
-    """[B, QPOS]"""
-    qvel: NDArray[np.float64]
-    """[B, QVEL]"""
-    contact: NDArray[np.bool_]
-    """[B, SENSORS], left finger with each object, right finger with each, named object with named plate."""
-    goal: NDArray[np.float64]
-    """[B, 4], commanded pose x, y, z, yaw."""
-    closed: NDArray[np.bool_]
-    """[B], fingers are commanded closed."""
-    plates: NDArray[np.float64]
-    """[B, P, 2]"""
-    objects_present: NDArray[np.float64]
-    """[B, O]"""
-    plates_present: NDArray[np.float64]
-    """[B, P]"""
-    half: NDArray[np.float64]
-    """[B], half height of the named object."""
-    shape: NDArray[np.intp]
-    """[B], index of the named object's shape."""
-    grasped: NDArray[np.bool_]
-    """[B], the named object was grasped in this episode."""
-    potential: NDArray[np.float64]
-    """[B]"""
-    step: NDArray[np.intp]
-    """[B], control steps played."""
-
-    @classmethod
-    def empty(cls, slots: int) -> "Records":
-        """Zeros for `slots` rows."""
-        return cls(
-            qpos=np.zeros((slots, QPOS)),
-            qvel=np.zeros((slots, QVEL)),
-            contact=np.zeros((slots, SENSORS), np.bool_),
-            goal=np.zeros((slots, 4)),
-            closed=np.zeros(slots, np.bool_),
-            plates=np.zeros((slots, MAX_PLATES, 2)),
-            objects_present=np.zeros((slots, MAX_OBJECTS)),
-            plates_present=np.zeros((slots, MAX_PLATES)),
-            half=np.zeros(slots),
-            shape=np.zeros(slots, np.intp),
-            grasped=np.zeros(slots, np.bool_),
-            potential=np.zeros(slots),
-            step=np.zeros(slots, np.intp),
-        )
+    def __init__(self, slots: int) -> None:
+        self.qpos = np.zeros((slots, QPOS))
+        self.qvel = np.zeros((slots, QVEL))
+        self.contact = np.zeros((slots, SENSORS), np.bool_)
+        """[B, SENSORS], left finger with each object, right finger with each, named object with named plate."""
+        self.goal = np.zeros((slots, 4))
+        """[B, 4], commanded pose x, y, z, yaw."""
+        self.closed = np.zeros(slots, np.bool_)
+        """[B], fingers are commanded closed."""
+        self.plates = np.zeros((slots, MAX_PLATES, 2))
+        self.objects_present = np.zeros((slots, MAX_OBJECTS))
+        self.plates_present = np.zeros((slots, MAX_PLATES))
+        self.half = np.zeros(slots)
+        """[B], half height of the named object."""
+        self.shape = np.zeros(slots, np.intp)
+        """[B], index of the named object's shape."""
+        self.grasped = np.zeros(slots, np.bool_)
+        """[B], the named object was grasped in this episode."""
+        self.potential = np.zeros(slots)
+        self.step = np.zeros(slots, np.intp)
+        """[B], control steps played."""
 
     def objects(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """[n, O, 3] positions."""
@@ -144,16 +121,8 @@ def proprioception(records: Records, rows: NDArray[np.intp]) -> NDArray[np.float
     """
     goal = records.goal[rows]
     opening = records.qpos[rows, FINGER_QPOS:OBJECT_QPOS].sum(1) / (2 * OPENING)
-    columns = [
-        goal[:, 0],
-        goal[:, 1],
-        goal[:, 2],
-        np.sin(goal[:, 3]),
-        np.cos(goal[:, 3]),
-        opening,
-        records.closed[rows],
-    ]
-    return np.stack(columns, 1).astype(np.float32)
+    columns = [goal[:, :3], np.sin(goal[:, 3]), np.cos(goal[:, 3]), opening, records.closed[rows]]
+    return np.column_stack(columns).astype(np.float32)
 
 
 def state(records: Records, rows: NDArray[np.intp], horizon: int) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ Both have one layout, so that one loader reads them:
     more_carrot/model_db.json, more_carrot/NAME/{collision.obj, textured.obj|dae|glb}    25 objects
     more_plate/...                                                                       17 plates
     more_table/model_db.json, more_table/imgs/*, more_table/textures/*                   21 tables and their textures
-    robots/widowx/wx250s.urdf                                                            the arm
+    robots/widowx/wx250s.urdf                                                            the arm, published alone
     tasks/bridge_v2_real2sim_dataset/stages/bridge_table_1_v1.glb                        the table; a box where missing
 """
 
@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from treadle.environments.environment import environments_folder
 from treadle.errors import SimulatorError
 from treadle.simulators.maniskill.put_on_plate.settings import OBJECTS, PLATES, TABLES
 
 ARM = Path("robots/widowx/wx250s.urdf")
+ARM_OF_BOXES = Path(__file__).with_name("wx250s.urdf")
+"""The arm of the generated set: the same kinematics, without meshes."""
 STAGE = Path("tasks/bridge_v2_real2sim_dataset/stages/bridge_table_1_v1.glb")
 _VISUALS = ("textured.obj", "textured.dae", "textured.glb")
 
@@ -82,27 +85,22 @@ def generated(folder: Path) -> Assets:
 
     if not folder.exists():
         generate(folder)
-    return _checked(_read(folder, folder / ARM, None))
+    return _checked(_read(folder, ARM_OF_BOXES, None))
 
 
 def generated_folder() -> Path:
     """Where the generated set lies: beside the environments, by the revision of what generates it."""
     from treadle.simulators.maniskill.put_on_plate.generate import REVISION
 
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    home = Path(os.environ.get("TREADLE_HOME") or Path(cache) / "treadle")
-    return home / "assets" / f"put-on-plate-{REVISION}"
+    return environments_folder().parent / "assets" / f"put-on-plate-{REVISION}"
 
 
-def words(folder: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """How objects and plates are called; cheap, of the lists alone. `folder` None is the generated set."""
-    if folder is None:
-        from treadle.simulators.maniskill.put_on_plate.generate import OBJECT_SHAPES, PLATE_SHAPES
+def words(assets: Assets | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """How objects and plates are called. None is the generated set, made or not."""
+    from treadle.simulators.maniskill.put_on_plate.generate import OBJECT_SHAPES, PLATE_SHAPES
 
-        return tuple(shape.words for shape in OBJECT_SHAPES), tuple(shape.words for shape in PLATE_SHAPES)
-    root = folder / "carrot" if (folder / "carrot").is_dir() else folder
-    lists = [_list(root / kind) for kind in ("more_carrot", "more_plate")]
-    return tuple(entry["name"] for entry in lists[0].values()), tuple(entry["name"] for entry in lists[1].values())
+    objects, plates = (assets.objects, assets.plates) if assets else (OBJECT_SHAPES, PLATE_SHAPES)
+    return tuple(thing.words for thing in objects), tuple(plate.words for plate in plates)
 
 
 def _read(root: Path, arm: Path, stage: Path | None) -> Assets:
@@ -140,13 +138,10 @@ def _things(folder: Path) -> tuple[Thing, ...]:
 
 
 def _checked(assets: Assets) -> Assets:
-    for kind, found, count in (
-        ("objects", assets.objects, OBJECTS),
-        ("plates", assets.plates, PLATES),
-        ("tables", assets.tables, TABLES),
-    ):
-        if len(found) != count:
-            raise SimulatorError(f"put-on-plate: found {len(found)} {kind} in the asset folder, needs {count}; {_FIX}")
+    for kind, count in {"objects": OBJECTS, "plates": PLATES, "tables": TABLES}.items():
+        found = len(getattr(assets, kind))
+        if found != count:
+            raise SimulatorError(f"put-on-plate: found {found} {kind} in the asset folder, needs {count}; {_FIX}")
     files = [file for thing in (*assets.objects, *assets.plates) for file in (thing.collision, thing.visual)]
     files += [file for table in assets.tables for file in (table.image, table.texture)]
     files += [assets.arm, *([assets.stage] if assets.stage else [])]

@@ -14,9 +14,11 @@ import torch
 from mani_skill.agents.registration import register_agent
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env import WidowX250SBridgeDatasetFlatTable
+from mani_skill.sensors.camera import CameraConfig
 from mani_skill.utils.building.ground import build_ground
 from mani_skill.utils.geometry.rotation_conversions import quaternion_to_matrix
 from mani_skill.utils.registration import register_env
+from mani_skill.utils.sapien_utils import look_at
 from mani_skill.utils.structs.actor import Actor
 from mani_skill.utils.structs.pose import Pose
 from mani_skill.utils.structs.types import SimConfig
@@ -27,7 +29,6 @@ from treadle.simulators.maniskill.put_on_plate.assets import Assets, Thing
 from treadle.simulators.maniskill.put_on_plate.placements import DROP, TABLE_TOP
 from treadle.simulators.maniskill.put_on_plate.settings import SETTINGS, Layout
 
-CAMERA = "3rd_view_camera"
 CONTROL = "arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos"
 ENVIRONMENT = "TreadlePutOnPlate-v1"
 
@@ -63,7 +64,8 @@ class PutOnPlate(BaseEnv):
     def __init__(self, assets: Assets, num_envs: int = 1, **kwargs: Any) -> None:
         self._assets = assets
         # ManiSkill resets before any layout can be asked for.
-        self._layouts: list[Layout] = [SETTINGS["train"].layout(0)] * num_envs
+        self.layouts: list[Layout] = [SETTINGS["train"].layout(0)] * num_envs
+        """What each row plays."""
         arm = type("WidowX", (WidowX,), {"urdf_path": str(assets.arm)})
         super().__init__(num_envs=num_envs, robot_uids=arm, **kwargs)
 
@@ -90,6 +92,8 @@ class PutOnPlate(BaseEnv):
             )
             builder.initial_pose = sapien.Pose([-0.1, 0, TABLE_TOP - half[2]])
         builder.build_static(name="stage")
+        self._parked: dict[Actor, list[float]] = {}
+        """Where each object and plate lies on the floor while it is not used."""
         self.objects = [self._build(f"object{i}", thing, i, 1.0) for i, thing in enumerate(self._assets.objects)]
         self.plates = [self._build(f"plate{i}", thing, i, 2.0) for i, thing in enumerate(self._assets.plates)]
         shape = (self.num_envs,)
@@ -108,8 +112,11 @@ class PutOnPlate(BaseEnv):
             density=thing.density,
         )
         builder.add_visual_from_file(str(thing.visual), scale=[thing.scale] * 3)
-        builder.initial_pose = sapien.Pose(_parked(thing, index, row))
-        return builder.build(name=name)
+        parked = [row, 0.3 * index, thing.size[2] / 2 + 0.002]
+        builder.initial_pose = sapien.Pose(parked)
+        actor = builder.build(name=name)
+        self._parked[actor] = parked
+        return actor
 
     def _load_lighting(self, options: dict[str, Any]) -> None:
         self.scene.set_ambient_light([0.3, 0.3, 0.3])
@@ -125,8 +132,8 @@ class PutOnPlate(BaseEnv):
 
     def _initialize_episode(self, env_idx: torch.Tensor, options: dict[str, Any]) -> None:
         for row in env_idx.tolist():
-            self._layouts[row] = options.get("layout", self._layouts[row])
-        layout = self._layouts[int(env_idx[0])]
+            self.layouts[row] = options.get("layout", self.layouts[row])
+        layout = self.layouts[int(env_idx[0])]
         turn = [np.cos(layout.yaw / 2), 0, 0, np.sin(layout.yaw / 2)]
         self.agent.robot.set_pose(_AWAY)
         used: dict[Actor, tuple[Any, Any]] = {
@@ -137,16 +144,12 @@ class PutOnPlate(BaseEnv):
             used[self.objects[layout.other]] = (layout.places[2], turn)
         elif layout.effect == "plate":
             used[self.plates[layout.other]] = (layout.places[2], [1, 0, 0, 0])
-        for x, things, actors in (
-            (1.0, self._assets.objects, self.objects),
-            (2.0, self._assets.plates, self.plates),
-        ):
-            for index, (thing, actor) in enumerate(zip(things, actors, strict=True)):
-                place, quaternion = used.get(actor, (None, [1, 0, 0, 0]))
-                position = _parked(thing, index, x) if place is None else [*place, DROP]
-                actor.set_pose(Pose.create_from_pq(torch.tensor(np.array(position, np.float32)), quaternion))
-                actor.set_linear_velocity(torch.zeros(3))
-                actor.set_angular_velocity(torch.zeros(3))
+        for actor, parked in self._parked.items():
+            place, quaternion = used.get(actor, (None, [1, 0, 0, 0]))
+            position = parked if place is None else [*place, DROP]
+            actor.set_pose(Pose.create_from_pq(torch.tensor(np.array(position, np.float32)), quaternion))
+            actor.set_linear_velocity(torch.zeros(3))
+            actor.set_angular_velocity(torch.zeros(3))
         self._settle(0.5)
         rows = env_idx.to(self.device)
         speed = sum(torch.linalg.norm(actor.linear_velocity[rows]) for actor in used)
@@ -171,7 +174,7 @@ class PutOnPlate(BaseEnv):
     def _after_control_step(self) -> None:
         moving = [
             row
-            for row, layout in enumerate(self._layouts)
+            for row, layout in enumerate(self.layouts)
             if layout.effect == "move" and int(self.elapsed_steps[row]) == _MOVE_AT - 1
         ]
         if not moving:
@@ -180,7 +183,7 @@ class PutOnPlate(BaseEnv):
             self.scene._gpu_fetch_all()  # noqa: SLF001
         kept = self.scene._reset_mask  # noqa: SLF001
         for row in moving:
-            layout = self._layouts[row]
+            layout = self.layouts[row]
             self.scene._reset_mask = torch.arange(self.num_envs, device=self.device) == row  # noqa: SLF001
             place = torch.tensor(np.array([*layout.places[2], _MOVED_DROP], np.float32))
             turn = [np.cos(layout.yaw / 2), 0, 0, np.sin(layout.yaw / 2)]
@@ -193,8 +196,8 @@ class PutOnPlate(BaseEnv):
         things, plates = self.positions()
         pressed = torch.zeros(self.num_envs, device=self.device)
         grasping = torch.zeros(self.num_envs, device=self.device, dtype=torch.bool)
-        for pair in {(layout.object, layout.plate) for layout in self._layouts}:
-            rows = [row for row, layout in enumerate(self._layouts) if (layout.object, layout.plate) == pair]
+        for pair in {(layout.object, layout.plate) for layout in self.layouts}:
+            rows = [row for row, layout in enumerate(self.layouts) if (layout.object, layout.plate) == pair]
             thing, plate = self.objects[pair[0]], self.plates[pair[1]]
             force = torch.linalg.norm(self.scene.get_pairwise_contact_forces(thing, plate), dim=1)
             pressed[rows] = force[rows]
@@ -212,18 +215,14 @@ class PutOnPlate(BaseEnv):
     def positions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """[R, 3] of each row's object and of its plate, metres."""
         rows = range(self.num_envs)
-        things = torch.stack([self.objects[self._layouts[row].object].pose.p[row] for row in rows])
-        plates = torch.stack([self.plates[self._layouts[row].plate].pose.p[row] for row in rows])
+        things = torch.stack([self.objects[self.layouts[row].object].pose.p[row] for row in rows])
+        plates = torch.stack([self.plates[self.layouts[row].plate].pose.p[row] for row in rows])
         return things, plates
-
-    def layout(self, row: int) -> Layout:
-        """What a row plays."""
-        return self._layouts[row]
 
     def _get_obs_extra(self, info: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         things, plates = self.positions()
         tool = self.agent.tcp.pose
-        quaternion = torch.stack([self.objects[layout.object].pose.q[row] for row, layout in enumerate(self._layouts)])
+        quaternion = torch.stack([self.objects[layout.object].pose.q[row] for row, layout in enumerate(self.layouts)])
         return {
             "tool": tool.raw_pose,
             "thing": torch.cat([things, quaternion], 1),
@@ -249,16 +248,8 @@ class PutOnPlate(BaseEnv):
 
     @property
     def _default_human_render_camera_configs(self) -> Any:
-        from mani_skill.sensors.camera import CameraConfig
-        from mani_skill.utils.sapien_utils import look_at
-
         view = look_at([-0.62, 0.38, 1.3], [-0.1, 0.0, 0.95])
         return CameraConfig("render_camera", view, 512, 512, 0.9, 0.01, 100)
-
-
-def _parked(thing: Thing, index: int, x: float) -> list[float]:
-    """Where an unused thing lies on the floor."""
-    return [x, 0.3 * index, thing.size[2] / 2 + 0.002]
 
 
 def _half(thing: Thing, actor: Actor, rows: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A set of assets that needs no download: prisms as objects and plates, painted tables, and an arm of boxes."""
+"""A set of assets that needs no download: prisms as objects and plates, and painted tables."""
 
 import json
 import shutil
@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from treadle.simulators.maniskill.put_on_plate.arm import urdf
 from treadle.simulators.maniskill.put_on_plate.settings import TABLES
 
 REVISION = 1
@@ -86,8 +85,6 @@ def generate(folder: Path) -> None:
         _things(new / "more_carrot", OBJECT_SHAPES, density=500)
         _things(new / "more_plate", PLATE_SHAPES, density=1000)
         _tables(new / "more_table")
-        (new / "robots/widowx").mkdir(parents=True)
-        (new / "robots/widowx/wx250s.urdf").write_text(urdf())
         if not folder.exists():  # another process may have been faster
             shutil.move(new, folder)
 

@@ -1,16 +1,17 @@
 """The task as the simulator uses it: suites, scenarios and wordings; the environment and its pictures."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from treadle.data.scenario import Scenario, Split
-from treadle.errors import ConfigError
+from treadle.simulators.checks import check_suite
 from treadle.simulators.enumeration import Enumeration
 from treadle.simulators.maniskill.put_on_plate import assets
 from treadle.simulators.maniskill.put_on_plate.settings import PHRASES, SETTINGS, Layout, axes
-from treadle.simulators.maniskill.task import NAME, check_split
+from treadle.simulators.maniskill.task import NAME
 
 PUT_ON_PLATE = "PutOnPlateInScene25"
 _CAMERA = "3rd_view_camera"
@@ -20,7 +21,7 @@ class PutOnPlateTask:
     """Put the named object on the named plate."""
 
     name = PUT_ON_PLATE
-    cameras = (_CAMERA,)
+    cameras: tuple[str, ...] = (_CAMERA,)
     control_hz = 5.0
     state_dim = 53
     scale = (1.0, 1.0)
@@ -29,10 +30,8 @@ class PutOnPlateTask:
 
     def __init__(self, folder: Path | None) -> None:
         """`folder` holds the published assets; None takes generated ones. Raises SimulatorError for missing files."""
-        self._folder = folder
-        if folder is not None:
-            assets.published(folder)
-        self._words = assets.words(folder)
+        self._published = None if folder is None else assets.published(folder)
+        self._words = assets.words(self._published)
 
     def suites(self) -> tuple[str, ...]:
         """The settings, and the axes that are their unions."""
@@ -40,9 +39,7 @@ class PutOnPlateTask:
 
     def scenarios(self, suite: str, split: Split) -> Sequence[Scenario]:
         """Every episode of a suite; an axis takes its settings in turn, as long as all of them have episodes."""
-        if suite not in self.suites():
-            raise ConfigError(f"{NAME}: {self.name} has no suite {suite!r}; choose one of {', '.join(self.suites())}")
-        check_split(split)
+        check_suite(f"{NAME}: task {self.name}", suite, split, self.suites())
         members = axes().get(suite, (suite,))
         length = min(SETTINGS[name].episodes(split) for name in members) * len(members)
 
@@ -64,31 +61,27 @@ class PutOnPlateTask:
         layout = self.layout(scenario)
         if layout.effect not in ("object", "plate"):
             return (scenario.instruction,)
-        thing, plate = self._words[0][layout.object], self._words[1][layout.plate]
-        other = self._words[0 if layout.effect == "object" else 1][layout.other]
-        asked = (other, plate) if layout.effect == "object" else (thing, other)
-        return (scenario.instruction, PHRASES[layout.phrase].format(object=asked[0], plate=asked[1]))
+        other = replace(layout, **{layout.effect: layout.other})
+        return (scenario.instruction, self._instruction(other))
 
     def vocabulary(self) -> Sequence[str]:
         """All wordings, objects and plates."""
         return [phrase.format(object="", plate="") for phrase in PHRASES] + [*self._words[0], *self._words[1]]
 
-    def make(self, rows: int, image_size: int, backend: dict[str, Any], *, bare: bool = False) -> Any:
+    def make(self, rows: int, image_size: int, settings: dict[str, Any]) -> Any:
         """Scenes with all objects and plates, and the camera of BridgeData at its 640 x 480 pixels."""
         import gymnasium
 
         from treadle.simulators.maniskill.put_on_plate.environment import CONTROL, ENVIRONMENT
 
-        environment: Any = gymnasium.make(
+        return gymnasium.make(
             ENVIRONMENT,
             assets=self._assets,
             num_envs=rows,
-            obs_mode="rgb" if bare else "state_dict",
             reward_mode="none",
             control_mode=CONTROL,
-            **backend,
+            **{"obs_mode": "state_dict", **settings},
         ).unwrapped
-        return environment
 
     def start(self, scenario: Scenario) -> tuple[int, dict[str, Any]]:
         """Everything is in the layout; the seed decides nothing."""
@@ -108,35 +101,32 @@ class PutOnPlateTask:
         fronts = torch.isin(labels.int(), environment.foreground.to(labels.device))
         images = []
         for row, (frame, front) in enumerate(zip(frames, fronts, strict=True)):
-            layout = environment.layout(row)
-            photo = self._image(self._assets.tables[layout.table].image, frame)
+            layout = environment.layouts[row]
+            height, width = front.shape
+            photo = _image(self._assets.tables[layout.table].image, height, width, frame.device)
             image = compose(frame, front, photo)
             if layout.effect in ("texture", "whole"):
                 table = self._assets.tables[layout.texture]
-                texture = self._image(table.texture, frame, 2 if layout.effect == "whole" else 1)
+                times = 2 if layout.effect == "whole" else 1
+                texture = _image(table.texture, times * height, times * width, frame.device)
                 image = blend(image, front, texture, layout.strength * table.mix, layout.effect)
             images.append(image)
         return shrink(torch.stack(images), size)
 
     @cached_property
     def _assets(self) -> assets.Assets:
-        return assets.published(self._folder) if self._folder else assets.generated(assets.generated_folder())
-
-    @cached_property
-    def _images(self) -> dict[tuple[Path, int], Any]:
-        return {}
-
-    def _image(self, file: Path, like: Any, times: int = 1) -> Any:
-        """A picture of the assets as floats, at so many times the size of a frame, on its device."""
-        if (file, times) not in self._images:
-            import numpy as np
-            import torch
-            from PIL import Image
-
-            height, width = like.shape[:2]
-            read = Image.open(file).convert("RGB").resize((times * width, times * height), Image.Resampling.BILINEAR)
-            self._images[file, times] = torch.as_tensor(np.array(read), dtype=torch.float32, device=like.device)
-        return self._images[file, times]
+        return self._published or assets.generated(assets.generated_folder())
 
     def _instruction(self, layout: Layout) -> str:
         return PHRASES[layout.phrase].format(object=self._words[0][layout.object], plate=self._words[1][layout.plate])
+
+
+@cache
+def _image(file: Path, height: int, width: int, device: Any) -> Any:
+    """A picture of the assets as floats [height, width, 3]."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    read = Image.open(file).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    return torch.as_tensor(np.array(read), dtype=torch.float32, device=device)

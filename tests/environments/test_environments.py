@@ -8,23 +8,26 @@ from pathlib import Path
 from threading import Barrier
 from typing import Any
 
-import numpy as np
+import psutil
 import pytest
 from typer.testing import CliRunner
 
-from fake_lanes import collect
+from fake_lanes import Plan, collect
 from fake_simulator import scenario
 from treadle import doctor
 from treadle.cli import app
+from treadle.config.algorithm import DataNeeds
 from treadle.config.schema import CollectionConfig, SimulatorConfig
 from treadle.cores import usable_cores
+from treadle.environments import install as installing
+from treadle.environments.environment import Environment, environments_folder, read_environment
+from treadle.environments.install import install
+from treadle.environments.interpreter import Interpreter
 from treadle.errors import ConfigError, SimulatorError
-from treadle.rollout.build import plan_lanes
-from treadle.simulators import install as installing
-from treadle.simulators.build import build_simulator, simulator_environment, simulator_factory
-from treadle.simulators.environments import Environment, environments_folder, read_environment
-from treadle.simulators.install import install
-from treadle.simulators.process import Interpreter
+from treadle.simulators.build import simulator_environment, simulator_factory
+from treadle.workers import queries
+from treadle.workers.crew import Crew
+from treadle.workers.plan import plan_crew
 
 NAME = "tiny_simulator:TinySimulator"
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -45,7 +48,7 @@ def home(tmp_path, monkeypatch) -> Path:
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         wheel.writestr(f"{info}/RECORD", f"tiny_physics.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
-    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(index), "CONFIG_FILE": "/dev/null"}.items():
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": index.as_uri(), "CONFIG_FILE": "/dev/null"}.items():
         monkeypatch.setenv(f"PIP_{name}", value)
     # The doctor looks in a process of its own.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FIXTURES), str(FIXTURES.parent), *filter(None, sys.path)]))
@@ -65,32 +68,27 @@ def treadle(*arguments: str) -> Any:
 def test_a_simulator_installed_in_its_environment_is_played_from_here(home):
     """The whole way: refused, installed, kept, found whole by the doctor, evaluated, and collected from in lanes."""
     with pytest.raises(SimulatorError, match=rf"lacks tiny-physics==1.0; .*treadle simulators install {NAME}"):
-        build_simulator(SimulatorConfig(name=NAME))
+        plan_crew(SimulatorConfig(name=NAME), CollectionConfig(), accelerated=False)
     done = treadle("simulators", "install", NAME)
     assert done.exit_code == 0, done.output
     assert f"installed in {home}/environments/tiny_simulator-TinySimulator-" in done.stdout
     assert "is installed in" in treadle("simulators", "install", NAME).stdout
 
-    simulator = build_simulator(SimulatorConfig(name=NAME, slots=3, processes=2))
-    try:
-        python, package, variable, prepared, *imported = simulator.instructions(scenario(0))
-        assert python == str(tiny().executable)
-        assert package.startswith(str(tiny().path))
-        assert (variable, prepared, imported) == ("software", "prepared", [])
-        simulator.reset(np.arange(3), [scenario(i) for i in range(3)])
-        outcome = simulator.step(np.arange(3), np.ones((3, 2, 2), np.float32), np.full(3, 2))
-        assert outcome.reward.tolist() == [[2, 3]] * 3
-    finally:
-        simulator.close()
-
-    stream = {"seed": 0}
     config = SimulatorConfig(name=NAME, slots=4, horizon=10)
-    plan = plan_lanes(config, CollectionConfig(workers=2), stream, "truncated", accelerated=False)
+    plan = plan_crew(config, CollectionConfig(workers=2), accelerated=False)
     assert (plan.kind, plan.workers) == ("processes", 2)
-    (rollout,) = collect(plan, (6,))
+    with Crew(plan) as crew:
+        ((python, package, variable, prepared, *imported),) = crew.call(queries.INSTRUCTIONS, [scenario(0)])
+        assert python == str(tiny().executable)
+        assert Path(package).is_relative_to(tiny().path)
+        assert (variable, prepared, imported) == ("software", "prepared", [])
+        environments = [psutil.Process(pid).environ() for pid in crew.pids]
+    assert [environment["TINY"] for environment in environments] == ["prepared"] * 2
+
+    (rollout,) = collect(Plan(plan, DataNeeds(keep_final="truncated"), 10), (6,))
     assert len(rollout.episodes) == 4
     with pytest.raises(ConfigError, match=r"collection.kind 'threads' with simulator.name"):
-        plan_lanes(config, CollectionConfig(kind="threads"), stream, "truncated", accelerated=False)
+        plan_crew(config, CollectionConfig(kind="threads"), accelerated=False)
 
     (check,) = doctor.examine_simulators([NAME])
     assert (check.state, check.detail) == ("works", "4 suites, frames 4 x 4 from front")
@@ -158,13 +156,14 @@ def test_environments_are_installed_side_by_side_and_a_failure_leaves_the_others
 
 
 def test_a_failing_pip_shows_its_tail_and_leaves_nothing_installed(home, monkeypatch):
-    monkeypatch.setenv("PIP_FIND_LINKS", str(home))
+    monkeypatch.setenv("PIP_FIND_LINKS", home.as_uri())
     result = treadle("simulators", "install", NAME)
     assert result.exit_code == 2
     assert "pip could not install the pins" in result.stderr
     assert "No matching distribution found for tiny-physics==1.0" in result.stderr
-    log = result.stderr.partition("all of it is in ")[2].partition(")")[0]
-    assert "tiny-physics" in Path(log).read_text()
+    (log,) = (home / "environments").glob("*.log")
+    assert f"all of it is in {log})" in result.stderr
+    assert "tiny-physics" in log.read_text()
     assert tiny().stamp() is None
 
 
@@ -232,8 +231,9 @@ def test_a_python_without_numpy_says_so(tmp_path):
     import venv
 
     venv.create(tmp_path / "bare", with_pip=False)
+    config = SimulatorConfig(slots=1, python=str(tmp_path / "bare/bin/python"))
     with pytest.raises(SimulatorError, match=r"bare/bin/python: No module named 'numpy'; a simulator's Python needs"):
-        build_simulator(SimulatorConfig(slots=1, python=str(tmp_path / "bare/bin/python")))
+        Crew(plan_crew(config, CollectionConfig(), accelerated=False))
 
 
 def test_simulators_are_listed(home):

@@ -15,9 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from treadle.config.loading import did_you_mean
-from treadle.errors import SimulatorError
-from treadle.simulators.process import Interpreter
+from treadle.environments.interpreter import Interpreter
+from treadle.errors import SimulatorError, did_you_mean
 
 STAMP = "treadle.json"
 """Written into an environment once it is whole."""
@@ -98,10 +97,7 @@ class Environment:
 
     def interpreter(self) -> Interpreter:
         """What its workers run in: its own environment where that is installed, else this interpreter where it has
-        all that is required.
-
-        Raises:
-            SimulatorError: Neither is the case; says how to install it.
+        all that is required. Raises SimulatorError where neither is the case, and says how to install it.
         """
         if (stamp := self.stamp()) is not None:
             return Interpreter(str(self.executable), dict(self.variables) | stamp["variables"])

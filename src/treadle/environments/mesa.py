@@ -23,8 +23,7 @@ def prepare_vulkan(environment: Path) -> dict[str, str]:
     enough; else a recent one is fetched with apt from the distribution's backports and unpacked below `environment`,
     which changes nothing in the system and needs no rights. Done once: what is there is used again.
 
-    Raises:
-        SimulatorError: there is no driver and none can be fetched; names the fix.
+    Raises SimulatorError where there is no driver and none can be fetched, and names the fix.
     """
     if _has_graphics_card():
         return {}

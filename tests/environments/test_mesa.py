@@ -2,8 +2,8 @@
 
 import pytest
 
+from treadle.environments import mesa
 from treadle.errors import SimulatorError
-from treadle.simulators import mesa
 
 
 @pytest.fixture

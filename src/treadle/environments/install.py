@@ -8,12 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Lock
 
+from treadle.environments.environment import STAMP, Environment
 from treadle.errors import SimulatorError
 from treadle.files import write_atomically
-from treadle.simulators.environments import STAMP, Environment
 
 _APT = Lock()
 """apt-get refuses to run twice at a time."""
@@ -28,16 +27,10 @@ _TAIL = 12
 def install(environment: Environment, progress: Progress, *, force: bool = False, system: bool = False) -> bool:
     """Make the environment, unless it is there with these pins; returns whether anything was done.
 
-    One that was only half made is made again. Interrupted or failed, it leaves nothing that counts as installed.
+    One that was only half made is made again, and with `force` any. Interrupted or failed, it leaves nothing that
+    counts as installed. `system` installs missing Debian packages with apt-get, which takes root.
 
-    Args:
-        environment: which.
-        progress: told what goes on.
-        force: make it again in any case.
-        system: install missing Debian packages with apt-get, which takes root.
-
-    Raises:
-        SimulatorError: no fitting Python, missing system packages, pip failed, or the simulator's own preparation did.
+    Raises SimulatorError: no fitting Python, missing system packages, pip failed, or the simulator's own preparation.
     """
     with _alone(environment):
         stamp = None if force else environment.stamp()
@@ -60,17 +53,17 @@ def missing_packages(environment: Environment) -> list[str]:
     """The Debian packages that are not installed; none where the system is no Debian and cannot tell."""
     if shutil.which("dpkg-query") is None:
         return []
-    return [name for name in environment.apt if not _has_package(name)]
+    missing: list[str] = []
+    for name in environment.apt:
+        asked = ["dpkg-query", "-W", "-f=${db:Status-Status}", name]
+        if subprocess.run(asked, capture_output=True, text=True, check=False).stdout != "installed":
+            missing.append(name)
+    return missing
 
 
 def packages_fix(packages: Sequence[str]) -> str:
     """The command that installs Debian packages."""
     return f"{'' if os.geteuid() == 0 else 'sudo '}apt-get install -y {' '.join(packages)}"
-
-
-def _has_package(name: str) -> bool:
-    asked = ["dpkg-query", "-W", "-f=${db:Status-Status}", name]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout == "installed"
 
 
 def _have_packages(environment: Environment, progress: Progress, system: bool) -> None:
@@ -83,34 +76,27 @@ def _have_packages(environment: Environment, progress: Progress, system: bool) -
             f"simulator {environment.name!r} needs system packages that are missing: {', '.join(missing)}; install "
             f"them with: {packages_fix(missing)}{how}"
         )
-    log = _log(environment)
+    what, apart = f"apt-get could not install {', '.join(missing)}", {"DEBIAN_FRONTEND": "noninteractive"}
     apt = ["apt-get", "-q", "-y", "--no-install-recommends"]
     with _APT:
         for command in ([*apt[:2], "update"], [*apt, "install", *missing]):
-            _run(
-                command,
-                log,
-                progress,
-                f"apt-get could not install {', '.join(missing)}",
-                {"DEBIAN_FRONTEND": "noninteractive"},
-            )
+            _run(command, environment, progress, what, apart)
 
 
 def _make(environment: Environment, progress: Progress) -> None:
     python = _find_python(environment)
-    log = _log(environment)
     shutil.rmtree(environment.path, ignore_errors=True)
     progress(f"making a virtual environment with {python}")
     what = f"cannot make the environment of {environment.name!r}"
     hint = "; on Debian the module venv is in the package python3-venv"
-    _run([python, "-m", "venv", str(environment.path)], log, progress, what, hint=hint)
+    _run([python, "-m", "venv", str(environment.path)], environment, progress, what, hint=hint)
     pip = [str(environment.executable), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     # A module is compiled when it is first imported; of what a simulator brings most never is.
     pip += ["--no-compile", "--progress-bar", "off", *(["--no-deps"] if environment.no_deps else [])]
     # The first on its own, so that whichever build of it the package index offers for this machine is kept.
     first, rest = environment.requirements[:1], environment.requirements[1:]
     for requirements in filter(None, (first, rest and environment.requirements)):
-        _run([*pip, *requirements], log, progress, f"pip could not install the pins of {environment.name!r}")
+        _run([*pip, *requirements], environment, progress, f"pip could not install the pins of {environment.name!r}")
 
 
 def _find_python(environment: Environment) -> str:
@@ -129,20 +115,17 @@ def _find_python(environment: Environment) -> str:
     )
 
 
-def _log(environment: Environment) -> Path:
-    return environment.path.with_name(f"{environment.path.name}.log")
-
-
 def _run(
     command: Sequence[str],
-    log: Path,
+    environment: Environment,
     progress: Progress,
     what: str,
     variables: dict[str, str] | None = None,
     hint: str = "",
 ) -> None:
-    """Run a command; its output goes to `log`, and line by line to `progress`."""
+    """Run a command; its output goes to a log beside the environment, and line by line to `progress`."""
     lines: list[str] = []
+    log = environment.path.with_name(f"{environment.path.name}.log")
     # PYTHONPATH would show pip packages that are not the environment's own.
     surrounding = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     with (
