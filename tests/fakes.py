@@ -11,14 +11,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fake_simulator import FakeSimulator, Script, scenario
-from treadle.policies.protocol import Decision, Inputs, Sampling
+from treadle.data import noise
+from treadle.data.batch import TensorBatch
+from treadle.policies.protocol import Decision
+from treadle.policies.sampling import Sampling
 
-__all__ = ["FakePolicy", "FakeSimulator", "Script", "StateCritic", "indices", "scenario", "state_values"]
+__all__ = ["FakeInputs", "FakePolicy", "FakeSimulator", "Script", "StateCritic", "indices", "scenario", "state_values"]
+
+
+@dataclass(slots=True)
+class FakeInputs(TensorBatch):
+    proprioception: Tensor
+    frames: Tensor | None = None
+    features: Tensor | None = None
 
 
 @dataclass
 class FakePolicy:
-    """Actions and tokens are the noise; a value is 100 * index + steps, plus c for action c of the chunk."""
+    """Actions are the noise of the keys, or 0; a value is 100 * index + steps, plus c for action c of the chunk."""
 
     chunk: int = 2
     action_dim: int = 2
@@ -31,30 +41,31 @@ class FakePolicy:
 
     def prepare(
         self, frames: NDArray[np.uint8], instructions: list[str], proprioception: NDArray[np.float32]
-    ) -> Inputs:
+    ) -> FakeInputs:
         self.frames.append(torch.from_numpy(frames.copy()))
         self.instructions.append(list(instructions))
-        ids = torch.zeros(len(frames), 1, dtype=torch.long)
-        return Inputs(ids, ids == 0, frames=self.frames[-1], proprioception=torch.from_numpy(proprioception.copy()))
+        return FakeInputs(torch.from_numpy(proprioception.copy()), frames=self.frames[-1])
 
-    def encode(self, inputs: Inputs) -> Inputs:
+    def encode(self, inputs: FakeInputs) -> FakeInputs:
         assert inputs.frames is not None
-        features = inputs.frames.float().flatten(1)[:, None]
-        return Inputs(inputs.input_ids, inputs.attention_mask, None, features, inputs.proprioception)
+        return FakeInputs(inputs.proprioception, features=inputs.frames.float().flatten(1)[:, None])
 
-    def act(self, inputs: Inputs, sampling: Sampling, noise: Tensor | None = None) -> Decision:
-        shape = (len(inputs), self.chunk * self.action_dim)
-        noise = torch.zeros(shape) if noise is None else noise
-        assert noise.shape == shape
-        actions = noise.reshape(len(inputs), self.chunk, self.action_dim)
-        return Decision(actions, (noise * 256).long(), -noise, self._values(inputs))
+    @property
+    def entries(self) -> tuple[int, int]:
+        return self.chunk, self.action_dim
 
-    def values(self, inputs: Inputs) -> Tensor:
+    def act(self, inputs: FakeInputs, sampling: Sampling, keys: noise.Keys | None = None) -> Decision:
+        actions = torch.zeros(len(inputs), *self.entries)
+        if keys is not None:
+            assert len(keys) == len(inputs)
+            actions = torch.from_numpy(noise.uniform(keys, *self.entries))
+        return Decision(actions, (actions * 256).long().flatten(1), -actions, self._values(inputs))
+
+    def values(self, inputs: FakeInputs) -> Tensor:
         self.valued.append(len(inputs))
         return self._values(inputs)
 
-    def _values(self, inputs: Inputs) -> Tensor:
-        assert inputs.proprioception is not None
+    def _values(self, inputs: FakeInputs) -> Tensor:
         return state_values(inputs.proprioception[:, None]) + torch.arange(self.value_outputs)
 
     def eval(self) -> "FakePolicy":
@@ -77,6 +88,6 @@ class StateCritic:
 
     reads_state = True
 
-    def __call__(self, inputs: Inputs | None, states: Tensor) -> Tensor:
+    def __call__(self, inputs: TensorBatch | None, states: Tensor) -> Tensor:
         assert inputs is None
         return state_values(states)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,19 +14,33 @@ from miniature import SIMULATOR, make_policy
 from treadle.config.schema import EvaluationConfig, LoadingConfig, SamplingConfig
 from treadle.data.step import EpisodeResult
 from treadle.errors import CheckpointError, ConfigError
-from treadle.evaluation.evaluate import Ablation, evaluate_checkpoint, evaluate_policy, film, play
+from treadle.evaluation.evaluate import Ablation, evaluate_checkpoint, evaluate_policy, film
+from treadle.evaluation.play import play
 from treadle.policies.protocol import Sampling
+from treadle.rollout.actor import Actor
+from treadle.rollout.sources import ScenarioList
+from treadle.simulators.factory import SimulatorFactory
+from treadle.workers.crew import Crew, CrewPlan
+from treadle.workers.lanes import Lanes
+from treadle.workers.messages import Session
 
 SCRIPTS = {i: Script(ends=1 + 7 * i % 11, succeeds=(3, 5)) for i in range(0, 20, 2)}
 GREEDY, RANDOM = Sampling(temperature=0), Sampling()
 
 
-def played(slots: int, count: int, sampling: Sampling = RANDOM, chunk: int = 3) -> list[EpisodeResult]:
-    simulator = FakeSimulator(slots, SCRIPTS)
-    return play(FakePolicy(chunk), simulator, simulator.scenarios("train", "evaluation")[:count], 10, sampling)  # type: ignore[arg-type]
+def crew_of(slots: int, scripts: dict[int, Script] | None = None, **plan: Any) -> Crew:
+    return Crew(CrewPlan(SimulatorFactory("fake_simulator:FakeSimulator", {"scripts": scripts}), slots, **plan))
 
 
-def test_each_scenario_is_played_once_and_results_are_in_their_order():
+def played(slots: int, count: int, sampling: Sampling = RANDOM, chunk: int = 3, **plan: Any) -> list[EpisodeResult]:
+    policy: Any = FakePolicy(chunk)
+    with crew_of(slots, SCRIPTS, **plan) as crew:
+        source = ScenarioList(("train", "evaluation"), range(count), crew.rows)
+        results = play(Lanes(crew, Session(10), source, chunk), Actor(policy, sampling)).results
+    return sorted(results.values(), key=lambda result: result.scenario.index)
+
+
+def test_each_scenario_is_played_once():
     results = played(3, 20, GREEDY)
     assert [result.scenario.index for result in results] == list(range(20))
     # Scenario 2 ends at step 4 with 1 + 2 + 3 + 4, after its goal held at step 3; scenario 1 never ends.
@@ -33,10 +48,11 @@ def test_each_scenario_is_played_once_and_results_are_in_their_order():
     assert results[1] == EpisodeResult(scenario(1, split="evaluation"), False, False, 55.0, 10)
 
 
-@pytest.mark.parametrize("slots", [1, 2, 5, 30])
-def test_results_do_not_depend_on_slots(slots):
+@pytest.mark.parametrize(("slots", "lanes", "workers"), [(1, 1, 1), (2, 2, 1), (5, 2, 2), (30, 3, 4)])
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_results_do_not_depend_on_slots_lanes_and_workers(slots, lanes, workers, kind):
     wanted = played(3, 12)
-    assert played(slots, 12) == wanted
+    assert played(slots, 12, lanes=lanes, workers=workers, kind=kind) == wanted
     returns = {result.episode_return % 1 for result in wanted}
     assert len(returns) == 12, "each scenario has noise of its own"
 
@@ -46,24 +62,23 @@ def test_a_greedy_policy_gets_no_noise():
 
 
 def test_noise_changes_from_decision_to_decision():
-    policy = FakePolicy(chunk=1, action_dim=1)
+    policy: Any = FakePolicy(chunk=1, action_dim=2)
     seen = []
     act = policy.act
-    policy.act = lambda inputs, sampling, noise=None: (seen.append(float(noise)), act(inputs, sampling, noise))[1]  # type: ignore[method-assign,arg-type]
-    play(policy, FakeSimulator(1), [scenario(1)], 10, RANDOM)  # type: ignore[arg-type]
+    policy.act = lambda inputs, sampling, keys=None: (seen.append(int(keys[0])), act(inputs, sampling, keys))[1]
+    with crew_of(1) as crew:
+        play(Lanes(crew, Session(10), ScenarioList(("train", "train"), [1], crew.rows), 1), Actor(policy, RANDOM))
     assert len(set(seen)) == 10
 
 
 def test_suites_and_their_settings():
     config = EvaluationConfig(suites=("train", "odd"), episodes=7)
     calls: list[tuple[str, int, int]] = []
-    report = evaluate_policy(
-        FakePolicy(),  # type: ignore[arg-type]
-        FakeSimulator(4, SCRIPTS),
-        10,
-        config,
-        progress=lambda suite, done, total: calls.append((suite, done, total)),
-    )
+    policy: Any = FakePolicy()
+    with crew_of(4, SCRIPTS) as crew:
+        report = evaluate_policy(
+            policy, crew, 10, config, progress=lambda suite, done, total: calls.append((suite, done, total))
+        )
     suites = report["suites"]
     assert suites.keys() == {"train", "odd"}
     assert suites["train"]["episodes"] == suites["odd"]["episodes"] == 7
@@ -83,48 +98,57 @@ def test_suites_and_their_settings():
 
 def test_a_short_suite_is_not_replayed():
     calls: list[tuple[str, int, int]] = []
-    report = evaluate_policy(
-        FakePolicy(),  # type: ignore[arg-type]
-        FakeSimulator(4),
-        10,
-        EvaluationConfig(suites=("odd",), episodes=500),
-        progress=lambda *call: calls.append(call),
-    )
+    policy: Any = FakePolicy()
+    with crew_of(4) as crew:
+        config = EvaluationConfig(suites=("odd",), episodes=500)
+        report = evaluate_policy(policy, crew, 10, config, progress=lambda *call: calls.append(call))
     assert report["suites"]["odd"]["episodes"] == 10
     assert calls[-1] == ("odd", 10, 10)
 
 
+def test_no_more_slots_play_than_are_allowed():
+    policy: Any = FakePolicy()
+    with crew_of(6) as crew:
+        evaluate_policy(policy, crew, 10, EvaluationConfig(suites=("train",), episodes=9, slots=2))
+    assert max(len(frames) for frames in policy.frames) == 2
+
+
+def ablated(ablation: Ablation, slots: int, policy: FakePolicy) -> dict[str, Any]:
+    loaded: Any = policy
+    config = EvaluationConfig(suites=("train",), episodes=20)
+    with crew_of(slots) as crew:
+        return evaluate_policy(loaded, crew, 4, config, ablation=ablation)
+
+
 def test_blank_frames_are_grey_and_the_rest_is_as_it_was():
     plain, blank = FakePolicy(), FakePolicy()
-    scenarios = [scenario(i) for i in range(3)]
-    left = play(plain, FakeSimulator(2), scenarios, 4, GREEDY)  # type: ignore[arg-type]
-    right = play(blank, FakeSimulator(2), scenarios, 4, GREEDY, ablation=Ablation(frames="blank"))  # type: ignore[arg-type]
+    left, right = ablated(Ablation(), 2, plain), ablated(Ablation(frames="blank"), 2, blank)
     assert {int(x) for frames in blank.frames for x in frames.unique()} == {127}
-    assert {int(x) for frames in plain.frames for x in frames.unique()} == {0, 1, 2}
+    assert {int(x) for frames in plain.frames for x in frames.unique()} == set(range(20))
     assert blank.instructions == plain.instructions
     assert left == right
 
 
 def test_shuffled_instructions_fit_the_scene_and_stay_for_the_episode():
-    policy = FakePolicy(chunk=2)
-    simulator = FakeSimulator(1)
-    scenarios = [scenario(i) for i in range(30)]
-    play(policy, simulator, scenarios, 4, GREEDY, ablation=Ablation(instructions="shuffled"))  # type: ignore[arg-type]
+    policy, again = FakePolicy(chunk=2), FakePolicy(chunk=2)
+    ablated(Ablation(instructions="shuffled"), 1, policy)
     asked = [texts[0] for texts in policy.instructions]
     assert asked[::2] == asked[1::2], "both decisions of an episode"
-    assert all(text in simulator.instructions(what) for text, what in zip(asked[::2], scenarios, strict=True))
+    scenarios = [scenario(i, split="evaluation") for i in range(20)]
+    fitting = FakeSimulator(1).instructions
+    assert all(text in fitting(what) for text, what in zip(asked[::2], scenarios, strict=True))
     own = sum(text == what.instruction for text, what in zip(asked[::2], scenarios, strict=True))
-    assert 0 < own < 15, "its own is one of six"
-    again = FakePolicy(chunk=2)
-    play(again, FakeSimulator(7), scenarios, 4, GREEDY, ablation=Ablation(instructions="shuffled"))  # type: ignore[arg-type]
+    assert 0 < own < 10, "its own is one of six"
+    ablated(Ablation(instructions="shuffled"), 7, again)
     assert sorted(text for texts in again.instructions for text in texts) == sorted(asked)
 
 
 def test_films_have_a_frame_before_the_first_action_and_one_after_each():
-    scenarios = [scenario(i) for i in (0, 2, 1)]
-    films = film(FakePolicy(), FakeSimulator(3, SCRIPTS), scenarios, 10, GREEDY, 8)  # type: ignore[arg-type]
-    assert [result.scenario.index for result, _ in films] == [0, 2, 1]
-    assert [result.length for result, _ in films] == [1, 4, 10]
+    policy: Any = FakePolicy()
+    with crew_of(2, SCRIPTS) as crew:
+        films = film(policy, crew, 3, 10, SamplingConfig(temperature=0), 8)
+    assert [result.scenario.index for result, _ in films] == [0, 1, 2]
+    assert [result.length for result, _ in films] == [1, 10, 4]
     for result, frames in films:
         assert frames.shape == (result.length + 1, 8, 8, 3)
         assert frames[:, 0, 0, 0].tolist() == list(range(result.length + 1))
@@ -136,7 +160,9 @@ def test_a_checkpoint_is_evaluated_with_its_manifest(tmp_path: Path):
     make_policy(tmp_path / "tokenizer").save(checkpoint)
     evaluation = EvaluationConfig(suites=("train", "vision"), episodes=5, slots=2, sampling=SamplingConfig())
     loading = LoadingConfig(options={"center_crop": 0.9})
-    report = evaluate_checkpoint(checkpoint, loading, SIMULATOR, evaluation, "cpu", instructions="shuffled")
+    report = evaluate_checkpoint(
+        checkpoint, loading, SIMULATOR, evaluation, "cpu", ablation=Ablation(instructions="shuffled")
+    )
     manifest = report["manifest"]
     digest = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     assert manifest["weights_sha256"]["model.safetensors"] == digest

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,7 +42,7 @@ def test_rates():
         EpisodeResult(scenario(1), True, False, 3.0, 10),
         EpisodeResult(scenario(2), False, False, 0.5, 10),
     ]
-    rate = SuccessRate.of(results).to_json()
+    rate = asdict(SuccessRate.of(results))
     assert rate.pop("ci95") == wilson_interval(2, 3)
     assert rate == pytest.approx(
         {"success": 2 / 3, "episodes": 3, "success_at_end": 1 / 3, "mean_length": 8, "mean_return": 1.5}

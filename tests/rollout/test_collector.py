@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 import torch
 
+from fake_lanes import Plan, make_collector, make_lanes
 from fakes import FakePolicy, Script, StateCritic, indices
-from treadle.policies.critic import Critic, ValueHeadCritic
-from treadle.policies.protocol import Sampling
-from treadle.rollout.collector import Collector, Stopwatch
-from treadle.rollout.lanes import Lanes, LanesPlan
+from treadle.config.algorithm import DataNeeds
+from treadle.policies.critic import Critic
+from treadle.rollout.collector import Collector
 from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.host import KeepFinal
+from treadle.workers.crew import Crew, CrewPlan
 
 HORIZON = 3
 
@@ -21,7 +22,7 @@ Make = Callable[..., Collector]
 
 @pytest.fixture
 def make() -> Iterator[Make]:
-    """Collectors of the fake policy on the fake simulator; the tabletop's horizon is 3, its chunks are of 2."""
+    """Collectors of the fake policy on the fake simulator; the horizon is 3, chunks are of 2."""
     with ExitStack() as opened:
 
         def build(
@@ -34,13 +35,15 @@ def make() -> Iterator[Make]:
             encode: bool = False,
             group_size: int = 1,
             partial_reset: bool = True,
+            next_inputs: bool = False,
             **plan: Any,
         ) -> Collector:
             policy = policy or FakePolicy()
             factory = SimulatorFactory("fake_simulator:FakeSimulator", {"scripts": scripts, "horizon": HORIZON})
-            stream = {"seed": 3, "group_size": group_size, "partial_reset": partial_reset}
-            lanes = opened.enter_context(Lanes(LanesPlan(factory, slots, HORIZON, stream, keep_final, **plan), 2))
-            return Collector(lanes, policy, Sampling(), critic or ValueHeadCritic(policy), encode=encode)  # type: ignore[arg-type]
+            crew = opened.enter_context(Crew(CrewPlan(factory, slots, **plan)))
+            needs = DataNeeds(partial_reset, group_size, keep_final=keep_final)
+            lanes, stream = make_lanes(crew, Plan(crew.plan, needs, HORIZON))
+            return make_collector(lanes, stream, policy, critic, encode=encode, next_inputs=next_inputs)
 
         yield build
 
@@ -52,11 +55,12 @@ def fixed_length(make: Make, slots: int, scripts: dict[int, Script], group_size:
 
 def test_shapes_and_versions(make: Make):
     rollout = make(FakePolicy(chunk=2, action_dim=2)).collect(3, version=7)
-    assert len(rollout.inputs) == 3
-    assert rollout.tokens.shape == rollout.log_probs.shape == (3, 2, 4)
+    assert rollout.inputs.frames.shape[:2] == (3, 2)
+    assert rollout.choices.shape == (3, 2, 4)
+    assert rollout.log_probs.shape == (3, 2, 2, 2)
     assert rollout.values.shape == (3, 2, 1)
     assert rollout.state.shape == (3, 2, 2, 2)
-    for name in ("reward", "terminated", "truncated", "valid"):
+    for name in ("reward", "terminated", "truncated", "success", "valid"):
         assert getattr(rollout, name).shape == (3, 2, 2)
     assert rollout.final_values.shape == rollout.scenarios.shape == (3, 2)
     assert rollout.next_values.shape == (2,)
@@ -93,7 +97,7 @@ def test_a_termination_is_bootstrapped_only_if_asked(make: Make, keep, steps):
 
 
 def test_a_round_of_fixed_length_plays_one_episode_per_slot(make: Make):
-    scripts = {i: Script(ends=1) for i in range(0, 20, 2)}
+    scripts = {i: Script(ends=1, succeeds=(1,)) for i in range(0, 20, 2)}
     collector = fixed_length(make, 4, scripts)
     seen = []
     for _ in range(2):
@@ -104,6 +108,7 @@ def test_a_round_of_fixed_length_plays_one_episode_per_slot(make: Make):
             seen.append(index)
             assert rollout.valid[:, slot].flatten().tolist() == [True, not short, not short, False]
             assert rollout.terminated[0, slot, 0] == short
+            assert rollout.success[:, slot].flatten().tolist() == [short, False, False, False]
             assert indices(rollout.scenarios)[1, slot] == (-1 if short else index)
         assert not rollout.final_values.any(), "no last observation is kept"
     assert len(set(seen)) == 8
@@ -111,7 +116,7 @@ def test_a_round_of_fixed_length_plays_one_episode_per_slot(make: Make):
 
 def test_a_round_ends_with_its_last_episode(make: Make):
     rollout = fixed_length(make, 3, {i: Script(ends=2) for i in range(20)}).collect(2, version=4)
-    assert rollout.tokens.shape[0] == rollout.final_values.shape[0] == len(rollout.inputs) == 1
+    assert rollout.choices.shape[0] == rollout.final_values.shape[0] == len(rollout.inputs) == 1
     assert rollout.versions.tolist() == [[4] * 3]
 
 
@@ -124,12 +129,12 @@ def test_slots_whose_episode_is_over_take_no_forward_pass(make: Make):
     assert 0 < playing[1].sum() < 4, "some slots idle"
     assert [len(frames) for frames in policy.frames] == playing.sum(1).tolist(), "nothing is decided or valued for them"
     assert policy.valued == []
-    assert (whole.tokens.flatten(2).any(-1).numpy() == playing).all()
+    assert (whole.choices.flatten(2).any(-1).numpy() == playing).all()
     # The others are as if nobody idled.
     alone = make(slots=4, keep_final="none", partial_reset=False).collect(2, version=0)
-    for name in ("tokens", "log_probs", "values"):
+    for name in ("choices", "log_probs", "values"):
         assert torch.equal(getattr(whole, name)[playing], getattr(alone, name)[playing]), name
-    assert torch.equal(whole.inputs[1].frames[playing[1]], alone.inputs[1].frames[playing[1]])
+    assert torch.equal(whole.inputs.frames[1][playing[1]], alone.inputs.frames[1][playing[1]])
 
 
 def test_the_slots_of_a_group_meet_one_scenario(make: Make):
@@ -137,7 +142,7 @@ def test_the_slots_of_a_group_meet_one_scenario(make: Make):
     one, two, three = indices(rollout.scenarios)[0, ::2].tolist()
     assert indices(rollout.scenarios).tolist() == [[one, one, two, two, three]] * 2
     assert len({one, two, three}) == 3
-    assert len({tuple(tokens) for tokens in rollout.tokens[0].tolist()}) == 5
+    assert len({tuple(tokens) for tokens in rollout.choices[0].tolist()}) == 5
 
 
 def test_a_restored_collector_begins_the_next_round(make: Make):
@@ -145,7 +150,7 @@ def test_a_restored_collector_begins_the_next_round(make: Make):
     one.collect(2, version=0)
     other.load_state_dict(one.state_dict())
     left, right = one.collect(2, version=0), other.collect(2, version=0)
-    for name in ("tokens", "reward", "valid", "state"):
+    for name in ("choices", "reward", "valid", "state"):
         assert torch.equal(getattr(left, name), getattr(right, name)), name
     assert left.episodes == right.episodes
 
@@ -170,7 +175,7 @@ def test_a_value_per_action(make: Make):
 def test_episodes_go_on_from_one_rollout_to_the_next(make: Make):
     collector, whole = make(FakePolicy()), make(FakePolicy()).collect(4, version=0)
     parts = [collector.collect(count, version=0) for count in (1, 3)]
-    for name in ("tokens", "reward", "valid", "values", "state", "final_values"):
+    for name in ("choices", "reward", "valid", "values", "state", "final_values"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
     assert torch.equal(parts[1].next_values, whole.next_values)
     assert torch.equal(parts[0].next_values, whole.values[1, :, 0])
@@ -182,29 +187,48 @@ def test_a_restored_collector_goes_on_where_the_other_was(make: Make):
     state = one.state_dict()
     other.load_state_dict(state)
     left, right = one.collect(4, version=0), other.collect(4, version=0)
-    for name in ("tokens", "reward", "valid", "values", "state", "final_values", "next_values"):
+    for name in ("choices", "reward", "valid", "values", "state", "final_values", "next_values"):
         assert torch.equal(getattr(left, name), getattr(right, name)), name
     assert left.episodes == right.episodes
 
 
 def test_inputs_are_kept_as_they_were_seen(make: Make):
     rollout = make(FakePolicy()).collect(3, version=0)
-    for t, inputs in enumerate(rollout.inputs):
-        assert inputs.frames is not None
-        assert inputs.frames[:, 0, 0, 0, 0].tolist() == indices(rollout.scenarios[t]).tolist()
+    assert rollout.next_inputs is None
+    assert rollout.inputs.frames[:, :, 0, 0, 0, 0].tolist() == indices(rollout.scenarios).tolist()
     encoded = make(FakePolicy(), encode=True).collect(1, version=0)
-    assert encoded.inputs[0].frames is None
-    assert encoded.inputs[0].features is not None
+    assert encoded.inputs.frames is None
+    assert encoded.inputs.features is not None
 
 
-def test_stopwatch_adds_up():
-    watch = Stopwatch()
+@pytest.mark.parametrize("critic", [None, StateCritic()], ids=["value_head", "privileged"])
+@pytest.mark.parametrize(("slots", "lanes"), [(2, 1), (3, 2)])
+def test_the_observation_after_each_decision(make: Make, critic, slots, lanes):
+    """Chunks of 2, horizon 3, and scenarios that end at step 1: what follows is of the same episode, its last
+    observation where it ended.
+    """
+    scripts = {index: Script(ends=1) for index in range(0, 20, 2)}
+    collector = make(slots=slots, lanes=lanes, scripts=scripts, critic=critic, keep_final="ended", next_inputs=True)
     for _ in range(2):
-        with watch("a"):
-            pass
-    with pytest.raises(ValueError, match="x"), watch("b"):
-        raise ValueError("x")
-    assert watch.seconds.keys() == {"a", "b"}
+        rollout = collector.collect(4, version=0)
+        index = indices(rollout.scenarios)
+        before = rollout.inputs.proprioception
+        after = rollout.next_inputs.proprioception
+        assert after[..., 0].tolist() == index.tolist(), "of the same episode"
+        played = rollout.valid.sum(-1)
+        assert torch.equal(after[..., 1], before[..., 1] + played)
+        assert torch.equal(rollout.next_inputs.frames[..., 0, 0, 0, 0], torch.from_numpy(index).to(torch.uint8))
+
+
+def test_nothing_follows_what_was_not_decided(make: Make):
+    scripts = {i: Script(ends=1) for i in range(0, 20, 2)}
+    collector = make(slots=4, scripts=scripts, keep_final="ended", partial_reset=False, next_inputs=True)
+    rollout = collector.collect(2, version=0)
+    idle = torch.from_numpy(indices(rollout.scenarios)) < 0
+    assert idle.sum() > 0
+    assert not rollout.next_inputs.proprioception[idle].any()
+    steps = rollout.inputs.proprioception[..., 1] + rollout.valid.sum(-1)
+    assert torch.equal(rollout.next_inputs.proprioception[..., 1][~idle], steps[~idle])
 
 
 def test_states_before_each_action(make: Make):

@@ -1,84 +1,48 @@
-"""Success of a policy over enumerated scenarios, and films of a few of them.
-
-Shapes: B slots, n slots that still play, C actions of a chunk, A action dimensions.
-"""
+"""Success of a policy over enumerated scenarios, and films of a few of them."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from treadle.config.schema import EvaluationConfig, LoadingConfig, SimulatorConfig
-from treadle.data.observation import Observation
+from treadle.config.schema import CollectionConfig, EvaluationConfig, LoadingConfig, SamplingConfig, SimulatorConfig
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult
 from treadle.devices import prepare_cpu
+from treadle.evaluation.play import AblatedActor, play
 from treadle.evaluation.statistics import SuccessRate
 from treadle.policies.load import load_configured
 from treadle.policies.protocol import Policy, Sampling
 from treadle.reporting.machine import versions
-from treadle.simulators.build import build_simulator
-from treadle.simulators.host import Host, one_after_another
-from treadle.simulators.protocol import Simulator, Slots
+from treadle.rollout.actor import Actor
+from treadle.rollout.sources import EVALUATION_NOISE, ScenarioList
+from treadle.workers import queries
+from treadle.workers.crew import Crew, check_dimensions
+from treadle.workers.lanes import Lanes
+from treadle.workers.messages import Session
+from treadle.workers.plan import plan_crew
 
 Progress = Callable[[str, int, int], None]
 """Called with a suite, the episodes done and the episodes wanted."""
 
-NOISE_STREAM = 0x65766C
-"""Keeps evaluation's sampling noise apart from training's."""
-
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """What is taken from the policy, to see whether it uses it."""
+    """What is hidden from the policy, to see whether the policy uses it."""
 
     instructions: Literal["own", "shuffled"] = "own"
-    """`shuffled`: a random one of the instructions that fit the scene, the episode's own among them."""
+    """`shuffled`: a random instruction that fits the scene; it may be the episode's own."""
     frames: Literal["own", "blank"] = "own"
     """`blank`: grey images."""
 
 
-@torch.no_grad()
-def play(
-    policy: Policy,
-    simulator: Simulator,
-    scenarios: Sequence[Scenario],
-    horizon: int,
-    sampling: Sampling,
-    *,
-    ablation: Ablation | None = None,
-    on_action: Callable[[Slots], None] | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> list[EpisodeResult]:
-    """Play each scenario once; results in the order of `scenarios`, whatever the order in which they end."""
-    host = Host(simulator, one_after_another(scenarios), horizon, on_action=on_action)
-    observation = host.start()
-    results: dict[Scenario, EpisodeResult] = {}
-    chunk, action_dim = policy.chunk, policy.action_dim
-    actions = np.zeros((simulator.slots, chunk, action_dim), np.float32)
-    while len(slots := host.playing):
-        seen = _ablate(observation.take(slots), host, slots, simulator, ablation or Ablation())
-        inputs = policy.prepare(seen.frames, seen.instructions, seen.proprioception)
-        noise = None
-        if sampling.temperature > 0:
-            noise = torch.from_numpy(_noise(host, slots, chunk, action_dim)).to(policy.device)
-        actions[slots] = policy.act(inputs, sampling, noise).actions.cpu().numpy()
-        for result in host.step(actions).episodes:
-            results[result.scenario] = result
-        if progress is not None:
-            progress(len(results))
-    return [results[scenario] for scenario in scenarios]
-
-
 def evaluate_policy(
     policy: Policy,
-    simulator: Simulator,
+    crew: Crew,
     horizon: int,
     evaluation: EvaluationConfig,
     *,
@@ -86,23 +50,23 @@ def evaluate_policy(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Success on each suite, and on each setting of a suite that has several, as plain data."""
-    sampling = Sampling(**evaluation.sampling.model_dump())
+    ablation = ablation or Ablation()
     suites: dict[str, Any] = {}
     for suite in evaluation.suites:
-        scenarios = simulator.scenarios(suite, "evaluation")[: evaluation.episodes]
-        results = play(
-            policy,
-            simulator,
-            scenarios,
-            horizon,
-            sampling,
-            ablation=ablation,
-            progress=None if progress is None else partial(_report, progress, suite, len(scenarios)),
-        )
-        suites[suite] = SuccessRate.of(results).to_json()
+        scenarios = crew.scenarios(suite, "evaluation", 0, evaluation.episodes)
+
+        def report(done: int, suite: str = suite, total: int = len(scenarios)) -> None:
+            if progress is not None:
+                progress(suite, done, total)
+
+        asked = _shuffled_instructions(crew, scenarios) if ablation.instructions == "shuffled" else None
+        actor = AblatedActor(policy, _sampling(evaluation.sampling), asked, blank=ablation.frames == "blank")
+        lanes = _lanes(crew, Session(horizon), suite, len(scenarios), evaluation.slots, policy.chunk)
+        results = play(lanes, actor, report).results
+        suites[suite] = asdict(SuccessRate.of([results[scenario] for scenario in scenarios]))
         settings = sorted({scenario.suite for scenario in scenarios} - {suite})
         suites[suite]["settings"] = {
-            setting: SuccessRate.of([r for r in results if r.scenario.suite == setting]).to_json()
+            setting: asdict(SuccessRate.of([results[s] for s in scenarios if s.suite == setting]))
             for setting in settings
         }
     return {"suites": suites}
@@ -115,11 +79,11 @@ def evaluate_checkpoint(
     evaluation: EvaluationConfig,
     device: str = "auto",
     *,
-    instructions: Literal["own", "shuffled"] = "own",
-    frames: Literal["own", "blank"] = "own",
+    collection: CollectionConfig | None = None,
+    ablation: Ablation | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Load a checkpoint directory and evaluate it; the report holds a manifest of everything the figures depend on.
+    """Load a checkpoint directory and evaluate it. The report holds a manifest: all that the figures depend on.
 
     Raises:
         CheckpointError: The directory cannot be loaded.
@@ -127,22 +91,31 @@ def evaluate_checkpoint(
     """
     prepare_cpu(0)
     loaded = load_configured(checkpoint, policy, device=device)
-    built = build_simulator(simulator, slots=min(evaluation.slots, evaluation.episodes))
-    ablation = Ablation(instructions, frames)
-    try:
-        report = evaluate_policy(
-            loaded, built, evaluation.horizon or simulator.horizon, evaluation, ablation=ablation, progress=progress
-        )
-    finally:
-        built.close()
-    report["manifest"] = manifest(checkpoint, policy, simulator, evaluation) | {"ablation": asdict(ablation)}
+    slots = min(evaluation.slots, evaluation.episodes)
+    plan = plan_crew(simulator, collection or CollectionConfig(), slots=slots, accelerated=loaded.device.type != "cpu")
+    with Crew(plan) as crew:
+        check_dimensions(crew, loaded.action_dim)
+        horizon = evaluation.horizon or simulator.horizon
+        report = evaluate_policy(loaded, crew, horizon, evaluation, ablation=ablation, progress=progress)
+    made = manifest(checkpoint, policy, simulator, evaluation)
+    report["manifest"] = made | {"ablation": asdict(ablation or Ablation())}
     return report
+
+
+def film(
+    policy: Policy, crew: Crew, count: int, horizon: int, sampling: SamplingConfig, size: int
+) -> list[tuple[EpisodeResult, NDArray[np.uint8]]]:
+    """Play the first in-distribution scenarios and film every action: results, frames [length + 1, size, size, 3]."""
+    scenarios = crew.scenarios("train", "evaluation", 0, count)
+    lanes = _lanes(crew, Session(horizon, film=size), "train", len(scenarios), count, policy.chunk)
+    played = play(lanes, Actor(policy, _sampling(sampling)))
+    return [(played.results[scenario], np.stack(played.frames[scenario])) for scenario in scenarios]
 
 
 def manifest(
     checkpoint: Path, policy: LoadingConfig, simulator: SimulatorConfig, evaluation: EvaluationConfig
 ) -> dict[str, Any]:
-    """What an evaluation's figures depend on."""
+    """All that the figures of an evaluation depend on."""
     return {
         "checkpoint": checkpoint.name,
         "weights_sha256": {
@@ -158,53 +131,24 @@ def manifest(
     }
 
 
-def film(
-    policy: Policy, simulator: Simulator, scenarios: Sequence[Scenario], horizon: int, sampling: Sampling, size: int
-) -> list[tuple[EpisodeResult, NDArray[np.uint8]]]:
-    """Play each scenario in a slot of its own and film every action: results and frames [length + 1, size, size, 3]."""
-    frames: list[list[NDArray[np.uint8]]] = [[] for _ in scenarios]
-
-    def shoot(slots: Slots) -> None:
-        for slot, frame in zip(slots.tolist(), simulator.render(slots, size), strict=True):
-            frames[slot].append(frame)
-
-    slots = np.arange(len(scenarios))
-    simulator.reset(slots, scenarios)
-    shoot(slots)
-    results = play(policy, simulator, scenarios, horizon, sampling, on_action=shoot)
-    return [(result, np.stack(film)) for result, film in zip(results, frames, strict=True)]
+def _lanes(crew: Crew, session: Session, suite: str, count: int, slots: int, chunk: int) -> Lanes:
+    """Lanes that play the first scenarios of a suite, in at most `slots` slots."""
+    return Lanes(crew, session, ScenarioList((suite, "evaluation"), range(count), crew.rows, slots), chunk)
 
 
-def _report(progress: Progress, suite: str, total: int, done: int) -> None:
-    progress(suite, done, total)
+def _sampling(config: SamplingConfig) -> Sampling:
+    return Sampling(**config.model_dump())
 
 
-def _ablate(
-    observation: Observation, host: Host, slots: Slots, simulator: Simulator, ablation: Ablation
-) -> Observation:
-    if ablation.frames == "blank":
-        observation.frames[:] = 127
-    if ablation.instructions == "shuffled":
-        scenarios = host.scenarios
-        for row, slot in enumerate(slots.tolist()):
-            scenario = scenarios[slot]
-            assert scenario is not None
-            fitting = simulator.instructions(scenario)
-            choice = np.random.Generator(np.random.Philox(key=[NOISE_STREAM, scenario.index])).integers(len(fitting))
-            observation.instructions[row] = fitting[int(choice)]
-    return observation
-
-
-def _noise(host: Host, slots: Slots, chunk: int, action_dim: int) -> NDArray[np.float32]:
-    """[n, K] uniform numbers that depend on each episode's scenario and decision alone."""
-    elapsed, scenarios = host.elapsed, host.scenarios
-    rows = []
-    for slot in slots.tolist():
-        scenario = scenarios[slot]
-        assert scenario is not None
-        key = [NOISE_STREAM + int(elapsed[slot]) // chunk, scenario.index]
-        rows.append(np.random.Generator(np.random.Philox(key=key)).random(chunk * action_dim, np.float32))
-    return np.stack(rows)
+def _shuffled_instructions(crew: Crew, scenarios: list[Scenario]) -> dict[Scenario, str]:
+    """For each scenario an instruction that fits its scene, drawn by the scenario's index."""
+    fitting: list[list[str]] = crew.call(queries.INSTRUCTIONS, scenarios)
+    return {
+        scenario: texts[
+            int(np.random.Generator(np.random.Philox(key=[EVALUATION_NOISE, scenario.index])).integers(len(texts)))
+        ]
+        for scenario, texts in zip(scenarios, fitting, strict=True)
+    }
 
 
 def _sha256(path: Path) -> str:

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from treadle.data.step import EpisodeResult
 
@@ -55,7 +54,3 @@ class SuccessRate:
             mean_length=mean(sum(result.length for result in results)),
             mean_return=mean(sum(result.episode_return for result in results)),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)

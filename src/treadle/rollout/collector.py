@@ -1,16 +1,15 @@
 # torch leaves from_numpy untyped.
 # pyright: reportUnknownMemberType=false
-"""Plays a policy against lanes of slots and gathers what the trainer needs.
+"""Plays a policy in lanes of slots and gathers a rollout for the trainer.
 
-Shapes: T decisions per slot, B slots, C actions of a chunk, A action dimensions, K = C * A tokens, n slots of the lanes
-that are served.
+Shapes: T decisions per slot, B slots, C actions of a chunk, V values per decision, S privileged state, n slots of the
+lanes that are served.
 """
 
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -19,106 +18,86 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from treadle.cores import pinned
+from treadle.data.batch import TensorBatch
 from treadle.data.observation import Observation
 from treadle.data.rollout import Rollout
 from treadle.data.span import Span, busy_seconds
 from treadle.data.step import EpisodeResult
 from treadle.policies.critic import Critic
-from treadle.policies.protocol import Inputs, Policy, Sampling
-from treadle.rollout.lanes import Arrival, Lanes, Rows
+from treadle.rollout.actor import Actor, count_rows, join_rows, place_rows
+from treadle.rollout.sources import ScenarioStream
 from treadle.rollout.storage import RolloutStorage
-
-
-class Stopwatch:
-    """Adds up wall seconds by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Generator[None, None, None]:
-        """Add the time of the `with` block to `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+from treadle.workers.lanes import Arrival, Lanes
 
 
 class Collector:
-    """Collects rollouts; episodes go on from one rollout to the next, or (where the lanes' streams have no partial
-    reset) every rollout is a round of one episode per slot. Slots without an episode take no part in a forward pass.
+    """Collects rollouts. Episodes go on from one rollout to the next. Without partial reset, every rollout is a round
+    of one episode per slot instead. Slots without an episode take no part in a forward pass.
 
-    Whichever lane's observations are ready is served next; no lane waits for another. With one lane this is lockstep.
+    The lane whose observations are ready is served next; no lane waits for another. With one lane this is lockstep.
 
     Args:
         lanes: the episodes.
-        policy: what acts.
-        sampling: how it acts.
-        critic: what values observations.
-        encode: store vision features in place of frames; for frozen towers.
-        batch: ready lanes that are served by one forward pass at most.
-        cores: the policy stays on these while it collects; none for any.
+        stream: the scenarios that they play.
+        actor: it decides.
+        critic: it values observations.
+        batch: how many ready lanes one forward pass serves at most.
+        cores: the policy stays on these while it collects; empty for any.
+        next_inputs: keep the observation after each decision.
     """
 
     def __init__(
         self,
         lanes: Lanes,
-        policy: Policy,
-        sampling: Sampling,
+        stream: ScenarioStream,
+        actor: Actor,
         critic: Critic,
         *,
-        encode: bool,
         batch: int = 1,
         cores: tuple[int, ...] = (),
+        next_inputs: bool = False,
     ) -> None:
         self._lanes = lanes
-        self._policy = policy
-        self._sampling = sampling
+        self._stream = stream
+        self._actor = actor
         self._critic = critic
-        self._encode = encode
         self._batch = batch
         self._cores = cores
-        self._device = policy.device
-        self._partial_reset = lanes.plan.stream.get("partial_reset", True)
-        self._held: list[Arrival] = []
+        self._next_inputs = next_inputs
         self._spans: list[Span] = []
 
     @torch.no_grad()
     def collect(self, decisions: int, version: int) -> Rollout:
-        """Play `decisions` chunks in every slot with the policy as it is, which has had `version` updates; a round ends
-        earlier where all of its episodes have.
+        """Play `decisions` chunks in every slot. The policy has had `version` updates. A round ends earlier once all of
+        its episodes have ended.
 
         Raises:
             TreadleError: What a worker raised, or SimulatorError where it died or took too long.
         """
-        self._policy.eval()
-        began = time.perf_counter()
-        work = _Rollout.begin(decisions, self._lanes)
-        if not self._lanes.started or not self._partial_reset:
-            self._held = []
-            self._lanes.start()
+        lanes, began = self._lanes, time.perf_counter()
+        self._actor.policy.eval()
+        lanes.resume()
+        work = _Unfinished.begin(decisions, lanes)
+        # Lanes that play on from the rollout before are ready already. They are served in order, so runs repeat.
+        there = self._begin()
+        open_lanes = len(lanes)
         with self._on_its_cores():
-            open_lanes = len(self._lanes)
-            finished: list[Arrival] = []
             while open_lanes:
-                going: list[int] = []
-                for arrival in self._arrivals():
-                    self._settle(work, arrival)
-                    if arrival.playing and work.decided[arrival.lane] < decisions:
-                        going.append(arrival.lane)
-                    else:
+                # Take the lanes that are ready; those that have had all of their decisions are finished.
+                arrivals, there = (there[: self._batch], there[self._batch :]) if there else (self._ready(work), [])
+                going = [a.lane for a in arrivals if a.playing and work.decided[a.lane] < decisions]
+                for arrival in arrivals:
+                    if arrival.lane not in going:
                         self._finish(work, arrival.lane)
-                        finished.append(Arrival(arrival.lane, playing=arrival.playing))
                         open_lanes -= 1
+                # The policy decides for the others, and they play on.
                 if going:
                     self._decide(work, going)
-        # In order of lane, so that what a rollout holds does not depend on who came last in the one before.
-        self._held = sorted(finished, key=lambda arrival: arrival.lane)
+        # A critic that reads only states values all of them at once.
         values = self._state_values(work) if self._critic.reads_state else None
         self._spans += work.spans
         seconds = {
-            "simulate": busy_seconds(work.spans, "simulate") / self._lanes.workers,
+            "simulate": busy_seconds(work.spans, "simulate") / lanes.crew.workers,
             "generate": busy_seconds(work.spans, "generate"),
             "collect": time.perf_counter() - began,
         }
@@ -130,99 +109,114 @@ class Collector:
         return spans
 
     def state_dict(self) -> dict[str, Any]:
-        """Where every slot and its stream stand."""
+        """Where every slot and the stream stand."""
         return self._lanes.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`; episodes under way are played again up to where they were."""
-        self._held = []
+        """Go on from `state`; unfinished episodes repeat the actions that they had played."""
         self._lanes.load_state_dict(state)
 
-    def _arrivals(self) -> list[Arrival]:
-        """The lanes to be served next."""
-        if not self._held:
-            return self._lanes.ready(self._batch)
-        arrivals, self._held = self._held[: self._batch], self._held[self._batch :]
+    def _begin(self) -> list[Arrival]:
+        """Let lanes begin, unless they play on from the rollout before; returns those that play on."""
+        lanes = self._lanes
+        if lanes.started and self._stream.partial_reset:
+            return [Arrival(lane, playing=bool(count_rows(lanes.playing(lane)))) for lane in range(len(lanes))]
+        self._stream.begin_round()
+        lanes.feed()
+        for lane in range(len(lanes)):
+            lanes.begin(lane)
+        return []
+
+    def _ready(self, work: "_Unfinished") -> list[Arrival]:
+        """Wait for lanes, and keep the results of their last decision."""
+        arrivals = self._lanes.ready(self._batch)
+        for arrival in arrivals:
+            self._settle(work, arrival)
         return arrivals
 
-    def _settle(self, work: "_Rollout", arrival: Arrival) -> None:
-        """Keep what came of a lane's last decision."""
+    def _settle(self, work: "_Unfinished", arrival: Arrival) -> None:
         work.spans += arrival.spans
-        t, board = work.decided[arrival.lane] - 1, self._lanes.board
+        t, buffer = work.decided[arrival.lane] - 1, self._lanes.buffer
         if t < 0:
             return
         rows = self._lanes.rows[arrival.lane]
         for name, array in work.outcome.items():
-            array[t, rows] = getattr(board, name)[rows]
-        work.state[t, rows, 1:] = board.state[rows, :-1]
+            array[t, rows] = getattr(buffer, name)[rows]
+        work.state[t, rows, 1:] = buffer.state[rows, :-1]
         work.episodes += [(t, rows.start, arrival.episodes)] if arrival.episodes else []
         if arrival.final_slots:
+            # Last observations of ended episodes; on the buffer, new episodes have already followed them.
             with work.generating(arrival.lane):
-                seen = board.final.take(np.array(arrival.final_slots, np.intp))
-                seen.instructions = arrival.final_instructions
-                work.final_values[t, arrival.final_slots] = self._first_value(seen)
+                slots = np.array(arrival.final_slots, np.intp)
+                seen = buffer.final.take(slots)
+                inputs = self._prepare(seen, work.scenarios[t, slots])
+                work.final_values[t, slots] = self._first_value(seen, inputs)
+                if self._next_inputs and inputs is not None:
+                    work.storage.put_batch("next_inputs", t, slots, inputs)
 
-    def _decide(self, work: "_Rollout", lanes: Sequence[int]) -> None:
-        """Serve lanes by one forward pass, and let each play what was decided."""
-        board, parts = self._lanes.board, [self._lanes.playing(lane) for lane in lanes]
-        together = _join(parts)
+    def _decide(self, work: "_Unfinished", lanes: Sequence[int]) -> None:
+        """Decide for lanes by one forward pass, and let each play its decision."""
+        parts = [self._lanes.playing(lane) for lane in lanes]
         with work.generating(*lanes):
-            seen = self._seen(together)
-            inputs = self._prepare(seen)
-            noise = torch.from_numpy(board.noise[together]).to(self._device)
-            decision = self._policy.act(inputs, self._sampling, noise)
-            actions = decision.actions.cpu().numpy()
-            kept = {"tokens": decision.tokens, "log_probs": decision.log_probs}
+            decided = self._actor.decide(self._lanes, join_rows(parts))
+            decision = decided.decision
+            kept = {"choices": decision.choice, "log_probs": decision.log_probs}
             if not self._critic.reads_state:
                 assert decision.values is not None
                 kept["values"] = decision.values
-            pieces = [(work.decided[lane], *piece) for lane, piece in zip(lanes, _pieces(parts), strict=True)]
-            for lane, (t, rows, piece) in zip(lanes, pieces, strict=True):
-                # All before it plays: the simulator writes on the board again from there on, and where it is a thread,
-                # every call that lets go of the interpreter's lock would wait for it.
+            for lane, (rows, place) in zip(lanes, place_rows(parts), strict=True):
+                # Store everything before the lane plays: then the simulator writes on the buffer again. If it is a
+                # thread, every call here that releases the interpreter's lock would also wait for it.
+                t = work.decided[lane]
                 work.scenarios[t, rows] = self._lanes.scenarios[rows]
-                work.state[t, rows, 0] = seen.state[piece]
-                work.storage.put_inputs(t, rows, inputs if len(pieces) == 1 else inputs.take(piece))
+                work.state[t, rows, 0] = decided.seen.state[place]
+                inputs = decided.inputs if len(parts) == 1 else decided.inputs.take(place)
+                work.storage.put_batch("inputs", t, rows, inputs)
+                self._follow(work, lane, inputs)
                 for name, tensor in kept.items():
-                    work.storage.put(name, t, rows, tensor[piece])
+                    work.storage.put(name, t, rows, tensor[place])
                 work.decided[lane] += 1
-                board.actions[rows] = actions[piece]
+                self._lanes.buffer.actions[rows] = decided.actions[place]
                 self._lanes.play(lane)
 
-    def _finish(self, work: "_Rollout", lane: int) -> None:
-        """Value where a lane's rollout ends, in slots whose episode goes on."""
+    def _finish(self, work: "_Unfinished", lane: int) -> None:
+        """Value the observation after the last decision, in slots whose episode goes on."""
         rows = self._lanes.playing(lane)
-        if not _count(rows):
+        if not count_rows(rows):
             return
         with work.generating(lane):
-            work.next_values[rows] = self._first_value(self._seen(rows))
+            seen = self._lanes.buffer.observation.take(rows)
+            inputs = self._prepare(seen, self._lanes.scenarios[rows])
+            work.next_values[rows] = self._first_value(seen, inputs)
+            if inputs is not None:
+                self._follow(work, lane, inputs)
 
-    def _state_values(self, work: "_Rollout") -> Tensor:
+    def _follow(self, work: "_Unfinished", lane: int, inputs: TensorBatch) -> None:
+        """Keep a lane's inputs [n] as those after its previous decision, in slots whose episode goes on."""
+        t = work.decided[lane] - 1
+        if self._next_inputs and t >= 0:
+            rows = np.arange(len(work.scenarios[0]))[self._lanes.playing(lane)]
+            goes_on = ~(work.outcome["terminated"] | work.outcome["truncated"])[t, rows].any(-1)
+            goes_on &= work.outcome["valid"][t, rows].any(-1)
+            if goes_on.any():
+                work.storage.put_batch("next_inputs", t, rows[goes_on], inputs.take(torch.from_numpy(goes_on)))
+
+    def _state_values(self, work: "_Unfinished") -> Tensor:
         """[T, B, V]: the values of a critic of privileged states, of all decisions at once."""
         with work.generating():
             states = torch.from_numpy(work.state[: max(work.decided)])
-            values = self._critic(None, states.flatten(0, 1).to(self._device)).cpu()
+            values = self._critic(None, states.flatten(0, 1).to(self._actor.policy.device)).cpu()
             return values.reshape(*states.shape[:2], -1)
 
-    def _seen(self, rows: Rows) -> Observation:
-        """The observations of some slots: where the simulator wrote them, if they are neighbours."""
-        seen = self._lanes.board.observation
-        return Observation(
-            seen.frames[rows],
-            seen.proprioception[rows],
-            seen.state[rows],
-            [scenario.instruction for scenario in self._lanes.scenarios[rows]],
-        )
+    def _prepare(self, seen: Observation, scenarios: NDArray[np.object_]) -> TensorBatch | None:
+        """Inputs of observations that need no decision; None if nobody reads them."""
+        wanted = self._next_inputs or not self._critic.reads_state
+        return self._actor.prepare(seen, scenarios) if wanted else None
 
-    def _prepare(self, observation: Observation) -> Inputs:
-        inputs = self._policy.prepare(observation.frames, observation.instructions, observation.proprioception)
-        return self._policy.encode(inputs) if self._encode else inputs
-
-    def _first_value(self, observation: Observation) -> Tensor:
+    def _first_value(self, seen: Observation, inputs: TensorBatch | None) -> Tensor:
         """[n]: the value before the first action."""
-        state = torch.from_numpy(observation.state[:, None].copy()).to(self._device)
-        inputs = None if self._critic.reads_state else self._prepare(observation)
-        return self._critic(inputs, state)[:, 0].cpu()
+        state = torch.from_numpy(seen.state[:, None].copy()).to(self._actor.policy.device)
+        return self._critic(None if self._critic.reads_state else inputs, state)[:, 0].cpu()
 
     @contextmanager
     def _on_its_cores(self) -> Generator[None, None, None]:
@@ -238,11 +232,11 @@ class Collector:
 
 
 @dataclass(slots=True)
-class _Rollout:
-    """A rollout while it is being played; lanes are at different decisions."""
+class _Unfinished:
+    """A rollout while it is played; lanes are at different decisions."""
 
     decided: list[int]
-    """Decisions that each lane has had."""
+    """How many decisions each lane has had."""
     storage: RolloutStorage
     outcome: dict[str, NDArray[Any]]
     """[T, B, C] by name."""
@@ -252,19 +246,19 @@ class _Rollout:
     final_values: Tensor
     next_values: Tensor
     episodes: list[tuple[int, int, list[EpisodeResult]]]
-    """(decision, first slot, those that ended in it)."""
+    """(decision, first slot of the lane, episodes that ended there)."""
     spans: list[Span]
 
     @classmethod
-    def begin(cls, decisions: int, lanes: Lanes) -> "_Rollout":
-        board = lanes.board
-        slots, chunk = board.reward.shape
-        names = ("reward", "terminated", "truncated", "valid")
+    def begin(cls, decisions: int, lanes: Lanes) -> "_Unfinished":
+        buffer = lanes.buffer
+        slots, chunk = buffer.reward.shape
+        names = ("reward", "terminated", "truncated", "success", "valid")
         return cls(
             decided=[0] * len(lanes),
             storage=RolloutStorage(decisions, slots),
-            outcome={name: np.zeros((decisions, slots, chunk), getattr(board, name).dtype) for name in names},
-            state=np.zeros((decisions, *board.state.shape), np.float32),
+            outcome={name: np.zeros((decisions, slots, chunk), getattr(buffer, name).dtype) for name in names},
+            state=np.zeros((decisions, *buffer.state.shape), np.float32),
             scenarios=np.full((decisions, slots), None, np.object_),
             final_values=torch.zeros(decisions, slots),
             next_values=torch.zeros(slots),
@@ -279,12 +273,12 @@ class _Rollout:
         self.spans.append(Span("generate", 0, lanes, began, time.perf_counter()))
 
     def rollout(self, values: Tensor | None, version: int, seconds: dict[str, float]) -> Rollout:
-        decisions = max(self.decided)
+        decisions, storage = max(self.decided), self.storage
         self.episodes.sort(key=lambda ended: ended[:2])
         return Rollout(
-            inputs=self.storage.inputs(decisions),
-            **{name: self.storage.get(name, decisions) for name in ("tokens", "log_probs")},
-            values=self.storage.get("values", decisions) if values is None else values,
+            inputs=storage.batch("inputs", decisions),
+            **{name: storage.get(name, decisions) for name in ("choices", "log_probs")},
+            values=storage.get("values", decisions) if values is None else values,
             state=torch.from_numpy(self.state[:decisions]),
             **{name: torch.from_numpy(array[:decisions]) for name, array in self.outcome.items()},
             final_values=self.final_values[:decisions],
@@ -293,23 +287,5 @@ class _Rollout:
             scenarios=self.scenarios[:decisions],
             episodes=[result for _, _, ended in self.episodes for result in ended],
             seconds=seconds,
+            next_inputs=storage.batch("next_inputs", decisions) if storage.has("next_inputs") else None,
         )
-
-
-def _join(parts: Sequence[Rows]) -> Rows:
-    """All parts as one; a slice where they are neighbours in order."""
-    slices = [part for part in parts if isinstance(part, slice)]
-    if len(slices) == len(parts) and all(one.stop == other.start for one, other in pairwise(slices)):
-        return slice(slices[0].start, slices[-1].stop)
-    each: list[NDArray[np.intp]] = [np.arange(p.start, p.stop) if isinstance(p, slice) else p for p in parts]
-    return np.concatenate(each)
-
-
-def _count(rows: Rows) -> int:
-    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-
-
-def _pieces(parts: Sequence[Rows]) -> list[tuple[Rows, slice]]:
-    """Each part with its place among the gathered rows."""
-    ends = accumulate(map(_count, parts))
-    return [(part, slice(end - _count(part), end)) for part, end in zip(parts, ends, strict=True)]

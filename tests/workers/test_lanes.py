@@ -16,19 +16,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fake_lanes import assert_same, collect, plan
+from fake_lanes import assert_same, collect, make_collector, make_lanes, opened, plan
 from fakes import FakePolicy, indices
 from miniature import SIMULATOR, make_policy
 from treadle.data.rollout import Rollout
 from treadle.errors import ConfigError, SimulatorError
 from treadle.policies.critic import ValueHeadCritic
 from treadle.policies.protocol import Sampling
-from treadle.rollout.collector import Collector, _join
-from treadle.rollout.division import divide
-from treadle.rollout.lanes import Lanes, LanesPlan, check_dimensions
+from treadle.rollout.actor import Actor, join_rows
+from treadle.rollout.collector import Collector
+from treadle.rollout.sources import ScenarioStream
 from treadle.simulators.build import simulator_factory
 from treadle.simulators.factory import SimulatorFactory
-from treadle.simulators.process import WorkerError
+from treadle.workers.crew import Crew, CrewPlan, check_dimensions
+from treadle.workers.failure import WorkerError
+from treadle.workers.lanes import Lanes
+from treadle.workers.messages import Session
+from treadle.workers.partition import partition
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +51,9 @@ def test_a_rollout_does_not_depend_on_lanes_workers_batches_or_delays(lockstep, 
 @settings(max_examples=6, deadline=None)
 @given(lanes=st.integers(1, 6), group_size=st.integers(1, 4), delays=st.integers(1, 2**20))
 def test_rounds_of_groups_are_whole_whatever_the_lanes(lanes, group_size, delays):
-    stream = {"group_size": group_size, "partial_reset": False}
-    one = collect(plan(6, stream=stream, keep_final="none"), (3, 3))
-    other = collect(plan(6, stream=stream, keep_final="none", lanes=lanes, delays=delays), (3, 3))
+    stream = {"group_size": group_size, "partial_reset": False, "keep_final": "none"}
+    one = collect(plan(6, **stream), (3, 3))
+    other = collect(plan(6, **stream, lanes=lanes, delays=delays), (3, 3))
     for left, right in zip(one, other, strict=True):
         assert len(right.episodes) == 6, "each slot's episode once"
         assert_same(left, right)
@@ -64,11 +68,8 @@ def test_processes_play_the_same(lockstep, lanes, workers):
 def test_a_state_goes_from_one_number_of_lanes_to_another(lockstep):
     policy: Any = FakePolicy()
 
-    def collector(lanes: Lanes) -> Collector:
-        return Collector(lanes, policy, Sampling(), ValueHeadCritic(policy), encode=False)
-
-    with Lanes(plan(lanes=3), policy.chunk) as three, Lanes(plan(lanes=2, workers=3), policy.chunk) as two:
-        one, other = collector(three), collector(two)
+    with opened(plan(lanes=3)) as three, opened(plan(lanes=2, workers=3)) as two:
+        one, other = (make_collector(*lanes, policy) for lanes in (three, two))
         one.collect(4, version=0)
         other.load_state_dict(one.state_dict())
         assert_same(lockstep[1], one.collect(3, version=1))
@@ -78,7 +79,7 @@ def test_a_state_goes_from_one_number_of_lanes_to_another(lockstep):
 @given(slots=st.integers(1, 40), lanes=st.integers(1, 40), workers=st.integers(1, 40))
 def test_slots_are_divided_without_rest(slots, lanes, workers):
     lanes, workers = min(slots, lanes), min(slots, workers)
-    parts = divide(slots, lanes, workers)
+    parts = partition(slots, lanes, workers)
     assert len(parts) == workers
     played = sorted(slot for worker in parts for part in worker for slot in range(part.first, part.stop))
     assert played == list(range(slots)), "each slot once"
@@ -95,8 +96,8 @@ def test_lanes_are_served_as_they_get_ready_and_one_that_hangs_is_named():
     """Lane 0 hangs on its first chunk; the others do all that they have to before its time is over."""
     first = collect(plan(3), (1,))[0].scenarios[0, 0].index
     policy: Any = FakePolicy()
-    with Lanes(plan(3, lanes=3, workers=3, trouble={first: "hang"}, timeout=3.0), policy.chunk) as lanes:
-        collector = Collector(lanes, policy, Sampling(), ValueHeadCritic(policy), encode=False)
+    with opened(plan(3, lanes=3, workers=3, trouble={first: "hang"}, timeout=3.0)) as (lanes, stream):
+        collector = make_collector(lanes, stream, policy)
         with pytest.raises(SimulatorError) as caught:
             collector.collect(4, version=0)
     said = str(caught.value)
@@ -140,10 +141,10 @@ def test_a_killed_worker_ends_the_run_with_its_name_and_scenarios():
 def test_a_simulator_that_cannot_be_built(kind):
     factory = SimulatorFactory("fake_simulator:DelayedSimulator", {"nonsense": 1})
     with pytest.raises(WorkerError, match=r"worker 0 of 1: building the simulator: TypeError.*nonsense"):
-        Lanes(LanesPlan(factory, 2, 3, {"seed": 0}, kind=kind), 2)
+        Crew(CrewPlan(factory, 2, kind=kind))
     missing = SimulatorFactory("no_such_module:Class", {})
     with pytest.raises(ConfigError, match=r"cannot import 'no_such_module:Class'"):
-        Lanes(LanesPlan(missing, 2, 3, {"seed": 0}, kind=kind), 2)
+        Crew(CrewPlan(missing, 2, kind=kind))
 
 
 def open_files() -> int:
@@ -156,11 +157,12 @@ def test_nothing_is_left_behind():
     shared = set(Path("/dev/shm").iterdir())
     before, threads = open_files(), psutil.Process().num_threads()
     for kind in ("threads", "processes"):
-        lanes = Lanes(plan(lanes=2, workers=2, kind=kind), 2)
-        lanes.start()
-        lanes.close()
-        lanes.close()
-        del lanes  # and with it the board, which maps the memory
+        crew = Crew(plan(lanes=2, workers=2, kind=kind).crew)
+        lanes, _ = make_lanes(crew, plan())
+        assert lanes.begin(0)
+        crew.close()
+        crew.close()
+        del lanes, crew  # and with them the buffer, which maps the memory
     assert open_files() == before
     assert psutil.Process().num_threads() == threads
     assert set(Path("/dev/shm").iterdir()) == shared, "the memory has no name"
@@ -169,17 +171,22 @@ def test_nothing_is_left_behind():
 
 MAIN = """
 import signal
-from treadle.rollout.lanes import Lanes, LanesPlan
+from treadle.rollout.sources import ScenarioStream
 from treadle.simulators.factory import SimulatorFactory
+from treadle.workers.crew import Crew, CrewPlan
+from treadle.workers.lanes import Lanes
+from treadle.workers.messages import Session
 
 # A shell may have started the tests in the background, where Ctrl-C is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 factory = SimulatorFactory("fake_simulator:DelayedSimulator", {"trouble": dict.fromkeys(range(20), "hang")})
-with Lanes(LanesPlan(factory, 2, 5, {"seed": 0}, lanes=2, workers=2, kind="processes"), 2) as lanes:
-    lanes.start()
+with Crew(CrewPlan(factory, 2, lanes=2, workers=2, kind="processes")) as crew:
+    lanes = Lanes(crew, Session(5), ScenarioStream(20, 2, 0), 2)
+    for lane in range(2):
+        lanes.begin(lane)
     for _ in range(2):
         lanes.play(lanes.ready(1)[0].lane)
-    print(*[handle.pid for handle in lanes._handles], flush=True)
+    print(*crew.pids, flush=True)
     lanes.ready(1)
 """
 
@@ -205,7 +212,7 @@ def test_workers_end_with_their_parent_even_in_the_middle_of_a_step(end):
 def test_a_worker_imports_neither_torch_nor_the_configuration():
     """Nor anything beside numpy and the standard library, which is all that a simulator's own Python needs to have."""
     code = (
-        "import json, sys, treadle.rollout.worker_process, treadle.simulators.remote_worker; "
+        "import json, sys, treadle.workers.worker; "
         "files = {name: getattr(module, '__file__', None) for name, module in sys.modules.items()}; "
         "found = {name.partition('.')[0] for name, file in files.items() if file}; "
         "print(json.dumps(sorted(found - set(sys.stdlib_module_names) - {'__main__'})))"
@@ -217,21 +224,39 @@ def test_a_worker_imports_neither_torch_nor_the_configuration():
 
 def test_frames_stay_where_the_simulator_wrote_them():
     policy: Any = FakePolicy()
-    with Lanes(plan(lanes=2, kind="processes"), policy.chunk) as lanes:
-        lanes.start()
-        while lanes._asked:
-            lanes._receive(wait=True)
-        lanes.ready(2)
-        collector = Collector(lanes, policy, Sampling(), ValueHeadCritic(policy), encode=False)
-        seen = collector._seen(_join([lanes.rows[0], lanes.rows[1]]))
-        assert np.shares_memory(seen.frames, lanes.board.observation.frames)
+    with opened(plan(lanes=2, kind="processes")) as (lanes, _):
+        assert [lanes.begin(lane) for lane in range(2)] == [True, True]
+        arrived = lanes.ready(2)
+        while len(arrived) < 2:
+            arrived += lanes.ready(2)
+        actor = Actor(policy, Sampling())
+        seen = actor.decide(lanes, join_rows([lanes.rows[0], lanes.rows[1]])).seen
+        assert np.shares_memory(seen.frames, lanes.buffer.observation.frames)
         assert seen.frames[:, 0, 0, 0, 0].tolist() == indices(lanes.scenarios).tolist()
-        assert not np.shares_memory(collector._seen(_join([lanes.rows[1], lanes.rows[0]])).frames, seen.frames)
+        assert policy.instructions[0] == [scenario.instruction for scenario in lanes.scenarios]
+        other = actor.decide(lanes, join_rows([lanes.rows[1], lanes.rows[0]])).seen
+        assert not np.shares_memory(other.frames, seen.frames)
 
 
 def test_actions_that_do_not_fit_the_simulator():
-    with Lanes(plan(), 2) as lanes, pytest.raises(ConfigError, match=r"acts in 7 dimensions.*'fake' takes 2"):
-        check_dimensions(lanes.spec, 7)
+    with Crew(plan().crew) as crew, pytest.raises(ConfigError, match=r"acts in 7 dimensions.*'fake' takes 2"):
+        check_dimensions(crew, 7)
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_two_sessions_share_a_crew_and_neither_notices(lockstep, kind):
+    """Rollouts of one, with other chunks and another horizon played in between, and with a fault after the change."""
+    policy: Any = FakePolicy()
+    with Crew(plan(lanes=2, workers=2, kind=kind).crew) as crew:
+        lanes, stream = make_lanes(crew, plan())
+        collector = make_collector(lanes, stream, policy)
+        assert_same(lockstep[0], collector.collect(4, version=0))
+        other = FakePolicy(chunk=3)
+        between = Lanes(crew, Session(4), ScenarioStream(20, 7, 9), 3)
+        make_collector(between, between.source, other).collect(2, version=5)  # type: ignore[arg-type]
+        for pid in crew.pids:
+            os.kill(pid, signal.SIGKILL)
+        assert_same(lockstep[1], collector.collect(3, version=1))
 
 
 @pytest.mark.integration
@@ -242,18 +267,17 @@ def test_trajectories_of_the_tabletop_do_not_depend_on_lanes(tmp_path: Path, tem
     policy.add_value_head(1)
     found: list[Rollout] = []
     for lanes, workers, kind in ((1, 1, "threads"), (3, 2, "threads"), (2, 2, "processes")):
-        factory = simulator_factory(SIMULATOR)
-        chosen = LanesPlan(factory, 4, SIMULATOR.horizon, {"seed": 3}, lanes=lanes, workers=workers, kind=kind)
-        with Lanes(chosen, policy.chunk) as opened:
-            sampling = Sampling(temperature=temperature)
-            collector = Collector(opened, policy, sampling, ValueHeadCritic(policy), encode=True)
-            found.append(collector.collect(3, version=0))
+        with Crew(CrewPlan(simulator_factory(SIMULATOR), 4, lanes=lanes, workers=workers, kind=kind)) as crew:
+            stream = ScenarioStream(crew.count("train", "train"), 4, 3)
+            played = Lanes(crew, Session(SIMULATOR.horizon, "truncated"), stream, policy.chunk)
+            actor = Actor(policy, Sampling(temperature=temperature), encode=True)
+            found.append(Collector(played, stream, actor, ValueHeadCritic(policy)).collect(3, version=0))
     one = found[0]
     for other in found[1:]:
-        assert torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.choices, other.choices)
         assert torch.equal(one.valid, other.valid)
         assert np.array_equal(one.scenarios, other.scenarios)
         assert torch.allclose(one.log_probs, other.log_probs, atol=1e-4)
         assert torch.allclose(one.reward, other.reward, atol=1e-5)
         assert torch.allclose(one.values, other.values, atol=1e-4)
-    assert len({tuple(tokens.tolist()) for tokens in one.tokens[0]}) == 4
+    assert len({tuple(tokens.tolist()) for tokens in one.choices[0]}) == 4

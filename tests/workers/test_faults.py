@@ -9,11 +9,10 @@ from typing import Any
 import psutil
 import pytest
 
-from fake_lanes import assert_same, collect, make_collector, plan
+from fake_lanes import assert_same, collect, make_collector, opened, plan
 from fakes import FakePolicy
 from treadle.errors import SimulatorError
-from treadle.rollout.lanes import ATTEMPTS, Lanes
-from treadle.rollout.worker_handle import ProcessWorker
+from treadle.workers.crew import ATTEMPTS
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +39,10 @@ def test_a_rollout_with_faults_is_the_same_as_without(undisturbed, kind, trouble
         lanes=3, workers=2, kind=kind, trouble=bad, once=str(tmp_path), after=0 if "reset" in trouble else 2, timeout=4
     )
     policy: Any = FakePolicy()
-    with caplog.at_level(logging.WARNING), Lanes(chosen, policy.chunk) as lanes:
-        collector = make_collector(lanes, policy)
+    with caplog.at_level(logging.WARNING), opened(chosen) as (lanes, stream):
+        collector = make_collector(lanes, stream, policy)
         rollouts = [collector.collect(count, version=i) for i, count in enumerate((4, 3))]
-        assert lanes.restarts == len(caplog.records) > 0
+        assert lanes.crew.restarts == len(caplog.records) > 0
     for one, other in zip(undisturbed, rollouts, strict=True):
         assert_same(one, other)
     assert "Its slots restart with their scenarios" in caplog.text
@@ -53,27 +52,26 @@ def test_a_rollout_with_faults_is_the_same_as_without(undisturbed, kind, trouble
 
 @pytest.mark.parametrize("trouble", ["raise", "reset-raise"])
 def test_rounds_go_on_after_faults(trouble, tmp_path: Path):
-    stream = {"group_size": 2, "partial_reset": False}
+    stream = {"group_size": 2, "partial_reset": False, "keep_final": "none"}
     bad = dict.fromkeys(range(20), trouble)
-    one = collect(plan(6, stream=stream, keep_final="none"), (3, 3))
-    other = collect(plan(6, stream=stream, keep_final="none", lanes=2, trouble=bad, once=str(tmp_path)), (3, 3))
+    one = collect(plan(6, **stream), (3, 3))
+    other = collect(plan(6, **stream, lanes=2, trouble=bad, once=str(tmp_path)), (3, 3))
     for left, right in zip(one, other, strict=True):
         assert_same(left, right)
 
 
 def test_a_worker_that_dies_between_two_chunks_is_replaced(undisturbed):
     policy: Any = FakePolicy()
-    with Lanes(plan(kind="processes", workers=2, lanes=2), policy.chunk) as lanes:
-        collector = make_collector(lanes, policy)
+    with opened(plan(kind="processes", workers=2, lanes=2)) as (lanes, stream):
+        collector = make_collector(lanes, stream, policy)
         assert_same(undisturbed[0], collector.collect(4, version=0))
         state = lanes.state_dict()
-        for worker in lanes._handles:
-            assert isinstance(worker, ProcessWorker)
-            os.kill(worker.pid, signal.SIGKILL)
-            psutil.Process(worker.pid).wait(10)
+        for pid in lanes.crew.pids:
+            os.kill(pid, signal.SIGKILL)
+            psutil.Process(pid).wait(10)
         assert lanes.state_dict() == state, "it is known here where everything stands"
         assert_same(undisturbed[1], collector.collect(3, version=1))
-        assert lanes.restarts == 2
+        assert lanes.crew.restarts == 2
 
 
 def test_what_always_kills_its_worker_ends_the_run_with_name_and_scenarios():

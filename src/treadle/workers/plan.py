@@ -1,42 +1,40 @@
-"""From a configuration to lanes."""
+"""From a configuration to a crew."""
 
 from dataclasses import replace
-from typing import Any
 
 from treadle.config.schema import CollectionConfig, SimulatorConfig
 from treadle.cores import check_cores, usable_cores
 from treadle.errors import ConfigError
-from treadle.rollout.lanes import LanesPlan
 from treadle.simulators.build import simulator_factory
-from treadle.simulators.host import KeepFinal
+from treadle.workers.crew import CrewPlan
 
 FEW_CORES = 4
-"""Below this many, simulator and policy each use all cores in turn."""
+"""With fewer cores, simulator and policy use all of them in turn."""
 
 
-def plan_lanes(
+def plan_crew(
     simulator: SimulatorConfig,
     collection: CollectionConfig,
-    stream: dict[str, Any],
-    keep_final: KeepFinal,
     *,
     accelerated: bool,
-) -> LanesPlan:
-    """What a configuration asks for, with every choice that it leaves open made for this machine.
+    slots: int | None = None,
+) -> CrewPlan:
+    """The crew that a configuration asks for. Choices that it leaves open are made for this machine.
 
-    `accelerated`: the policy is on a device of its own.
+    `accelerated`: the policy is on a device of its own. `slots`: in place of the configured number.
 
     Raises:
         ConfigError: An unknown simulator, options that it does not take, or workers that cannot be.
         SimulatorError: The simulator's environment is not installed.
         PlacementError: Cores that this process may not use.
     """
+    slots = simulator.slots if slots is None else slots
     check_cores("collection.simulate_cores", collection.simulate_cores)
     check_cores("collection.generate_cores", collection.generate_cores)
     cores = len(usable_cores())
     apart = collection.simulate_cores and collection.generate_cores
     overlaps = accelerated or apart or cores >= FEW_CORES
-    lanes = collection.lanes or min(simulator.slots, 2 if overlaps else 1)
+    lanes = min(slots, collection.lanes or (2 if overlaps else 1))
     factory = simulator_factory(simulator)
     elsewhere = factory.interpreter is not None
     kind = collection.kind if collection.kind != "auto" else "processes" if elsewhere else "threads"
@@ -45,19 +43,14 @@ def plan_lanes(
             f"collection.kind 'threads' with simulator.name {simulator.name!r}, which lives in another Python "
             f"({factory.interpreter.python}); use collection.kind=processes, or leave it out"
         )
-    workers = collection.workers or min(
-        simulator.slots, len(collection.simulate_cores) or simulator.processes or (cores if elsewhere else lanes)
-    )
+    workers = min(slots, collection.workers or len(collection.simulate_cores) or (cores if elsewhere else lanes))
     if not simulator.threads:
         busy_at_once = min(workers, lanes) if kind == "threads" else workers
         threads = max(1, (len(collection.simulate_cores) or cores) // busy_at_once)
         factory = replace(factory, options=factory.options | {"threads": threads})
-    return LanesPlan(
+    return CrewPlan(
         factory,
-        simulator.slots,
-        simulator.horizon,
-        stream,
-        keep_final,
+        slots,
         lanes=lanes,
         workers=workers,
         kind=kind,

@@ -1,21 +1,21 @@
-"""From a configuration to lanes: what it leaves open is chosen for the machine."""
+"""From a configuration to a crew: what it leaves open is chosen for the machine."""
 
 import pytest
 
 from treadle.config.schema import CollectionConfig, SimulatorConfig, TrainConfig
 from treadle.errors import ConfigError, PlacementError
-from treadle.rollout import build
-from treadle.rollout.build import plan_lanes
-from treadle.rollout.lanes import LanesPlan
+from treadle.workers import plan as module
+from treadle.workers.crew import CrewPlan
+from treadle.workers.plan import plan_crew
 
 
 def plan(
     cores: int, monkeypatch: pytest.MonkeyPatch, *, slots: int = 8, accelerated: bool = False, **fields
-) -> LanesPlan:
-    monkeypatch.setattr(build, "usable_cores", lambda: tuple(range(cores)))
-    monkeypatch.setattr(build, "check_cores", lambda key, wanted: None)
+) -> CrewPlan:
+    monkeypatch.setattr(module, "usable_cores", lambda: tuple(range(cores)))
+    monkeypatch.setattr(module, "check_cores", lambda key, wanted: None)
     config = CollectionConfig(**fields)
-    return plan_lanes(SimulatorConfig(slots=slots), config, {"seed": 0}, "truncated", accelerated=accelerated)
+    return plan_crew(SimulatorConfig(slots=slots), config, accelerated=accelerated)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,6 @@ def test_never_more_lanes_than_slots(monkeypatch: pytest.MonkeyPatch):
 
 def test_what_cannot_be_is_an_error():
     with pytest.raises(PlacementError, match=r"collection.generate_cores: found core 4096"):
-        plan_lanes(SimulatorConfig(), CollectionConfig(generate_cores=(4096,)), {"seed": 0}, "none", accelerated=False)
+        plan_crew(SimulatorConfig(), CollectionConfig(generate_cores=(4096,)), accelerated=False)
     with pytest.raises(ConfigError, match=r"unknown simulator 'tabletopp'"):
-        plan_lanes(SimulatorConfig(name="tabletopp"), CollectionConfig(), {"seed": 0}, "none", accelerated=False)
+        plan_crew(SimulatorConfig(name="tabletopp"), CollectionConfig(), accelerated=False)

@@ -1,0 +1,35 @@
+"""Questions to a simulator, which `Crew.call` asks in a worker. Imports numpy, never torch."""
+
+from collections.abc import Sequence
+
+from treadle.data.scenario import Scenario, Split
+from treadle.simulators.protocol import Scenes, SceneTeacher, Simulator, Teacher
+
+COUNT, SCENARIOS, INSTRUCTIONS, VOCABULARY, SCENES = (
+    f"{__name__}:{name}" for name in ("count", "scenarios", "instructions", "vocabulary", "scenes")
+)
+
+
+def count(simulator: Simulator, suite: str, split: Split) -> int:
+    """How many scenarios a suite has."""
+    return len(simulator.scenarios(suite, split))
+
+
+def scenarios(simulator: Simulator, suite: str, split: Split, first: int, stop: int) -> list[Scenario]:
+    """Some of a suite's scenarios."""
+    return list(simulator.scenarios(suite, split)[first:stop])
+
+
+def instructions(simulator: Simulator, wanted: Sequence[Scenario]) -> list[list[str]]:
+    """Every instruction that could be asked in each scenario's scene."""
+    return [list(simulator.instructions(scenario)) for scenario in wanted]
+
+
+def vocabulary(simulator: Simulator) -> list[str] | None:
+    """Texts that hold every word of the simulator's instructions; None where it brings no expert."""
+    return list(simulator.vocabulary()) if isinstance(simulator, Teacher) else None
+
+
+def scenes(simulator: Simulator, count: int, seed: int) -> Scenes | None:
+    """Rendered scenes with the truth about them; None where the simulator has none."""
+    return simulator.scenes(count, seed) if isinstance(simulator, SceneTeacher) else None
