@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.sizes import make_statistics
 from fakes import scenario
+from treadle.config.algorithm import find_algorithm
+from treadle.config.on_policy import PPOConfig
 from treadle.config.schema import (
-    AlgorithmConfig,
     CriticConfig,
     EvaluationConfig,
     OptimizerConfig,
@@ -17,12 +19,13 @@ from treadle.config.schema import (
     TrainConfig,
 )
 from treadle.data.demonstrations import Demonstrations
+from treadle.data.noise import noise_key
 from treadle.data.rollout import Rollout
 from treadle.data.step import EpisodeResult
-from treadle.policies.openvla_oft import OpenVLAOFT, create, tiny_config
-from treadle.policies.prompt import build_tokenizer
-from treadle.policies.protocol import Sampling
-from treadle.policies.statistics import make_statistics
+from treadle.policies.prismatic.config import tiny_config
+from treadle.policies.prismatic.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig
+from treadle.policies.prismatic.prompt import build_tokenizer
+from treadle.policies.sampling import Sampling
 
 IMAGE = 32
 INSTRUCTIONS = ["put the red cube on the white plate", "lift the ball"]
@@ -36,6 +39,7 @@ SCENARIOS = [4, 4, 4, 7, 7, 9, 9]
 def make_policy(folder: Path, *, chunk: int = 4, action_dim: int = 7, **settings: Any) -> OpenVLAOFT:
     """32 pixels, width 32, 2 layers, 7 numbers of proprioception; with logits far enough apart that mistakes show."""
     config = tiny_config(
+        OpenVLAOFTConfig,
         vocabulary=build_tokenizer(INSTRUCTIONS, folder),
         width=32,
         layers=2,
@@ -51,7 +55,7 @@ def make_policy(folder: Path, *, chunk: int = 4, action_dim: int = 7, **settings
     )
     low, high = [-0.03] * (action_dim - 1) + [0.0], [0.03] * (action_dim - 1) + [1.0]
     statistics = make_statistics("tabletop", low, high, [-1.0] * 7, [1.0] * 7, [True] * (action_dim - 1) + [False])
-    policy = create(config, statistics, folder, seed=3)
+    policy = OpenVLAOFT.create(config, statistics, folder, seed=3)
     with torch.no_grad():
         policy.language_model.lm_head.weight.mul_(8)
     return policy
@@ -85,7 +89,7 @@ def learning_config(**sections: dict[str, Any]) -> TrainConfig:
     critic = {"warmup_iterations": 0, **sections.get("critic", {})}
     return TrainConfig(
         iterations=100,
-        algorithm=AlgorithmConfig(**algorithm),
+        algorithm=find_algorithm(algorithm.get("kind", "ppo"))(**algorithm),
         critic=CriticConfig(**critic),
         optimizer=OptimizerConfig(**{"gradient_norm": 1e9, **sections.get("optimizer", {})}),
         policy=PolicyConfig(**sections.get("policy", {})),
@@ -114,20 +118,20 @@ def make_rollout(
         texts = [INSTRUCTIONS[slot % 2] for slot in range(slots)]
         prepared = policy.prepare(frames, texts, rng.uniform(-1, 1, (slots, 7)).astype(np.float32))
         inputs.append(policy.encode(prepared))
-        noise = torch.from_numpy(rng.random((slots, policy.config.tokens), np.float32))
-        decided.append(policy.act(inputs[-1], sampling, noise))
+        decided.append(policy.act(inputs[-1], sampling, noise_key(rng.integers(2**32), np.arange(slots))))
     outputs = max(policy.value_outputs, 1)
     values = [torch.zeros(slots, outputs) if d.values is None else d.values for d in decided]
     truncated = ended & ~terminated
     return Rollout(
-        inputs=inputs,
-        tokens=torch.stack([d.tokens for d in decided]),
+        inputs=inputs[0].of({name: torch.stack([x.tensors()[name] for x in inputs]) for name in inputs[0].tensors()}),
+        choices=torch.stack([d.choice for d in decided]),
         log_probs=torch.stack([d.log_probs for d in decided]),
         values=torch.stack(values),
         state=torch.from_numpy(rng.normal(size=(decisions, slots, 2, 5)).astype(np.float32)),
         reward=torch.from_numpy(np.where(valid, rng.normal(size=shape), 0).astype(np.float32)),
         terminated=torch.from_numpy(terminated),
         truncated=torch.from_numpy(truncated),
+        success=torch.from_numpy(terminated),
         valid=torch.from_numpy(valid),
         final_values=torch.from_numpy(truncated.any(-1) * rng.normal(size=shape[:2])).float(),
         next_values=torch.from_numpy(rng.normal(size=slots)).float(),
@@ -178,7 +182,7 @@ def run_config(output: Path, checkpoint: Path, **fields: Any) -> TrainConfig:
         "save_every": 0,
         "simulator": SIMULATOR,
         "policy": PolicyConfig(checkpoint=str(checkpoint), frozen_dimensions=(3, 4)),
-        "algorithm": AlgorithmConfig(epochs=2, minibatch=8, micro_batch=5),
+        "algorithm": PPOConfig(epochs=2, minibatch=8, micro_batch=5),
         "critic": CriticConfig(kind="privileged", width=16, epochs=2, warmup_iterations=1),
         "evaluation": EvaluationConfig(suites=("train",), episodes=1, slots=1, videos=0),
     }

@@ -18,27 +18,26 @@ from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout
 from treadle.errors import TreadleError
 from treadle.policies.critic import Critic, NoCritic, PrivilegedCritic, ValueHeadCritic
-from treadle.policies.openvla_oft import OpenVLAOFT
-from treadle.training.learner import Learner
+from treadle.policies.prismatic.openvla_oft import OpenVLAOFT
 from treadle.training.ranks import ALONE, ProcessRanks, Ranks
+from update_samples import STATE, make_ppo
 
 R = TypeVar("R")
-CPU = torch.device("cpu")
-STATE = 5
 TIMEOUT = 120.0
 
 
 def shard(rollout: Rollout, slots: slice) -> Rollout:
     """What a rank that has these slots would have collected; without the decisions in which all of them idle."""
     decisions = int(rollout.valid[:, slots].any(-1).any(-1).sum())
-    names = ("tokens", "log_probs", "values", "state", "reward", "terminated", "truncated", "valid", "final_values")
+    names = ("choices", "log_probs", "values", "state", "reward", "terminated", "truncated", "valid", "final_values")
     scenarios = rollout.scenarios[:decisions, slots]
     return replace(
         rollout,
-        inputs=[inputs.take(slots) for inputs in rollout.inputs[:decisions]],
+        inputs=rollout.inputs.of({name: x[:decisions, slots] for name, x in rollout.inputs.tensors().items()}),
         **{name: getattr(rollout, name)[:decisions, slots].clone() for name in (*names, "versions")},
         next_values=rollout.next_values[slots],
         scenarios=scenarios,
+        selected=None,
         episodes=[episode for episode in rollout.episodes if episode.scenario in set(scenarios[0])],
     )
 
@@ -111,17 +110,17 @@ def play(case: Case, rollouts: Sequence[Rollout], ranks: Ranks = ALONE) -> Resul
     """The updates of a case, from rollouts or this rank's parts of them."""
     policy = copy.deepcopy(case.policy)
     critic = make_critic(case.critic, policy)
-    learner = Learner(policy, critic, case.config, CPU, case.reference, ranks)
+    ppo = make_ppo(policy, case.config, critic, case.reference, ranks)
     gradients: list[list[Tensor]] = []
 
     def keep(optimizer: Any, *_: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters])
 
-    learner.optimizer.register_step_pre_hook(keep)
-    metrics = [learner.update(rollouts, iteration) for iteration in case.iterations]
-    parameters = {name: p.detach().clone() for name, p in learner._named_parameters()}
-    return Result(metrics, parameters, gradients, learner.state_dict()["reference_coefficient"])
+    ppo.optimizer.register_step_pre_hook(keep)
+    metrics = [ppo.update(rollouts, iteration) for iteration in case.iterations]
+    parameters = {name: p.detach().clone() for name, p in ppo._named_parameters()}
+    return Result(metrics, parameters, gradients, ppo.state_dict()["reference_coefficient"])
 
 
 def play_cases(cases: dict[str, Case], ranks: ProcessRanks, count: int) -> dict[str, Result]:

@@ -1,34 +1,33 @@
 """Traps seen in other implementations: for each, a check that holds, and that fails once the trap is built in."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fakes import FakePolicy, FakeSimulator, Script, scenario
+from fake_lanes import make_collector, opened, plan
+from fakes import FakePolicy, FakeSimulator, Script, StateCritic, scenario
 from miniature import INSTRUCTIONS, learning_config, make_policy, make_rollout
+from played import valid_actions
 from rank_samples import on_threads, shards
-from treadle.algorithms.masks import valid_actions
-from treadle.evaluation.evaluate import play
-from treadle.policies.critic import PrivilegedCritic, ValueHeadCritic
-from treadle.policies.openvla_oft import OpenVLAOFT
+from treadle.config.schema import EvaluationConfig
+from treadle.evaluation.evaluate import evaluate_policy
+from treadle.policies.prismatic.action_tokens import log_distribution
+from treadle.policies.prismatic.openvla_oft import OpenVLAOFT
 from treadle.policies.protocol import Sampling
-from treadle.policies.sampling import log_distribution
-from treadle.rollout.collector import Collector
-from treadle.rollout.lanes import Lanes, LanesPlan
-from treadle.rollout.stream import ScenarioStream
-from treadle.simulators.factory import SimulatorFactory
+from treadle.rollout.sources import ScenarioStream
 from treadle.simulators.host import Host
-from treadle.training.health import alarms
-from treadle.training.learner import Learner
+from treadle.training.on_policy.batch import estimate_advantages
 from treadle.training.ranks import ALONE, Ranks
-from treadle.training.samples import estimate_advantages
 from treadle.training.schedule import draw_minibatches
-
-CPU = torch.device("cpu")
+from treadle.workers.crew import Crew
+from update_samples import make_ppo
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +50,10 @@ def test_1_rollout_and_trainer_have_one_distribution(base: OpenVLAOFT, trainer: 
     for sampling, sound in ((acting, True), (trainer, False)):
         policy = copy.deepcopy(base)
         settings = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-        learner = Learner(policy, ValueHeadCritic(policy), learning_config(policy={"sampling": settings}), CPU)
-        metrics = learner.update([make_rollout(policy, sampling=acting)], iteration=3)
-        assert (not alarms(metrics, log_prob_alarm=0.05)) == sound
+        config = learning_config(policy={"sampling": settings}, algorithm={"log_prob_alarm": 0.05})
+        ppo = make_ppo(policy, config)
+        metrics = ppo.update([make_rollout(policy, sampling=acting)], iteration=3)
+        assert (not ppo.alarms(metrics)) == sound
 
 
 def sums_to_one(log_probs: Tensor) -> bool:
@@ -131,47 +131,41 @@ def test_7_remainders_are_used():
     assert [len(part) for part in parts] == [5, 5, 3]
     assert sorted(torch.cat(parts).tolist()) == list(range(13))
     assert sorted(torch.cat(parts[: 13 // 5]).tolist()) != list(range(13)), "integer division drops some"
-    stream = ScenarioStream([scenario(i) for i in range(12)], 7, 0, group_size=3)
-    played = [stream(slot) for slot in range(7)]
+    stream = ScenarioStream(12, 7, 0, group_size=3)
+    played = [stream.next(slot) for slot in range(7)]
     assert None not in played
-    assert len({what.index for what in played if what is not None}) == 3
+    assert len({given.entry for given in played if given is not None}) == 3
 
 
 def test_8_evaluation_enumerates_scenarios():
-    simulator = FakeSimulator(3)
-    scenarios = simulator.scenarios("train", "evaluation")
-    results = play(FakePolicy(3), simulator, scenarios, 10, Sampling(temperature=0))  # type: ignore[arg-type]
-    assert [result.scenario.index for result in results] == list(range(20))
+    policy: Any = FakePolicy(3)
+    with Crew(plan(3, lanes=2, workers=2, scripts={}).crew) as crew:
+        evaluate_policy(policy, crew, 10, EvaluationConfig(suites=("train",), episodes=20, slots=3))
+    asked = [instruction for texts in policy.instructions for instruction in texts]
+    # Each for the four decisions that ten steps take.
+    assert Counter(asked) == {f"do {index}": 4 for index in range(20)}
     drawn = np.random.default_rng(0).integers(20, size=20)
     assert len(set(drawn.tolist())) < 20, "as many draws with replacement miss some"
 
 
-def fake_lanes(slots: int, horizon: int, scripts: dict[int, Script]) -> Lanes:
-    factory = SimulatorFactory("fake_simulator:FakeSimulator", {"scripts": scripts})
-    return Lanes(LanesPlan(factory, slots, horizon, {"seed": 0}), chunk=2)
-
-
 def test_9_values_of_last_observations_take_no_generation_and_only_rows_that_ended():
-    policy = FakePolicy()
+    policy: Any = FakePolicy()
     acted: list[int] = []
     act = policy.act
-    policy.act = lambda inputs, *rest: (acted.append(len(inputs)), act(inputs, *rest))[1]  # type: ignore[method-assign]
-    stream = ScenarioStream([scenario(i) for i in range(20)], 3, seed=0)
-    first = [stream(slot).index for slot in range(3)]  # type: ignore[union-attr]
+    policy.act = lambda inputs, *rest: (acted.append(len(inputs)), act(inputs, *rest))[1]
+    given = [ScenarioStream(20, 3, seed=3).next(slot) for slot in range(3)]
+    first = [assignment.entry.number for assignment in given if assignment is not None]
     scripts = {first[0]: Script(ends=1), first[1]: Script(ends=1)}
-    with fake_lanes(3, 2, scripts) as lanes:
-        Collector(lanes, policy, Sampling(), ValueHeadCritic(policy), encode=False).collect(1, version=0)  # type: ignore[arg-type]
+    with opened(replace(plan(3, scripts=scripts), horizon=2)) as (lanes, stream):
+        make_collector(lanes, stream, policy).collect(1, version=0)
     assert acted == [3], "one generation a decision, none for the last observation"
     assert policy.valued == [1, 3], "the truncated row, then what follows the rollout"
 
 
 def test_10_frames_travel_as_bytes():
-    policy = FakePolicy()
-    critic = PrivilegedCritic(2, 1, 4)
-    with fake_lanes(2, 4, {}) as lanes:
-        assert lanes.board.observation.frames.dtype == np.uint8
-        rollout = Collector(lanes, policy, Sampling(), critic, encode=False).collect(2, version=0)  # type: ignore[arg-type]
-    for inputs in rollout.inputs:
-        assert inputs.frames is not None
-        assert inputs.frames.dtype == torch.uint8
-        assert inputs.frames.nbytes == 2 * 4 * 4 * 3
+    with opened(plan(2)) as (lanes, stream):
+        assert lanes.buffer.observation.frames.dtype == np.uint8
+        rollout = make_collector(lanes, stream, FakePolicy(), StateCritic()).collect(2, version=0)
+    frames = rollout.inputs.tensors()["frames"]
+    assert frames.dtype == torch.uint8
+    assert frames[0].nbytes == 2 * 4 * 4 * 3

@@ -19,12 +19,17 @@ def test_the_average_by_hand():
     assert parameter.tolist() == pytest.approx([(0.25 * 1 + 0.5 * 2 + 4) / 1.75] * 2)
 
 
-def test_no_decay_keeps_the_last_weights():
+def test_no_decay_keeps_the_last_weights_and_no_copy_of_them():
     parameter = nn.Parameter(torch.zeros(1))
     average = WeightAverage([parameter], decay=0.0)
     play(average, parameter, 1.0, 3.0)
-    parameter.data.fill_(7.0)
+    state = average.state_dict()
+    assert state["average"] == []
     average.swap_in()
+    assert parameter.item() == 3.0
+    restored = WeightAverage([parameter], decay=0.0)
+    restored.load_state_dict(state)
+    restored.swap_in()
     assert parameter.item() == 3.0
 
 

@@ -8,7 +8,7 @@ import torch
 
 from treadle.errors import CheckpointError, OutputError
 from treadle.training import checkpoints
-from treadle.training.checkpoints import list_checkpoints, load_trainer, save_checkpoint
+from treadle.training.checkpoints import FORMAT, list_checkpoints, load_trainer, save_checkpoint
 
 
 class FakePolicy:
@@ -35,7 +35,18 @@ def test_what_is_saved_is_loaded(tmp_path: Path):
     assert (path / "policy" / "weights").is_file()
     loaded = load_trainer(path)
     assert torch.equal(loaded.pop("tensor"), state["tensor"])
-    assert loaded == {"iteration": 12, "plain": state["plain"]}
+    assert loaded == {"format": FORMAT, "iteration": 12, "plain": state["plain"]}
+
+
+@pytest.mark.parametrize("other", [{}, {"format": FORMAT + 1}])
+def test_another_versions_trainer_is_refused(tmp_path: Path, other: dict[str, int]):
+    checkpoint = save(tmp_path, 3)
+    torch.save({"iteration": 3, **other}, checkpoint / "trainer.pt")
+    found = other.get("format", 1)
+    with pytest.raises(
+        CheckpointError, match=rf"trainer.pt: found format {found}, .* from format {FORMAT}; .*begin anew"
+    ):
+        load_trainer(checkpoint)
 
 
 def test_the_last_two_stay_in_order_of_iteration(tmp_path: Path):

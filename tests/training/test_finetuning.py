@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 
 from miniature import run_config
 from treadle.config.schema import FineTuningConfig, LoraConfig, PolicyConfig, TrainConfig
-from treadle.policies import adapters, load_policy
-from treadle.policies.prismatic import PrismaticPolicy
+from treadle.policies import load_policy
+from treadle.policies.prismatic import adapters
+from treadle.policies.prismatic.policy import PrismaticPolicy
 from treadle.reporting.metrics import read_metrics
+from treadle.runtime.loop import train
 from treadle.training.checkpoints import list_checkpoints
 from treadle.training.finetuning import load_trainable
-from treadle.training.learner import Learner
-from treadle.training.loop import train
+from treadle.training.on_policy.ppo import PPO
 
 CPU = torch.device("cpu")
 
@@ -50,15 +51,15 @@ def test_a_run_with_adapters(checkpoint: Path, tmp_path: Path, monkeypatch: pyte
     assert trained == {f"{name}.weight" for name in adapters.layers(kept)}
     assert trained
 
-    update = Learner.update
+    update = PPO.update
 
-    def interrupted(self: Learner, rollout: Any, iteration: int) -> dict[str, float]:
+    def interrupted(self: PPO, rollouts: Any, iteration: int) -> dict[str, float]:
         if iteration == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return update(self, rollout, iteration)
+        return update(self, rollouts, iteration)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Learner, "update", interrupted)
+        patch.setattr(PPO, "update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(adapted_run(tmp_path / "parts", checkpoint))
     parts = train(adapted_run(tmp_path / "parts", checkpoint))
@@ -79,7 +80,7 @@ def test_a_run_in_bfloat16(checkpoint: Path, tmp_path: Path) -> None:
     state = torch.load(
         list_checkpoints(directory / "checkpoints")[-1] / "trainer.pt", map_location="cpu", weights_only=True
     )
-    masters = state["learner"]["optimizer"]["masters"]
+    masters = state["algorithm"]["optimizer"]["masters"]
     assert masters
     assert {master.dtype for master in masters} == {torch.float32}
 

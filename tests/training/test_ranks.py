@@ -12,9 +12,9 @@ from hypothesis import strategies
 from miniature import grouped, learning_config, make_policy, make_rollout
 from rank_samples import Case, Result, on_threads, play, run_rank, shards
 from treadle.algorithms.advantages import Moments, normalize
-from treadle.config.algorithm import AlgorithmConfig
+from treadle.config.on_policy import PPOConfig
+from treadle.training.on_policy.batch import Samples, estimate_advantages, join_moments, measure_shares
 from treadle.training.ranks import ALONE, Ranks
-from treadle.training.samples import Samples, estimate_advantages, join_moments, measure_shares
 
 # Of four groups, the first and the last give a gradient; with three ranks, one has nothing but the others.
 SUCCESSES = [True, False, False, False, False, True, True, True, False, False, False]
@@ -102,7 +102,8 @@ def assert_same_update(ranks: list[Result], alone: Result) -> None:
                 assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * size)
         for name, parameter in alone.parameters.items():
             # A step is 1e-4; where a gradient is all but 0, Adam makes a share of one from rounding.
-            assert torch.allclose(result.parameters[name], parameter, rtol=0, atol=2e-6), name
+            gap = (result.parameters[name] - parameter).abs()
+            assert gap.max() <= 1e-5, f"{name}: {gap.max():.2g}"
         assert result.coefficient == pytest.approx(alone.coefficient)
         assert_same_metrics(result.metrics, alone.metrics, 1e-4)
         assert_same_metrics(result.metrics, ranks[0].metrics, 0.0)
@@ -152,7 +153,7 @@ def test_samples_do_not_depend_on_the_number_of_ranks(
     cases: dict[str, Case], sizes: tuple[int, ...], level: Literal["action", "chunk"]
 ):
     """Each sample has the advantage, the place and the weight that it has on one rank that holds all."""
-    policy, algorithm = cases["value head"].policy, AlgorithmConfig(reward_level=level)
+    policy, algorithm = cases["value head"].policy, PPOConfig(reward_level=level)
     rollouts = [make_rollout(policy, 2, sum(sizes), seed=seed) for seed in (1, 2)]
     whole = estimate_advantages(rollouts, algorithm)
     parts = shards(rollouts, sizes)
@@ -167,7 +168,7 @@ def test_samples_do_not_depend_on_the_number_of_ranks(
         mine = place >= 0
         held += mine
         rows = place[mine]
-        assert torch.equal(samples.tokens[rows], whole.tokens[mine])
+        assert torch.equal(samples.choices[rows], whole.choices[mine])
         assert torch.equal(samples.order[rows], whole.order[mine])
         assert torch.allclose(samples.advantages[rows], whole.advantages[mine], atol=1e-5)
         assert torch.allclose(weights[rows], whole.weights()[mine], atol=1e-5)

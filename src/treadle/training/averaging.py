@@ -12,12 +12,12 @@ class WeightAverage:
         average_n = sum_i decay^(n - i) w_i / sum_i decay^(n - i)
 
     Args:
-        parameters: what is averaged; read at every `update`, never written but by `swap_in`.
-        decay: share that the past keeps at each update, in [0, 1); 0 keeps the last weights.
+        parameters: they are averaged; every `update` reads them, and only `swap_in` writes to them.
+        decay: share that the past keeps at each update, in [0, 1); 0 keeps the last weights, and no copy of them.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
-        self._parameters = list(parameters)
+        self._parameters = list(parameters) if decay else []
         self._decay = decay
         self._weight = 0.0
         self._average = [parameter.detach().float().clone() for parameter in self._parameters]

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the policy as a Hugging Face directory, and what a resumed run needs beside it."""
+"""Checkpoints of a run: the policy as a Hugging Face directory, and beside it the state that a resumed run needs."""
 
 import pickle
 import shutil
@@ -14,7 +14,9 @@ from treadle.policies.protocol import Policy
 
 TRAINER = "trainer.pt"
 UNFINISHED = ".saving-"
-"""How the folder of a checkpoint begins that a killed run left half written."""
+"""Prefix of a folder that is being written; a killed run may leave one."""
+FORMAT = 2
+"""The format of a trainer's state. It counts up when older runs can no longer be resumed."""
 KEEP = 2
 """How many of the latest checkpoints stay on disk."""
 
@@ -33,7 +35,7 @@ def save_checkpoint(directory: Path, iteration: int, policy: Policy, state: dict
             shutil.rmtree(left)
         temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=directory))
         policy.save(temporary / "policy", merge=False)
-        torch.save({"iteration": iteration, **state}, temporary / TRAINER)
+        torch.save({"format": FORMAT, "iteration": iteration, **state}, temporary / TRAINER)
         temporary.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
@@ -57,17 +59,28 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def load_trainer(checkpoint: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given, and `iteration`. Nothing but tensors and plain data is unpickled.
+    """The state that `save_checkpoint` was given, and `iteration`. Only tensors and plain data are unpickled.
 
     Raises:
         CheckpointError: The file is missing or corrupt.
     """
     path = checkpoint / TRAINER
     try:
-        # A file of another kind torch would take for its format of old, and fail in any of a dozen ways.
+        # torch would take a file of another kind for its old format, and fail in many different ways.
         if zipfile.is_zipfile(path):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return _current(torch.load(path, map_location="cpu", weights_only=True), checkpoint)
         reason = f"it is cut short or of another kind, {path.stat().st_size} bytes"
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
     raise CheckpointError(f"{path}: cannot be read ({reason}); remove {checkpoint} to resume from the one before")
+
+
+def _current(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """Raises CheckpointError for the state of another version of Treadle."""
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{checkpoint / TRAINER}: found format {state.get('format', 1)}, this version of Treadle goes on from "
+            f"format {FORMAT}; finish the run with the version that began it, or begin anew under another name=... "
+            f"with policy.checkpoint={checkpoint / 'policy'}"
+        )
+    return state

@@ -1,4 +1,4 @@
-"""A policy made ready for training: its type, its adapters, and what it keeps for the backward pass."""
+"""It loads a policy for training: its type, its adapters, and gradient checkpointing."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ def load_trainable(
     *,
     freeze_vision: bool,
 ) -> Policy:
-    """Load a checkpoint to fine-tune it as configured. Adapters go on vision unless it is frozen; a checkpoint that has
-    adapters of the configured rank goes on with them.
+    """Load a checkpoint to fine-tune it as configured. Vision gets adapters unless it is frozen. If the checkpoint has
+    adapters of the configured rank, it goes on with them.
 
     Raises:
         CheckpointError: The directory cannot be used.

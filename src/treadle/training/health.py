@@ -1,4 +1,4 @@
-"""Whether an update does what it should: numbers that are not finite, and what is wrong with the metrics."""
+"""Checks that numbers of an update are finite."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,11 +10,7 @@ from treadle.errors import DivergenceError
 
 
 def check_finite(name: str, x: Tensor | float) -> None:
-    """Stop where a number of x is not finite.
-
-    Raises:
-        DivergenceError: it names x.
-    """
+    """Stop if a number of x is not finite. Raises DivergenceError, which names x."""
     tensor = torch.as_tensor(x)
     if not bool(torch.isfinite(tensor).all()):
         found = "nan" if bool(tensor.isnan().any()) else "infinite"
@@ -25,18 +21,14 @@ def check_finite(name: str, x: Tensor | float) -> None:
 
 
 def check_rollouts(rollouts: Sequence[Rollout]) -> None:
-    """Stop where what was collected is not finite. Raises DivergenceError."""
+    """Stop if a number of a rollout is not finite. Raises DivergenceError."""
     for rollout in rollouts:
         for name in ("reward", "log_probs", "values", "final_values", "next_values"):
             check_finite(f"rollout.{name}", getattr(rollout, name))
 
 
 def check_gradients(owner: str, norm: Tensor, module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
-    """Stop where a gradient's norm is not finite; the error names the first parameter that is to blame.
-
-    Raises:
-        DivergenceError: as said.
-    """
+    """Stop if a gradient's norm is not finite. Raises DivergenceError, which names the first parameter to blame."""
     if bool(torch.isfinite(norm)):
         return
     names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -45,15 +37,3 @@ def check_gradients(owner: str, norm: Tensor, module: nn.Module, parameters: Ite
             check_finite(f"gradient of the {owner}, {names[id(parameter)]},", parameter.grad)
     # Finite entries whose squares overflow.
     check_finite(f"gradient of the {owner}", norm)
-
-
-def alarms(metrics: dict[str, float], log_prob_alarm: float) -> list[str]:
-    """What a person should know of an iteration's metrics, a sentence each."""
-    found: list[str] = []
-    gap = metrics.get("update/log_prob_gap_mean", 0.0)
-    if gap > log_prob_alarm:
-        found.append(
-            f"log-probs of rollout and trainer differ by {gap:.3g} nats in the mean (algorithm.log_prob_alarm is "
-            f"{log_prob_alarm:g}): ratios carry noise of that size; compare dtype, kernels and sampling of the two"
-        )
-    return found

@@ -1,4 +1,4 @@
-"""AdamW for parameters of any type: those below float32 are updated in a float32 copy of their own."""
+"""AdamW for parameters of any type: parameters below float32 are updated in a float32 copy."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch.optim.optimizer import ParamsT
 
 
 class MasterAdamW(torch.optim.AdamW):
-    """AdamW that keeps a float32 master of every parameter in bfloat16 or float16, where alone small steps survive.
+    """AdamW that keeps a float32 master of every parameter in bfloat16 or float16: only there do small steps survive.
 
     The gradient goes to the master before a step, and the rounded master to the parameter after it. For float32
     parameters it is `torch.optim.AdamW`. Takes the same arguments.
@@ -22,7 +22,7 @@ class MasterAdamW(torch.optim.AdamW):
         for group in groups:
             group["params"] = [self._master(parameter) for parameter in group["params"]]
         super().__init__(groups, **settings)
-        # Not by a `step` of its own: torch would run the hooks of that and of AdamW's, each of them once.
+        # No `step` of its own: torch would then run the hooks of both `step` methods.
         self.register_step_pre_hook(self._gather)
         self.register_step_post_hook(self._scatter)
 
@@ -51,11 +51,11 @@ class MasterAdamW(torch.optim.AdamW):
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """As AdamW's, and the masters: the parameters do not hold their last digits."""
+        """AdamW's state and the masters, because the parameters lack their last digits."""
         return {**super().state_dict(), "masters": [master for _, master in self._pairs]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`, whose masters replace those of the parameters as they are."""
+        """Go on from `state_dict`; its masters replace those made from the parameters."""
         state = dict(state_dict)
         masters = state.pop("masters", [])
         super().load_state_dict(state)

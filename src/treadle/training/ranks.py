@@ -1,8 +1,9 @@
-"""Ranks: processes that each hold a part of a batch, and make the update that one process with all of it would make.
+"""Ranks: processes that each hold a part of a batch. Together they make the update that one process with the whole
+batch would make.
 
-A rank has slots of its own; in the order of all, those of rank 0 come first. Every rank calls the same things in the
-same order, also where its part of a minibatch is empty. What decides something (a stop, a coefficient, an error) is
-made of every rank's numbers, added in order of rank, so that all decide alike.
+Each rank has its own slots; in the order of all slots, those of rank 0 come first. Every rank makes the same calls in
+the same order, even if its part of a minibatch is empty. Numbers that decide something (a stop, a coefficient, an
+error) are sums over all ranks, in order of rank, so all ranks decide alike.
 """
 
 from collections.abc import Generator, Iterable
@@ -20,13 +21,13 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Ranks:
-    """One process that holds everything."""
+    """A single process, which holds the whole batch."""
 
     rank: int = 0
-    """This one's number."""
+    """The number of this rank."""
 
     def gather(self, x: Tensor) -> list[Tensor]:
-        """Each rank's x, in order of rank; [n, ..] of which n may differ."""
+        """Each rank's x [n, ..], in order of rank; n may differ."""
         sizes = [int(size) for size in self._exchange(torch.tensor(len(x)))]
         if not any(sizes):
             return [x] * len(sizes)
@@ -55,16 +56,16 @@ class Ranks:
 
     @contextmanager
     def together(self, kind: type[TreadleError]) -> Generator[None, None, None]:
-        """Where the block raises an error of this kind on one rank, it is raised on all, and names the rank. Inside the
+        """If the block raises an error of this kind on one rank, all ranks raise it, and it names that rank. Inside the
         block a rank is on its own: nothing there may wait for others.
         """
         yield
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace gradients by their sums over ranks. None stays where no rank has one."""
+        """Replace gradients by their sums over ranks. A gradient stays None if no rank has one."""
 
     def check_same(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Stop where a rank's parameters are not those of the others.
+        """Stop if a rank's parameters differ from those of the others.
 
         Raises:
             RankError: It names the first parameter that differs.
@@ -80,12 +81,12 @@ ALONE = Ranks()
 
 
 class ProcessRanks(Ranks):
-    """The ranks of a group of processes; each makes one, and gives it to its `Learner`:
+    """The ranks of a group of processes; each makes one, and gives it to its algorithm:
 
         torch.distributed.init_process_group()  # `torchrun` says where
         ranks = ProcessRanks(timeout=600)
-        learner = Learner(policy, critic, config, device, ranks=ranks)
-        learner.update(my_rollouts, iteration)
+        ppo = PPO(Training(policy, critic, config, device, load_reference, ranks))
+        ppo.update(my_rollouts, iteration)
 
     with the same policy, critic and config everywhere, and of each rank as many rollouts, of its own slots. Metrics are
     of all ranks, but for `time/..`. Gradients on a CPU are summed by gloo, on another device by the group's own backend

@@ -26,9 +26,9 @@ def learning_rate_share(
 
 
 def draw_minibatches(count: int, size: int, seed: int, iteration: int, epoch: int) -> Iterator[Tensor]:
-    """Rows of each minibatch: a permutation of its own for every iteration and epoch, remainder included.
+    """Rows of each minibatch, from a new permutation for every iteration and epoch, remainder included.
 
-    Epochs of a critic of its own count -1, -2, ...
+    Epochs of a critic with its own network count -1, -2, ...
     """
     # Not `hash`, for which -1 and -2 are the same.
     entropy = [seed, iteration, abs(epoch), int(epoch < 0)]

@@ -1,21 +1,18 @@
-"""From rollouts to what an update reads: advantages, which decisions are worth a gradient, and their weights.
+"""From rollouts to the batch of an update: advantages, decisions that give a gradient, and their weights.
 
-Shapes: T decisions per slot, B slots, N decisions of all rollouts, C actions of a chunk, K action tokens, V values per
-decision, S privileged state.
+Shapes: T decisions per slot, B slots, N decisions of all rollouts, C actions of a chunk, P and E of log-probs
+(`Policy.entries`), V values per decision, S privileged state.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from treadle.algorithms.advantages import Moments, normalize
 from treadle.algorithms.estimators import ESTIMATORS, Estimate, Estimator, Timeline
-from treadle.algorithms.groups import varied_groups
 from treadle.algorithms.masks import (
     episode_lengths,
     flatten_actions,
@@ -24,29 +21,29 @@ from treadle.algorithms.masks import (
     trajectory_weights,
     unflatten_actions,
 )
-from treadle.config.algorithm import GROUP_ESTIMATORS, AlgorithmConfig
+from treadle.config.on_policy import OnPolicyConfig
+from treadle.data.batch import TensorBatch
 from treadle.data.rollout import Rollout
-from treadle.data.scenario import Scenario
 from treadle.errors import RankError
 from treadle.plugins import import_callable
-from treadle.policies.protocol import Inputs
+from treadle.training.on_policy.selection import count_groups, number_scenarios, select_slots
 from treadle.training.ranks import ALONE, Ranks
 
 _PLACES = 2**21
-"""More than the rollouts, decisions or slots of an update; three such digits fill an int64."""
+"""An update has fewer rollouts, decisions and slots than this; three such digits fill an int64."""
 
 
 @dataclass(slots=True)
 class Samples:
-    """Decisions of rollouts that were played, with what the algorithm made of them."""
+    """Decisions that were played, with their advantages and returns."""
 
-    inputs: Inputs
+    inputs: TensorBatch
     state: Tensor
     """[N, C, S]"""
-    tokens: Tensor
-    """[N, K]"""
+    choices: Tensor
+    """[N, ...]"""
     log_probs: Tensor
-    """[N, K]"""
+    """[N, P, E]"""
     values: Tensor
     """[N, V]"""
     returns: Tensor
@@ -60,28 +57,30 @@ class Samples:
     lengths: Tensor
     """[N] valid actions of the decision's episode."""
     trained: Tensor
-    """[N] bool, gives the policy a gradient; the others are of groups that are skipped."""
+    """[N] bool, the decision gives the policy a gradient; others belong to skipped groups."""
     order: Tensor
     """[N] int64, grows with rollout, decision and slot, counted over all ranks: the same for any number of ranks."""
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.choices)
 
     def take(self, rows: Tensor) -> "Samples":
         """The given rows, as indices or as a mask."""
         if rows.dtype == torch.bool and bool(rows.all()):
             return self
-        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "inputs"}
-        return Samples(self.inputs.take(rows), **{name: x[rows] for name, x in tensors.items()})
+        return Samples(self.inputs.take(rows), **{name: getattr(self, name)[rows] for name in self._columns()})
 
     @staticmethod
     def cat(parts: "Sequence[Samples]") -> "Samples":
         """All parts, one after another."""
         if len(parts) == 1:
             return parts[0]
-        names = [field.name for field in fields(Samples) if field.name != "inputs"]
-        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return Samples(Inputs.cat([part.inputs for part in parts]), **tensors)
+        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in Samples._columns()}
+        return Samples(parts[0].inputs.cat([part.inputs for part in parts]), **tensors)
+
+    @classmethod
+    def _columns(cls) -> list[str]:
+        return [column.name for column in fields(cls)][1:]
 
     def weights(self, ranks: Ranks = ALONE) -> Tensor:
         """[N] under which every episode counts the same, however long and on whichever rank."""
@@ -93,14 +92,44 @@ def find_estimator(name: str) -> Estimator:
     return import_callable("algorithm.estimator", name, "function") if ":" in name else ESTIMATORS[name]
 
 
-def estimate_advantages(
+@dataclass(slots=True)
+class Batch:
+    """Everything that an update reads, made of its rollouts once."""
+
+    samples: Samples
+    """Every decision that was played, for the critic."""
+    trained: Samples
+    """Decisions that give the policy a gradient."""
+    weights: Tensor | None
+    """[trained] under which every episode counts the same; None weighs every action the same."""
+    shares: dict[str, float] = field(default_factory=dict[str, float])
+    """Which shares of the rollouts the policy learns from, as metrics."""
+    proximal: Tensor | None = None
+    """[trained, P, E] log-probs under the policy at the start of the update; for data that it drew itself, as noted
+    then."""
+    reference: Tensor | None = None
+    """[trained, P, E] log-probs under the frozen reference."""
+
+
+def make_batch(
     rollouts: Sequence[Rollout],
-    algorithm: AlgorithmConfig,
-    estimator: Estimator | None = None,
+    algorithm: OnPolicyConfig,
+    dimension_mask: Tensor,
     ranks: Ranks = ALONE,
-) -> Samples:
-    """Advantages at the configured level, normalised over all that the rollouts of all ranks hold of worth for a
-    gradient. An estimator sees a rollout of one rank, so groups are whole in it.
+) -> Batch:
+    """The batch of all ranks' rollouts. `dimension_mask` [A] is False for action dimensions that are not trained.
+
+    Raises RankError where a group is divided among ranks, or ranks have different numbers of rollouts.
+    """
+    samples = estimate_advantages(rollouts, algorithm, ranks)
+    trained = samples.take(samples.trained)
+    weights = trained.weights(ranks) if algorithm.trajectory_weights else None
+    return Batch(samples, trained, weights, measure_shares(rollouts, samples, algorithm, dimension_mask, ranks))
+
+
+def estimate_advantages(rollouts: Sequence[Rollout], algorithm: OnPolicyConfig, ranks: Ranks = ALONE) -> Samples:
+    """Advantages at the configured level, normalised over all entries that give a gradient, of all rollouts and ranks.
+    An estimator sees a rollout of one rank, so groups must be whole in it.
 
     Raises:
         RankError: A group is divided among ranks, or ranks have different numbers of rollouts.
@@ -108,9 +137,11 @@ def estimate_advantages(
     if algorithm.group_size > 1:
         _check_groups(rollouts, algorithm, ranks)
     before = [int(sizes[: ranks.rank, 1].sum()) for sizes in _sizes(rollouts, ranks)]
-    estimate = estimator or find_estimator(algorithm.estimator)
+    # Each rollout is estimated alone.
+    estimate = find_estimator(algorithm.estimator)
     timelines = [_timeline(rollout, algorithm) for rollout in rollouts]
     estimates = [estimate(timeline) for timeline in timelines]
+    # Groups without a gradient do not count for the normalisation, which covers all rollouts and ranks.
     selected = [select_slots(rollout, algorithm) for rollout in rollouts]
     if algorithm.normalize_advantages:
         counted = [timeline.valid & slots for timeline, slots in zip(timelines, selected, strict=True)]
@@ -120,6 +151,7 @@ def estimate_advantages(
             replace(e, advantages=normalize(e.advantages, count, moments=whole))
             for e, count in zip(estimates, counted, strict=True)
         ]
+    # Decisions that were played, of all rollouts, one after another.
     parts = zip(rollouts, estimates, selected, before, strict=True)
     samples = [
         _samples(rollout, algorithm, e, slots, _order(number, rollout, first))
@@ -129,56 +161,22 @@ def estimate_advantages(
 
 
 def join_moments(own: Sequence[Moments], ranks: Ranks) -> list[Moments]:
-    """Moments over all ranks of several things of which this rank has its own."""
+    """Moments over all ranks, from this rank's own moments of several tensors."""
     each = ranks.gather(torch.stack([moments.numbers() for moments in own]))
     dtype = own[0].mean.dtype
     return [reduce(Moments.__add__, (Moments(*part[i].to(dtype)) for part in each)) for i in range(len(own))]
 
 
-def select_slots(rollout: Rollout, algorithm: AlgorithmConfig) -> Tensor:
-    """[B] bool: slots whose group gives a gradient, by its success rate and, where the estimator compares the episodes
-    of a group, by whether their scores differ.
-    """
-    slots = rollout.reward.shape[1]
-    if algorithm.group_size == 1:
-        return torch.ones(slots, dtype=torch.bool)
-    outcomes: dict[Scenario, list[bool]] = {}
-    for episode in rollout.episodes:
-        outcomes.setdefault(episode.scenario, []).append(episode.success_once)
-    rates = {scenario: sum(found) / len(found) for scenario, found in outcomes.items()}
-    limits = algorithm.filter
-    selected = torch.tensor([limits.low <= rates[scenario] <= limits.high for scenario in rollout.scenarios[0]])
-    if algorithm.estimator in GROUP_ESTIMATORS:
-        scores = torch.where(rollout.valid, rollout.reward, 0).sum((0, 2))
-        selected &= varied_groups(scores, number_scenarios(rollout.scenarios[0]))
-    return selected
-
-
-def number_scenarios(scenarios: NDArray[np.object_]) -> Tensor:
-    """int64 of the same shape, equal where scenarios are (in all that makes them up), -1 where there is none."""
-    numbers: dict[Scenario | None, int] = {None: -1}
-    each: list[Scenario | None] = scenarios.ravel().tolist()
-    flat = [numbers.setdefault(scenario, len(numbers) - 1) for scenario in each]
-    return torch.tensor(flat).reshape(scenarios.shape)
-
-
-def count_groups(rollout: Rollout, algorithm: AlgorithmConfig) -> tuple[int, int]:
-    """How many groups a rollout has that give a gradient, and how many in all."""
-    selected = select_slots(rollout, algorithm).numpy()
-    scenarios = rollout.scenarios[0]
-    return len(set(scenarios[selected])), len(set(scenarios))
-
-
 def measure_shares(
     rollouts: Sequence[Rollout],
     samples: Samples,
-    algorithm: AlgorithmConfig,
+    algorithm: OnPolicyConfig,
     dimension_mask: Tensor,
     ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """What of all ranks' rollouts is of use to the policy, as metrics: actions that were played, groups that are
-    skipped, and tokens that can have no gradient since they were not played, are of a skipped group or a dimension that
-    is not trained (`dimension_mask` [A], False), or have an advantage of 0.
+    """Which shares of all ranks' rollouts the policy learns from, as metrics: actions that were played, groups that are
+    skipped, and dead tokens. A token is dead if it was not played, belongs to a skipped group or to a dimension that is
+    not trained (`dimension_mask` [A], False), or has an advantage of 0.
     """
     # Where ranks played different numbers of decisions, there was room for as many in every slot.
     room = sum(int(sizes[:, 0].max() * sizes[:, 1].sum()) for sizes in _sizes(rollouts, ranks))
@@ -201,7 +199,7 @@ def measure_shares(
 
 
 def _sizes(rollouts: Sequence[Rollout], ranks: Ranks) -> list[Tensor]:
-    """[ranks, 2] of each rollout: how many decisions it has on each rank, and how many slots. Raises RankError."""
+    """[ranks, 2] for each rollout: its decisions and its slots on each rank. Raises RankError."""
     each = ranks.gather(torch.tensor([rollout.valid.shape[:2] for rollout in rollouts]))
     for rank, sizes in enumerate(each):
         if len(sizes) != len(each[0]):
@@ -212,8 +210,8 @@ def _sizes(rollouts: Sequence[Rollout], ranks: Ranks) -> list[Tensor]:
     return list(torch.stack(each, 1))
 
 
-def _check_groups(rollouts: Sequence[Rollout], algorithm: AlgorithmConfig, ranks: Ranks) -> None:
-    """Raises RankError where two ranks play a scenario in one rollout."""
+def _check_groups(rollouts: Sequence[Rollout], algorithm: OnPolicyConfig, ranks: Ranks) -> None:
+    """Raises RankError if two ranks play the same scenario in one rollout."""
     lines = [f"{i} {scenario!r}" for i, rollout in enumerate(rollouts) for scenario in set(rollout.scenarios[0])]
     holders: dict[str, int] = {}
     for rank, text in enumerate(ranks.gather_text("\n".join(lines))):
@@ -228,13 +226,13 @@ def _check_groups(rollouts: Sequence[Rollout], algorithm: AlgorithmConfig, ranks
 
 
 def _order(number: int, rollout: Rollout, first: int) -> Tensor:
-    """[T, B] of one rank's part of rollout `number`, whose slots are `first` and on of all ranks' slots."""
+    """[T, B] for one rank's part of rollout `number`; its slots begin at `first` among all ranks' slots."""
     decisions, slots = rollout.valid.shape[:2]
     rows = number * _PLACES + torch.arange(decisions)[:, None]
     return rows * _PLACES + first + torch.arange(slots)
 
 
-def _timeline(rollout: Rollout, algorithm: AlgorithmConfig) -> Timeline:
+def _timeline(rollout: Rollout, algorithm: OnPolicyConfig) -> Timeline:
     chunk = rollout.reward.shape[2]
     ended = rollout.terminated | rollout.truncated
     follows = torch.where(ended, rollout.final_values[..., None], 0.0)
@@ -244,8 +242,7 @@ def _timeline(rollout: Rollout, algorithm: AlgorithmConfig) -> Timeline:
         rewards, values, ended, follows = (flatten_actions(x) for x in (rollout.reward, values, ended, follows))
         valid, scenarios = flatten_actions(rollout.valid), scenarios.repeat_interleave(chunk, 0)
     else:
-        view = reduce_to_chunk(rollout.reward, ended, rollout.valid)
-        rewards, ended, valid = view.rewards, view.ended, view.valid
+        rewards, ended, valid = reduce_to_chunk(rollout.reward, ended, rollout.valid)
         values, follows = rollout.values[..., 0], follows.sum(-1)
     return Timeline(
         rewards=rewards,
@@ -261,7 +258,7 @@ def _timeline(rollout: Rollout, algorithm: AlgorithmConfig) -> Timeline:
 
 
 def _samples(
-    rollout: Rollout, algorithm: AlgorithmConfig, estimate: Estimate, selected: Tensor, order: Tensor
+    rollout: Rollout, algorithm: OnPolicyConfig, estimate: Estimate, selected: Tensor, order: Tensor
 ) -> Samples:
     """One rollout's decisions that were played, time-major."""
     steps, slots, chunk = rollout.reward.shape
@@ -276,7 +273,7 @@ def _samples(
         returns = returns[..., None]
     columns = (
         rollout.state,
-        rollout.tokens,
+        rollout.choices,
         rollout.log_probs,
         rollout.values,
         returns,
@@ -287,5 +284,6 @@ def _samples(
         selected.expand(steps, slots),
         order,
     )
-    samples = Samples(Inputs.cat(rollout.inputs), *(x.flatten(0, 1) for x in columns))
+    inputs = rollout.inputs.of({name: x.flatten(0, 1) for name, x in rollout.inputs.tensors().items()})
+    samples = Samples(inputs, *(x.flatten(0, 1) for x in columns))
     return samples.take(samples.valid.any(-1))

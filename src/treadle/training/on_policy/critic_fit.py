@@ -1,27 +1,28 @@
-"""Updates of a critic: by its own epochs, or as a term of the policy's loss where it is the policy's head."""
+"""Updates of a critic: by its own epochs, or, if it is the policy's head, as a term of the policy's loss."""
 
 import torch
 from torch import Tensor, nn
 
 from treadle.algorithms.advantages import Moments, explained_variance
 from treadle.algorithms.value_loss import ValueBatch, value_loss
+from treadle.config.on_policy import OnPolicyConfig
 from treadle.config.schema import TrainConfig
 from treadle.errors import DivergenceError
 from treadle.policies.critic import Critic
 from treadle.training.health import check_finite, check_gradients
+from treadle.training.on_policy.batch import Samples, join_moments
 from treadle.training.ranks import ALONE, Ranks
-from treadle.training.samples import Samples, join_moments
 from treadle.training.schedule import draw_minibatches
 
 
 class CriticFit:
-    """Knows the value loss and where it applies.
+    """It knows the value loss, and where that applies.
 
     Args:
-        critic: a head of the policy, a network of its own, or a stand-in without parameters.
+        critic: a head of the policy, a separate network, or a stand-in without parameters.
         config: the run's settings.
         device: where updates are computed.
-        ranks: those that hold the batch.
+        ranks: the processes that hold the batch.
     """
 
     def __init__(self, critic: Critic, config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> None:
@@ -29,11 +30,13 @@ class CriticFit:
         self._config = config
         self._device = device
         self._ranks = ranks
+        assert isinstance(config.algorithm, OnPolicyConfig)
+        self._minibatch = config.algorithm.minibatch
         self.is_head = config.has_critic and not critic.reads_state
         """The critic is the policy's head, and learns with it."""
 
     def describe(self, samples: Samples) -> dict[str, float]:
-        """How good the values were that the rollouts noted, as metrics."""
+        """How good the values of the rollouts were, as metrics."""
         played, own = self.entries(samples.valid), (samples.returns - samples.values, samples.returns)
         errors, returns = join_moments([Moments.of(x, played) for x in own], self._ranks)
         return {
@@ -42,18 +45,18 @@ class CriticFit:
         }
 
     def entries(self, valid: Tensor) -> Tensor:
-        """[.., C] actions played, as a mask of values [.., V]."""
-        return valid if self._config.algorithm.values_per_action else valid.any(-1, keepdim=True)
+        """A mask of values [.., V], from the mask of actions that were played [.., C]."""
+        return valid if self._config.needs.values_per_action else valid.any(-1, keepdim=True)
 
     def shared_loss(self, samples: Samples, rows: Tensor, values: Tensor | None, entries: Tensor) -> Tensor:
-        """The loss of the head's `values` [rows, V], `entries` being the minibatch's; 0 where it is no head."""
+        """The loss of the head's `values` [rows, V], over the minibatch's `entries`; 0 if the critic is no head."""
         if not self.is_head:
             return torch.zeros((), device=self._device)
         assert values is not None
         return self._loss(samples, rows, values, entries)
 
     def fit(self, samples: Samples, optimizer: torch.optim.Optimizer, iteration: int) -> float:
-        """Epochs of minibatches of all ranks' samples through a network of its own; returns the mean loss.
+        """Epochs of minibatches of all ranks' samples through a separate network; returns the mean loss.
 
         Raises:
             DivergenceError: a loss or gradient is not finite.
@@ -63,7 +66,7 @@ class CriticFit:
         place = ranks.place(samples.order)
         losses: list[float] = []
         for epoch in range(config.critic.epochs):
-            for drawn in draw_minibatches(len(place), config.algorithm.minibatch, config.seed, iteration, -1 - epoch):
+            for drawn in draw_minibatches(len(place), self._minibatch, config.seed, iteration, -1 - epoch):
                 rows = place[drawn]
                 rows = rows[rows >= 0]
                 entries = ranks.sum(self.entries(samples.valid[rows]).sum())
@@ -88,4 +91,4 @@ class CriticFit:
             returns=samples.returns[rows].to(self._device),
             valid=self.entries(samples.valid[rows]).to(self._device),
         )
-        return value_loss(batch, self._config.critic.clip, self._config.critic.huber_delta, entries)[0]
+        return value_loss(batch, self._config.critic.clip, self._config.critic.huber_delta, entries)

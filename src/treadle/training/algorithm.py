@@ -1,0 +1,84 @@
+"""What an algorithm is: it turns rollouts into updates of a policy and its critic."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from treadle.config.schema import TrainConfig
+from treadle.data.rollout import Rollout
+from treadle.plugins import import_callable
+from treadle.policies.critic import Critic
+from treadle.policies.protocol import Policy
+from treadle.training.ranks import ALONE, Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Everything that an algorithm is made with."""
+
+    policy: Policy
+    """The policy to train; `Policy.freeze` says which of its parameters."""
+    critic: Critic
+    """A head of the policy, a separate network, or a stand-in."""
+    config: TrainConfig
+    """The run's settings; `config.algorithm` holds the algorithm's own."""
+    device: torch.device
+    """Where updates are computed."""
+    load_reference: Callable[[], Policy]
+    """Loads a copy of the run's first policy, to keep it frozen."""
+    ranks: Ranks = ALONE
+    """Processes that make the update together, each with rollouts of its own slots."""
+
+
+class Algorithm(ABC):
+    """Turns rollouts into updates. Its settings say what rollouts must hold: `AlgorithmConfig.needs`.
+
+    The settings name the subclass as `implementation`. It is made with a `Training`.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+
+    def wants_more(self, rollouts: Sequence[Rollout]) -> bool:
+        """Whether the next update needs more than these rollouts. It is asked before every rollout. By default one is
+        enough.
+        """
+        return not rollouts
+
+    @abstractmethod
+    def update(self, rollouts: Sequence[Rollout], iteration: int) -> dict[str, float]:
+        """Update the policy, which has had `iteration` updates, from its rollouts. Returns metrics of all ranks by
+        name; seconds named `time/...` are those of this rank.
+
+        Raises:
+            DivergenceError: A number is not finite, on any rank; parameters are as before that step.
+            RankError: Ranks do not fit together, or one is missing.
+        """
+
+    @property
+    @abstractmethod
+    def trained(self) -> list[nn.Parameter]:
+        """The policy's parameters that updates change, without a value head."""
+
+    def alarms(self, metrics: dict[str, float]) -> list[str]:
+        """Sentences that a person should read, from an update's metrics."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the policy's weights: tensors and plain data."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - there may be nothing to go on from
+        """Go on from `state`."""
+
+
+def make_algorithm(training: Training) -> Algorithm:
+    """The algorithm that a run's settings name. Raises ConfigError where it cannot be imported."""
+    implementation = training.config.algorithm.implementation
+    made = import_callable("algorithm.kind", implementation, "class")(training)
+    assert isinstance(made, Algorithm), f"{implementation} is no treadle.training.algorithm.Algorithm"
+    return made

@@ -1,0 +1,283 @@
+"""Proximal policy optimisation (Schulman et al. 2017), and GRPO, which is the same update on other advantages."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from treadle.algorithms.reference import adapt_coefficient
+from treadle.config.on_policy import OnPolicyConfig
+from treadle.data.rollout import Rollout
+from treadle.data.span import Stopwatch
+from treadle.errors import ConfigError, DivergenceError
+from treadle.policies.protocol import Policy
+from treadle.training.algorithm import Algorithm, Training
+from treadle.training.health import check_finite, check_gradients, check_rollouts
+from treadle.training.on_policy.batch import Batch, find_estimator, make_batch
+from treadle.training.on_policy.critic_fit import CriticFit
+from treadle.training.on_policy.gradient import MinibatchResult, PolicyGradient
+from treadle.training.on_policy.selection import count_groups
+from treadle.training.optimizer import MasterAdamW
+from treadle.training.schedule import draw_minibatches, learning_rate_share
+
+
+class PPO(Algorithm):
+    """Epochs of minibatches over the rollouts of an update, by the clipped objective.
+
+    Raises:
+        ConfigError: Frozen dimensions that the policy does not have, or that leave none to train; log-probs that do not
+            fit the level of rewards; an estimator or loss that cannot be imported.
+    """
+
+    def __init__(self, training: Training) -> None:
+        super().__init__(training)
+        config, policy = training.config, training.policy
+        assert isinstance(config.algorithm, OnPolicyConfig)
+        self.policy, self.critic = policy, training.critic
+        self._config, self._algorithm = config, config.algorithm
+        self._ranks = training.ranks
+        self._reference_coefficient = self._algorithm.reference.coefficient
+        self._reference = training.load_reference() if self._reference_coefficient else None
+        find_estimator(self._algorithm.estimator)
+        groups = policy.freeze(vision=config.policy.freeze_vision)
+        self._policy_parameters = groups["policy"]
+        self._critic_parameters = (
+            list(self.critic.parameters()) if isinstance(self.critic, nn.Module) else groups["value"]
+        )
+        self._dimension_mask = _trained_dimensions(config.policy.frozen_dimensions, policy)
+        _check_positions(self._algorithm, policy)
+        self._critic_fit = CriticFit(self.critic, config, training.device, self._ranks)
+        self._gradient = PolicyGradient(
+            policy, self._critic_fit, config, self._dimension_mask, training.device, self._ranks
+        )
+        self.optimizer = MasterAdamW(
+            [
+                {"params": self._policy_parameters, "lr": config.optimizer.learning_rate},
+                {"params": self._critic_parameters, "lr": config.critic.learning_rate},
+            ],
+            betas=config.optimizer.betas,
+            weight_decay=config.optimizer.weight_decay,
+            fused=training.device.type in ("cpu", "cuda"),
+        )
+
+    def wants_more(self, rollouts: Sequence[Rollout]) -> bool:
+        """True until there are `rounds` rollouts. If groups are filtered, also until as many groups remain as `rounds`
+        rollouts play, up to the limit of refills.
+        """
+        settings = self._algorithm
+        if len(rollouts) < settings.rounds:
+            return True
+        counts = [count_groups(rollout, settings) for rollout in rollouts]
+        kept, wanted = sum(kept for kept, _ in counts), settings.rounds * counts[-1][1]
+        return kept < wanted and len(rollouts) < settings.rounds + settings.filter.refills
+
+    def update(self, rollouts: Sequence[Rollout], iteration: int) -> dict[str, float]:
+        """See `Algorithm.update`."""
+        try:
+            return self._update(rollouts, iteration)
+        except DivergenceError:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+
+    def _update(self, rollouts: Sequence[Rollout], iteration: int) -> dict[str, float]:
+        watch, config, ranks = Stopwatch(), self._config, self._ranks
+        ranks.check_same(self._named_parameters())
+        with ranks.together(DivergenceError):
+            check_rollouts(rollouts)
+        # Advantages, and which decisions are worth a gradient.
+        batch = make_batch(rollouts, self._algorithm, self._dimension_mask, ranks)
+        with ranks.together(DivergenceError):
+            check_finite("advantages", batch.samples.advantages)
+        # How old the data is, and the learning rate of this iteration.
+        metrics = batch.shares
+        behind = iteration - batch.samples.versions
+        versions_behind, decisions = ranks.sum(torch.tensor([int(behind.sum()), len(behind)])).tolist()
+        metrics["update/staleness"] = versions_behind / max(decisions, 1)
+        self.optimizer.param_groups[0]["lr"] = metrics["update/learning_rate"] = self._learning_rate(iteration)
+        # A critic with its own network learns first; a head learns with the policy.
+        if config.has_critic:
+            metrics |= self._critic_fit.describe(batch.samples)
+            if not self._critic_fit.is_head:
+                with watch("critic"):
+                    metrics["critic/loss"] = self._critic_fit.fit(batch.samples, self.optimizer, iteration)
+        if self._critic_fit.is_head or iteration >= config.critic_warmup:
+            with watch("update"):
+                metrics |= self._fit_policy(batch, iteration)
+        return metrics | {f"time/{name}": seconds for name, seconds in watch.seconds.items()}
+
+    def _fit_policy(self, batch: Batch, iteration: int) -> dict[str, float]:
+        """Epochs of minibatches through the policy."""
+        algorithm = self._algorithm
+        place = self._ranks.place(batch.trained.order)
+        if not len(place):
+            return {"update/steps": 0.0}
+        self.policy.train()
+        self._add_frozen_log_probs(batch, iteration)
+        results: list[MinibatchResult] = []
+        norms: list[float] = []
+        # Each epoch takes its own permutation of all ranks' decisions.
+        for epoch in range(algorithm.epochs):
+            start = len(results)
+            for drawn in draw_minibatches(len(place), algorithm.minibatch, self._config.seed, iteration, epoch):
+                results.append(self._gradient.accumulate(batch, place[drawn], iteration))
+                norms.append(self._step(iteration))
+            # Stop early if the policy has moved far enough.
+            if algorithm.target_kl is not None:
+                kl = [result["kl"] for result in results[start:]]
+                if sum(kl) / len(kl) > algorithm.target_kl:
+                    break
+        metrics = _summarize(results, len(place))
+        metrics["update/gradient_norm"] = _mean(norms)
+        if self._critic_fit.is_head:
+            metrics["critic/loss"] = _mean([result["value_loss"] for result in results])
+        if self._reference is not None:
+            metrics |= self._follow_reference(metrics["update/reference_kl"])
+        return metrics
+
+    def _add_frozen_log_probs(self, batch: Batch, iteration: int) -> None:
+        """Log-probs under policies that stand still during the update; only unknown ones are computed."""
+        samples = batch.trained
+        stale = (samples.versions < iteration).nonzero()[:, 0]
+        # For fresh data the proximal policy is the one that acted, but its weight is capped like that of stale data.
+        if self._algorithm.decoupled and bool(self._ranks.sum(torch.tensor(len(stale)))):
+            batch.proximal = samples.log_probs.clone()
+            batch.proximal[stale] = self._gradient.log_probs(self.policy, samples, stale)
+        if self._reference is not None:
+            batch.reference = self._gradient.log_probs(self._reference, samples, torch.arange(len(samples)))
+
+    def _follow_reference(self, kl: float) -> dict[str, float]:
+        """Metrics of the divergence; it also adapts the coefficient of the next iteration where asked."""
+        metrics = {"update/reference_coefficient": self._reference_coefficient}
+        target = self._algorithm.reference.target
+        if target is not None:
+            self._set_reference_coefficient(adapt_coefficient(self._reference_coefficient, kl, target))
+        return metrics
+
+    def _set_reference_coefficient(self, coefficient: float) -> None:
+        self._reference_coefficient = coefficient
+        self._gradient.weigh_reference(coefficient)
+
+    def _step(self, iteration: int) -> float:
+        """Sum gradients over ranks, clip, check and apply them; returns the policy's gradient norm."""
+        limit = self._config.optimizer.gradient_norm
+        self._ranks.sum_gradients(
+            [*self._policy_parameters, *(self._critic_parameters if self._critic_fit.is_head else [])]
+        )
+        norm = nn.utils.clip_grad_norm_(self._policy_parameters, limit)
+        check_gradients("policy", norm, self.policy, self._policy_parameters)
+        if self._critic_fit.is_head:
+            value_norm = nn.utils.clip_grad_norm_(self._critic_parameters, limit)
+            check_gradients("critic", value_norm, self.policy, self._critic_parameters)
+            if iteration < self._config.critic_warmup:
+                for parameter in self._policy_parameters:
+                    parameter.grad = None
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def _learning_rate(self, iteration: int) -> float:
+        """The policy's rate; 0 while the critic warms up."""
+        config, warmup = self._config.optimizer, self._config.critic_warmup
+        return config.learning_rate * learning_rate_share(
+            iteration - warmup,
+            self._config.iterations - warmup,
+            config.warmup_iterations,
+            config.final_share,
+            config.schedule,
+        )
+
+    def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Everything that updates change."""
+        names = {id(parameter): name for name, parameter in self.policy.named_parameters()}
+        critic = self.critic.named_parameters() if isinstance(self.critic, nn.Module) else ()
+        names |= {id(parameter): f"critic.{name}" for name, parameter in critic}
+        for parameter in (*self._policy_parameters, *self._critic_parameters):
+            yield names[id(parameter)], parameter
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """See `Algorithm.trained`."""
+        return self._policy_parameters
+
+    def alarms(self, metrics: dict[str, float]) -> list[str]:
+        """See `Algorithm.alarms`."""
+        gap, limit = metrics.get("update/log_prob_gap_mean", 0.0), self._algorithm.log_prob_alarm
+        said = (
+            f"log-probs of rollout and trainer differ by {gap:.3g} nats in the mean (algorithm.log_prob_alarm is "
+            f"{limit:g}): ratios carry noise of that size; compare dtype, kernels and sampling of the two"
+        )
+        return [said] if gap > limit else []
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Algorithm.state_dict`."""
+        critic = self.critic.state_dict() if isinstance(self.critic, nn.Module) else {}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "critic": critic,
+            "reference_coefficient": self._reference_coefficient,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Algorithm.load_state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if isinstance(self.critic, nn.Module):
+            self.critic.load_state_dict(state["critic"])
+        self._set_reference_coefficient(state["reference_coefficient"])
+
+
+def _trained_dimensions(frozen: Sequence[int], policy: Policy) -> Tensor:
+    """[A] bool, False for the frozen ones. Raises ConfigError."""
+    action_dim = policy.action_dim
+    mask = torch.tensor([dimension not in frozen for dimension in range(action_dim)])
+    if any(dimension >= action_dim for dimension in frozen) or not mask.any():
+        raise ConfigError(
+            f"policy.frozen_dimensions: found {frozen}; allowed are some, not all, of the policy's action "
+            f"dimensions, 0 to {action_dim - 1}"
+        )
+    if frozen and policy.entries[1] != action_dim:
+        raise ConfigError(
+            f"policy.frozen_dimensions: found {frozen}; this policy has no log-probs of its own for each dimension, so "
+            "none can be left out; use []"
+        )
+    return mask
+
+
+def _check_positions(algorithm: OnPolicyConfig, policy: Policy) -> None:
+    """Raises ConfigError where advantages are finer than the policy's log-probs."""
+    if algorithm.advantages_per_action and policy.entries[0] != policy.chunk:
+        raise ConfigError(
+            f"algorithm.reward_level 'action': this policy has one set of log-probs for a chunk of {policy.chunk} "
+            "actions; use algorithm.reward_level 'chunk'"
+        )
+
+
+def _summarize(results: list[MinibatchResult], decisions: int) -> dict[str, float]:
+    """Metrics of all minibatches of an update; `decisions` counts its decisions."""
+
+    def mean(name: str) -> float:
+        return _mean([result[name] for result in results])
+
+    metrics = {
+        "update/policy_loss": mean("loss"),
+        "update/approximate_kl": mean("kl"),
+        "update/clip_share": mean("clip_share"),
+        "update/ratio_min": min(result["ratio_min"] for result in results),
+        "update/ratio_max": max(result["ratio_max"] for result in results),
+        "update/entropy": mean("entropy"),
+        "update/reference_kl": mean("reference_kl"),
+        "update/stale_weight": mean("stale_weight"),
+        # Kish's effective sample size, of the ratios as weights.
+        "update/effective_samples": decisions * mean("ratio_mean") ** 2 / max(mean("ratio_square"), 1e-12),
+        "update/steps": float(len(results)),
+    }
+    first = results[0]
+    if first["gap_count"]:
+        # Before the first step, rollout and trainer have the same weights.
+        metrics["update/log_prob_gap"] = first["gap_max"]
+        metrics["update/log_prob_gap_mean"] = first["gap_sum"] / first["gap_count"]
+    return metrics
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
