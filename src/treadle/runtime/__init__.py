@@ -1,0 +1,1 @@
+"""The loop of reinforcement learning, and its roles: player, trainer, evaluator, recorder."""

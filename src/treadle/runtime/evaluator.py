@@ -1,0 +1,83 @@
+"""The evaluator: it measures and films the policy of a run, before and after training."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from treadle.config.schema import TrainConfig
+from treadle.evaluation.evaluate import evaluate_policy, film, manifest
+from treadle.files import read_json, to_json, write_atomically
+from treadle.policies.protocol import Policy
+from treadle.reporting.console import RunConsole
+from treadle.reporting.video import write_video
+from treadle.workers.crew import Crew
+
+VIDEO_SIZE = 224
+"""Pixels of a filmed frame's side."""
+
+
+class Evaluator:
+    """Plays evaluation scenarios in the simulators that training uses, and writes the results.
+
+    Args:
+        config: the run's settings.
+        directory: its folder.
+        crew: the simulators.
+        policy: what acts.
+        console: where progress is shown.
+    """
+
+    def __init__(self, config: TrainConfig, directory: Path, crew: Crew, policy: Policy, console: RunConsole) -> None:
+        self._config = config
+        self._directory = directory
+        self._crew = crew
+        self._policy = policy
+        self._console = console
+
+    def evaluate_once(self, name: str, checkpoint: Path) -> None:
+        """Measure and film the policy of a checkpoint, unless that was done before."""
+        if not (self._directory / "evaluation" / f"{name}.json").exists():
+            self.evaluate(name, checkpoint)
+
+    def evaluate(self, name: str, checkpoint: Path) -> None:
+        """Write `evaluation/NAME.json`, and the films of NAME."""
+        start, config, stage = time.perf_counter(), self._config, ""
+
+        def progress(suite: str, done: int, total: int) -> None:
+            nonlocal stage
+            if suite != stage:
+                self._console.stage(f"evaluating {name}: {suite}")
+            stage = suite
+            self._console.progress(done, total)
+
+        report = evaluate_policy(
+            self._policy, self._crew, config.evaluation_horizon, config.evaluation, progress=progress
+        )
+        report["manifest"] = manifest(checkpoint, config.policy, config.simulator, config.evaluation)
+        self._film(name)
+        report["seconds"] = time.perf_counter() - start
+        write_atomically(self._directory / "evaluation" / f"{name}.json", to_json(report))
+
+    def _film(self, name: str) -> None:
+        """Film the first in-distribution scenarios, the same before and after training."""
+        evaluation = self._config.evaluation
+        if not evaluation.videos:
+            return
+        self._console.stage(f"filming {name}")
+        films = film(
+            self._policy,
+            self._crew,
+            evaluation.videos,
+            self._config.evaluation_horizon,
+            evaluation.sampling,
+            VIDEO_SIZE,
+        )
+        folder = self._directory / "videos"
+        folder.mkdir(exist_ok=True)
+        index = folder / "videos.json"
+        entries: list[dict[str, Any]] = read_json(index) or [{"index": i} for i in range(len(films))]
+        for i, (result, frames) in enumerate(films):
+            write_video(folder / f"{name}-{i}.mp4", frames, self._crew.spec.control_hz)
+            entries[i] |= {"scenario": result.scenario.id, "instruction": result.scenario.instruction}
+            entries[i][name] = {"file": f"{name}-{i}.mp4", "success": result.success_once, "length": result.length}
+        write_atomically(index, to_json(entries))

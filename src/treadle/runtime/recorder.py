@@ -1,0 +1,165 @@
+"""The recorder: it shows and writes each iteration of a run, and knows whether the user asked to stop."""
+
+import signal
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from treadle.config.schema import TrainConfig
+from treadle.data.rollout import Rollout
+from treadle.data.span import Span
+from treadle.data.step import EpisodeResult
+from treadle.files import read_json
+from treadle.reporting.console import RunConsole
+from treadle.reporting.log import RunLog
+from treadle.reporting.machine import peak_rss_mb, versions
+from treadle.reporting.metrics import METRICS_FILE, MetricsWriter
+from treadle.reporting.report import write_report
+from treadle.reporting.summary import RunSummary, suite_results, write_summary
+from treadle.reporting.timeline import TraceWriter, idle_shares
+
+
+class Recorder:
+    """Console, metrics, timeline, warnings, summary and report of one run. A context manager.
+
+    Args:
+        config: the run's settings.
+        directory: its folder.
+        alarms: from an iteration's metrics to warnings that a person should read.
+    """
+
+    def __init__(
+        self, config: TrainConfig, directory: Path, alarms: Callable[[dict[str, float]], Sequence[str]]
+    ) -> None:
+        self.directory = directory
+        self.console = RunConsole(config.name, config.iterations)
+        self.stop_asked = False
+        """The user asked to stop after the present iteration."""
+        self._config = config
+        self._alarms = alarms
+        self._trace = TraceWriter(directory, config.collection.trace_iterations)
+        self._iteration = 0
+        self._control_steps = 0
+        self._elapsed = 0.0
+        self._restarts = 0
+        self._began = time.perf_counter()
+        self._exit = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._exit.enter_context(self.console)
+        self._exit.enter_context(RunLog(self.directory, self.console.message))
+        # Also without a checkpoint: a run that was killed before its first one left lines, which are written again.
+        resumed = self._iteration if (self.directory / METRICS_FILE).exists() else None
+        self._writer = self._exit.enter_context(MetricsWriter(self.directory, resumed))
+        if self._iteration:
+            self.console.message(f"resuming after iteration {self._iteration}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exit.close()
+
+    @contextmanager
+    def training(self) -> Generator[None, None, None]:
+        """While the block runs, the first Ctrl-C asks to stop after the iteration, and the second stops at once."""
+        previous = signal.signal(signal.SIGINT, self._stop)
+        self._began = time.perf_counter()
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def write(
+        self,
+        iteration: int,
+        rollouts: Sequence[Rollout],
+        metrics: Mapping[str, float],
+        spans: list[Span],
+        restarts: int,
+    ) -> None:
+        """Write down an iteration: its metrics, when roles were busy, and how many workers were replaced so far."""
+        now = time.perf_counter()
+        seconds, self._began = now - self._began, now
+        summary = summarize(rollouts)
+        self._iteration = iteration
+        self._elapsed += seconds
+        self._control_steps += int(summary["rollout/control_steps"])
+        restarts, self._restarts = restarts - self._restarts, restarts
+        row = {
+            "iteration": iteration,
+            "seconds": self._elapsed,
+            **summary,
+            **metrics,
+            "rollout/restarts": float(restarts),
+            **idle_shares(summary),
+            "time/iteration": seconds,
+            "speed/control_steps_per_second": summary["rollout/control_steps"] / seconds,
+        }
+        self._writer.write(row)
+        for warning in self._alarms(row):
+            self.console.message(f"warning: iteration {iteration}: {warning}")
+        self.console.iteration(row)
+        # Everything after the last rollout is training.
+        collected = max(span.ended for span in spans)
+        self._trace.write(iteration, [*spans, Span("train", 0, (), collected, now)])
+
+    def finish(self) -> None:
+        """Write summary and report, from the evaluations in the run's folder."""
+        base, trained = (read_json(self.directory / "evaluation" / f"{name}.json") for name in ("base", "final"))
+        summary = RunSummary(
+            base=suite_results(base),
+            final=suite_results(trained),
+            seconds={"evaluate_base": base["seconds"], "train": self._elapsed, "evaluate_final": trained["seconds"]},
+            peak_rss_mb=peak_rss_mb(),
+            env_steps=self._control_steps,
+            control_steps_per_second=self._control_steps / self._elapsed,
+            versions=versions(),
+            seed=self._config.seed,
+        )
+        write_summary(self.directory, summary)
+        self.console.stage("writing the report")
+        self.console.finish(summary, write_report(self.directory))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts so far, as plain data."""
+        return {"elapsed": self._elapsed, "control_steps": self._control_steps}
+
+    def load_state_dict(self, state: dict[str, Any], iteration: int) -> None:
+        """Go on from `state`, after so many iterations; before the recorder is entered."""
+        self._iteration = iteration
+        self._elapsed = state["elapsed"]
+        self._control_steps = state["control_steps"]
+
+    def _stop(self, signal_number: int, frame: FrameType | None) -> None:
+        if self.stop_asked:
+            raise KeyboardInterrupt
+        self.stop_asked = True
+        self.console.message("stopping after this iteration; press Ctrl-C again to stop at once, without saving")
+
+
+def summarize(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Metrics of the rollouts of one update. Rates over episodes are left out if no episode ended."""
+    episodes = [episode for rollout in rollouts for episode in rollout.episodes]
+    roles = {name for rollout in rollouts for name in rollout.seconds}
+    metrics = {
+        "rollout/episodes": float(len(episodes)),
+        "rollout/control_steps": float(sum(int(rollout.valid.sum()) for rollout in rollouts)),
+        **{f"time/{role}": sum(rollout.seconds.get(role, 0.0) for rollout in rollouts) for role in sorted(roles)},
+    }
+    if len(rollouts) > 1:
+        metrics["rollout/rounds"] = float(len(rollouts))
+    if episodes:
+        metrics |= {
+            "rollout/success": _mean(episodes, "success_once"),
+            "rollout/return": _mean(episodes, "episode_return"),
+            "rollout/length": _mean(episodes, "length"),
+        }
+    return metrics
+
+
+def _mean(episodes: list[EpisodeResult], name: str) -> float:
+    return sum(float(getattr(episode, name)) for episode in episodes) / len(episodes)

@@ -1,0 +1,63 @@
+"""The trainer: it owns the algorithm, the average of weights, and the weights that are published."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from treadle.data.rollout import Rollout
+from treadle.runtime.weights import Weights, trained_state
+from treadle.training.algorithm import Training, make_algorithm
+from treadle.training.averaging import WeightAverage
+from treadle.training.checkpoints import save_checkpoint
+
+
+class Trainer:
+    """Turns rollouts into versions of a policy.
+
+    Args:
+        training: policy, critic and settings of the training.
+        shared: the player acts with the trained parameters themselves, so nothing has to be copied.
+    """
+
+    def __init__(self, training: Training, *, shared: bool = True) -> None:
+        self.policy = training.policy
+        self.algorithm = make_algorithm(training)
+        self._average = WeightAverage(self.algorithm.trained, training.config.optimizer.average)
+        self._critic = training.critic
+        self._shared = shared
+
+    def wants_more(self, rollouts: Sequence[Rollout]) -> bool:
+        """See `Algorithm.wants_more`."""
+        return self.algorithm.wants_more(rollouts)
+
+    def update(self, rollouts: Sequence[Rollout], version: int) -> dict[str, float]:
+        """See `Algorithm.update`."""
+        return self.algorithm.update(rollouts, version)
+
+    def average(self) -> None:
+        """Take the weights as they are now into the average that is kept at the end."""
+        self._average.update()
+
+    def publish(self, version: int) -> Weights:
+        """The weights as they are now, after `version` updates."""
+        if self._shared:
+            return Weights(version)
+        critic = trained_state(self._critic) if isinstance(self._critic, nn.Module) else None
+        return Weights(version, trained_state(self.policy), critic)
+
+    def finish(self, directory: Path) -> None:
+        """Put the average of weights in their place, and save the policy."""
+        self._average.swap_in()
+        self.policy.save(directory)
+
+    def save(self, directory: Path, version: int, state: dict[str, Any]) -> None:
+        """Write a checkpoint: the policy, the trainer's own state, and the `state` of other roles."""
+        own = {"algorithm": self.algorithm.state_dict(), "average": self._average.state_dict()}
+        save_checkpoint(directory, version, self.policy, own | state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `save` wrote; the policy has its saved weights already."""
+        self.algorithm.load_state_dict(state["algorithm"])
+        self._average.load_state_dict(state["average"])

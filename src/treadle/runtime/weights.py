@@ -1,0 +1,32 @@
+"""Weights on their way from the trainer to the player: plain data with a version."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The weights with which a player acts as the trainer's policy would."""
+
+    version: int
+    """How many updates they have had."""
+    policy: Mapping[str, Tensor] | None = None
+    """Trained parameters by name; None where player and trainer share them."""
+    critic: Mapping[str, Tensor] | None = None
+    """Parameters of a critic with its own network; None where there is none, or it is shared."""
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of a module's trained parameters by name, on the CPU."""
+    return {name: p.detach().cpu().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy `state` into a module's parameters by name; other parameters stay."""
+    parameters = dict(module.named_parameters())
+    for name, tensor in state.items():
+        parameters[name].copy_(tensor)

@@ -1,0 +1,434 @@
+"""Whole runs on the real tabletop: what they write, and that stopping and resuming changes nothing."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import psutil
+import pytest
+import torch
+
+from miniature import run_config
+from treadle.config.on_policy import GRPOConfig
+from treadle.config.schema import (
+    CollectionConfig,
+    CriticConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    SimulatorConfig,
+    TrainConfig,
+)
+from treadle.data.scenario import Scenario
+from treadle.data.step import EpisodeResult
+from treadle.errors import CheckpointError, ConfigError, DivergenceError, OutputError
+from treadle.policies import load_policy
+from treadle.reporting.metrics import read_metrics
+from treadle.runtime.build import build_critic, open_run
+from treadle.runtime.evaluator import Evaluator
+from treadle.runtime.loop import train
+from treadle.runtime.recorder import summarize
+from treadle.simulators.protocol import tool_motions
+from treadle.training.checkpoints import list_checkpoints
+from treadle.training.on_policy.ppo import PPO
+from treadle.workers.crew import Crew
+
+pytestmark = pytest.mark.integration
+
+SUITES = {"in_distribution", "vision"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> tuple[TrainConfig, Path]:
+    """Four iterations in one go, with evaluation and a video."""
+    evaluation = EvaluationConfig(suites=("train", "vision"), episodes=4, slots=3, videos=1)
+    lanes = CollectionConfig(lanes=2)
+    config = run_config(tmp_path_factory.mktemp("whole"), checkpoint, evaluation=evaluation, collection=lanes)
+    return config, train(config)
+
+
+def numbers(directory: Path) -> list[dict[str, float]]:
+    """The metrics of a run, less wall times."""
+    rows = read_metrics(directory)
+    return [
+        {key: x for key, x in row.items() if not key.startswith(("time/", "speed/", "idle/")) and key != "seconds"}
+        for row in rows
+    ]
+
+
+def final_weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_policy(directory / "policy", device="cpu").state_dict()  # type: ignore[attr-defined]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert numbers(one) == numbers(other)
+    left, right = final_weights(one), final_weights(other)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def assert_resumes(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> Path:
+    """A run that Ctrl-C stopped and that was resumed equals one that was left alone, whose folder is returned."""
+    one = train(run_config(tmp_path / "one", checkpoint, **fields))
+    config = run_config(tmp_path / "other", checkpoint, **fields)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1, press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert_same_run(one, train(config))
+    return one
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, iteration: int, act: Any) -> None:
+    """Do `act` in the middle of one iteration."""
+    update = PPO.update
+
+    def disturbed(self: PPO, rollout: Any, now: int) -> dict[str, float]:
+        if now == iteration:
+            act()
+        return update(self, rollout, now)
+
+    monkeypatch.setattr(PPO, "update", disturbed)
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_whose_simulator_is_killed_goes_on_to_the_same_weights(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """While the policy is updated, so that its episodes are in the middle; the log and the metrics tell."""
+    fields: dict[str, Any] = {"collection": CollectionConfig(lanes=2, workers=2, kind="processes")}
+    one = train(run_config(tmp_path / "one", checkpoint, **fields))
+    killed: list[psutil.Process] = []
+    crews: list[Crew] = []
+    open_crew = Crew.__init__
+
+    def noted(self: Crew, *arguments: Any) -> None:
+        open_crew(self, *arguments)
+        crews.append(self)
+
+    def kill() -> None:
+        killed.append(psutil.Process(crews[-1].pids[0]))
+        killed[0].kill()
+        killed[0].wait(10)
+
+    monkeypatch.setattr(Crew, "__init__", noted)
+    interrupt_at(monkeypatch, 1, kill)
+    other = train(run_config(tmp_path / "other", checkpoint, **fields))
+    assert len(killed) == 1
+    assert [row["rollout/restarts"] for row in read_metrics(one)] == [0, 0, 0, 0]
+    assert [row["rollout/restarts"] for row in read_metrics(other)] == [0, 0, 1, 0]
+    for row in (rows := numbers(other)):
+        row["rollout/restarts"] = 0.0
+    assert rows == numbers(one)
+    left, right = final_weights(one), final_weights(other)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    log = (other / "run.log").read_text()
+    assert "Its slots restart with their scenarios" in log
+    assert "tabletop/train/" in log
+
+
+def test_a_run_writes_all_it_promises(whole: tuple[TrainConfig, Path]):
+    config, directory = whole
+    assert directory == config.output / "run"
+    rows = read_metrics(directory)
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
+    assert {
+        "seconds",
+        "rollout/episodes",
+        "rollout/control_steps",
+        "time/simulate",
+        "time/generate",
+        "time/collect",
+        "idle/simulate",
+        "idle/generate",
+        "time/critic",
+        "time/iteration",
+        "speed/control_steps_per_second",
+        "critic/loss",
+        "critic/explained_variance",
+        "critic/mean_return",
+        "update/learning_rate",
+    } <= rows[0].keys()
+    assert {"update/policy_loss", "update/log_prob_gap", "update/steps", "time/update"} <= rows[1].keys() - rows[
+        0
+    ].keys()
+    assert all(row["update/log_prob_gap"] < 1e-4 for row in rows[1:])
+    assert rows[1]["update/steps"] == 4, "12 decisions in minibatches of 8 and 4, twice"
+    assert (directory / "report.html").stat().st_size > 10_000
+    assert [path.name for path in list_checkpoints(directory / "checkpoints")] == ["iteration-000004"]
+    assert (directory / "videos" / "base-0.mp4").is_file()
+    assert json.loads((directory / "machine.json").read_text())["device"] == "cpu"
+
+
+def test_the_trace_holds_each_role_and_lane(whole: tuple[TrainConfig, Path]):
+    config, directory = whole
+    events = [e for e in json.loads((directory / "trace.json").read_text())["traceEvents"] if e["ph"] == "X"]
+    assert {event["args"]["iteration"] for event in events} == {2, 3, 4}, "the latest three"
+    lanes = config.collection.lanes
+    for role in ("simulate", "generate"):
+        served = [tuple(event["args"]["lanes"]) for event in events if event["cat"] == role]
+        assert set(served) - {()} == {(lane,) for lane in range(lanes)}
+        assert len(served) >= 3 * lanes * config.decisions
+    assert sum(event["cat"] == "train" for event in events) == 3
+    assert "<rect" in (directory / "report.html").read_text()
+
+
+def test_lanes_in_processes_resume_bit_for_bit(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    """Three lanes of 2, 1 and 1 slots on two processes."""
+    fields: dict[str, Any] = {
+        "collection": CollectionConfig(lanes=3, workers=2, kind="processes", trace_iterations=0),
+        "iterations": 3,
+    }
+    one = assert_resumes(tmp_path, checkpoint, monkeypatch, **fields)
+    assert not (one / "trace.json").exists()
+
+
+def test_the_summary_has_every_key(whole: tuple[TrainConfig, Path]):
+    _, directory = whole
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary.keys() == {
+        *("base", "final", "seconds", "peak_rss_mb", "env_steps", "control_steps_per_second", "versions", "seed")
+    }
+    assert summary["base"].keys() == summary["final"].keys() == SUITES
+    assert all(suite["episodes"] == 4 for suite in summary["final"].values())
+    assert summary["seconds"].keys() == {"evaluate_base", "train", "evaluate_final"}
+    assert all(seconds > 0 for seconds in summary["seconds"].values())
+    assert summary["env_steps"] == sum(row["rollout/control_steps"] for row in read_metrics(directory))
+    assert summary["seed"] == 5
+
+
+def test_evaluations_name_the_weights_that_they_measured(whole: tuple[TrainConfig, Path], checkpoint: Path):
+    _, directory = whole
+    base, final = (json.loads((directory / "evaluation" / f"{name}.json").read_text()) for name in ("base", "final"))
+    assert base["manifest"]["checkpoint"] == checkpoint.name
+    assert base["manifest"]["weights_sha256"] != final["manifest"]["weights_sha256"]
+    assert base["suites"]["vision"]["settings"].keys() > {"vision/noise"}
+
+
+def test_films_are_of_the_same_scenarios_before_and_after(whole: tuple[TrainConfig, Path]):
+    _, directory = whole
+    (entry,) = json.loads((directory / "videos" / "videos.json").read_text())
+    assert entry["scenario"] == "tabletop/train/evaluation/000000"
+    assert entry["base"].keys() == entry["final"].keys() == {"file", "success", "length"}
+    with av.open(str(directory / "videos" / entry["final"]["file"])) as container:
+        # A control step is ten of 5 ms; the first frame is before it.
+        assert container.streams.video[0].average_rate == 20
+        assert container.streams.video[0].frames == entry["final"]["length"] + 1
+
+
+def test_training_changes_the_policy_and_not_its_eyes(whole: tuple[TrainConfig, Path], checkpoint: Path):
+    _, directory = whole
+    before, after = load_policy(checkpoint, device="cpu").state_dict(), final_weights(directory)  # type: ignore[attr-defined]
+    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"language_model", "proprio_projector"}
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(
+    whole: tuple[TrainConfig, Path], tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = run_config(tmp_path, checkpoint, collection=CollectionConfig(lanes=2))
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1, press_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    assert signal.getsignal(signal.SIGINT) is handler
+    directory = tmp_path / "run"
+    assert [path.name for path in list_checkpoints(directory / "checkpoints")] == ["iteration-000002"]
+    assert len(read_metrics(directory)) == 2
+    assert not (directory / "summary.json").exists()
+    train(config)
+    assert_same_run(directory, whole[1])
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["env_steps"] == sum(row["rollout/control_steps"] for row in read_metrics(directory))
+
+
+@pytest.mark.parametrize(("crash", "kept"), [(0, 0), (1, 0), (3, 2)])
+def test_a_crash_costs_what_was_not_saved_and_no_more(
+    whole: tuple[TrainConfig, Path],
+    tmp_path: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    crash: int,
+    kept: int,
+):
+    config = run_config(tmp_path, checkpoint, save_every=2, collection=CollectionConfig(lanes=2))
+    with monkeypatch.context() as patch:
+
+        def fail() -> None:
+            raise RuntimeError("power cut")
+
+        interrupt_at(patch, crash, fail)
+        with pytest.raises(RuntimeError, match=r"power cut"):
+            train(config)
+    directory = tmp_path / "run"
+    assert len(list_checkpoints(directory / "checkpoints")) == bool(kept)
+    train(config)
+    assert [row["iteration"] for row in read_metrics(directory)] == [1, 2, 3, 4]
+    assert_same_run(directory, whole[1])
+
+
+def test_what_is_not_finite_stops_the_run_and_leaves_its_last_checkpoint(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    update = PPO.update
+
+    def poisoned(self: PPO, rollouts: Any, iteration: int) -> dict[str, float]:
+        if iteration == 2:
+            rollouts[0].reward[0, 0, 0] = torch.nan
+        return update(self, rollouts, iteration)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPO, "update", poisoned)
+        with pytest.raises(DivergenceError, match=r"rollout.reward is nan: .* resume with the same command"):
+            train(run_config(tmp_path, checkpoint, save_every=1, iterations=3))
+    saved = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert len(saved) > 0
+    assert [row["iteration"] for row in read_metrics(tmp_path / "run")] == [1, 2]
+    weights = load_policy(saved[-1] / "policy").state_dict()  # type: ignore[attr-defined]
+    assert all(bool(x.isfinite().all()) for x in weights.values())
+
+
+def test_the_second_ctrl_c_stops_at_once(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    def twice() -> None:
+        press_ctrl_c()
+        press_ctrl_c()
+
+    interrupt_at(monkeypatch, 1, twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(run_config(tmp_path, checkpoint))
+    assert len(read_metrics(tmp_path / "run")) == 1
+    assert not list_checkpoints(tmp_path / "run" / "checkpoints")
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint_and_its_lines(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    saves: list[Path] = []
+
+    def fill(state: Any, path: Path, save: Any = torch.save) -> None:
+        saves.append(path)
+        if len(saves) > 1:
+            raise OSError(28, "No space left on device")
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", fill)
+    with pytest.raises(OutputError, match=r"iteration-000002: cannot save the checkpoint .*No space left"):
+        train(run_config(tmp_path, checkpoint, save_every=1))
+    directory = tmp_path / "run"
+    (kept,) = (directory / "checkpoints").iterdir()
+    assert kept.name == "iteration-000001"
+    (kept / "trainer.pt").write_bytes(b"garbage")
+    with pytest.raises(CheckpointError, match=r"iteration-000001.*trainer\.pt: cannot be read"):
+        train(run_config(tmp_path, checkpoint, save_every=1))
+
+
+def test_another_configuration_does_not_resume_a_run(whole: tuple[TrainConfig, Path]):
+    config, _ = whole
+    with pytest.raises(OutputError, match=r"decisions is 3 there and 2 here"):
+        train(config.model_copy(update={"decisions": 2}))
+
+
+def test_the_base_is_measured_once(whole: tuple[TrainConfig, Path], monkeypatch: pytest.MonkeyPatch):
+    config, directory = whole
+    before = (directory / "evaluation" / "base.json").read_bytes()
+    asked: list[str] = []
+    monkeypatch.setattr(Evaluator, "evaluate", lambda self, name, checkpoint: asked.append(name))
+    with open_run(config) as run:
+        assert run.version == 4
+        run.evaluator.evaluate_once("base", run.base)
+    assert not asked
+    assert (directory / "evaluation" / "base.json").read_bytes() == before
+
+
+def test_a_run_that_cannot_be_built_closes_its_simulator(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import fakes
+
+    built: list[fakes.FakeSimulator] = []
+
+    class Stateless(fakes.FakeSimulator):
+        def __init__(self, slots: int, *, horizon: int, threads: int) -> None:
+            super().__init__(slots, horizon=horizon)
+            self.spec = replace(self.spec, state_dim=0, actions=tool_motions(metres=1.0))
+            built.append(self)
+
+    monkeypatch.setattr(fakes, "Stateless", Stateless, raising=False)
+    simulator = SimulatorConfig(name="fakes:Stateless", slots=2)
+    lanes = CollectionConfig(lanes=1)
+    with pytest.raises(ConfigError, match=r"critic.kind 'privileged'.*'fakes:Stateless' offers no privileged state"):
+        train(run_config(tmp_path, checkpoint, simulator=simulator, collection=lanes))
+    assert [simulator.closed for simulator in built] == [True]
+
+
+@pytest.mark.parametrize(("level", "outputs"), [("action", 4), ("chunk", 1)])
+def test_the_value_head_fits_the_reward_level(tmp_path: Path, checkpoint: Path, level: str, outputs: int):
+    config = run_config(tmp_path, checkpoint, critic=CriticConfig())
+    config = config.model_copy(update={"algorithm": config.algorithm.model_copy(update={"reward_level": level})})
+    policy = load_policy(checkpoint, device="cpu")
+    build_critic(config, policy, 0, torch.device("cpu"))
+    assert policy.value_outputs == outputs
+    head = policy.value_head  # type: ignore[attr-defined]
+    build_critic(config, policy, 0, torch.device("cpu"))
+    assert policy.value_head is head, "a head that fits is kept, as on resuming"  # type: ignore[attr-defined]
+
+
+def test_a_value_head_run_resumes_exactly(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    fields: dict[str, Any] = {
+        "critic": CriticConfig(warmup_iterations=1),
+        "optimizer": OptimizerConfig(average=0.5),
+        "iterations": 3,
+    }
+    assert_resumes(tmp_path, checkpoint, monkeypatch, **fields)
+
+
+GRPO = GRPOConfig(group_size=2, minibatch=4, filter={"low": 0, "high": 1, "refills": 1})  # type: ignore[arg-type]
+
+
+def test_a_grpo_run_resumes_exactly(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    reference = {"coefficient": 0.1, "target": 0.01}
+    algorithm = GRPO.model_validate(GRPO.model_dump() | {"reference": reference})
+    fields: dict[str, Any] = {"algorithm": algorithm, "iterations": 3, "decisions": 2}
+    one = assert_resumes(tmp_path, checkpoint, monkeypatch, **fields)
+    rows = read_metrics(one)
+    assert all(row["rollout/episodes"] == 4 * row.get("rollout/rounds", 1) for row in rows)
+    assert all("update/filtered_group_share" in row and "critic/loss" not in row for row in rows)
+
+
+def test_rollouts_of_fixed_length_must_hold_whole_episodes(tmp_path: Path, checkpoint: Path):
+    config = run_config(tmp_path, checkpoint, algorithm=GRPO, decisions=1)
+    with pytest.raises(ConfigError, match=r"decisions 1 with algorithm.partial_reset false.*use decisions=2"):
+        train(config)
+
+
+def test_summarize_averages_over_episodes():
+    import numpy as np
+
+    from treadle.data.rollout import Rollout
+
+    what = Scenario("fake", "train", "task", "train", 0, "do")
+    episodes = [EpisodeResult(what, True, False, 2.0, 3), EpisodeResult(what, False, False, 1.0, 6)]
+    x = torch.zeros(1, 1)
+    rollout = Rollout(
+        *(x, x, x, x, x, x, x, x, x, torch.tensor([[[True, True, False]]]), x, x[0], x),  # type: ignore[arg-type]
+        scenarios=np.full((1, 1), what),
+        episodes=episodes,
+        seconds={"simulate": 0.5},
+    )
+    assert summarize([rollout]) == {
+        "rollout/episodes": 2,
+        "rollout/control_steps": 2,
+        "time/simulate": 0.5,
+        "rollout/success": 0.5,
+        "rollout/return": 1.5,
+        "rollout/length": 4.5,
+    }
+    rollout.episodes = []
+    assert "rollout/success" not in summarize([rollout])
