@@ -1,0 +1,270 @@
+"""The supervised stage: perception from rendered scenes, then imitation of demonstrations."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from treadle.config.loading import resolve_checkpoint
+from treadle.config.run_directory import create_run_directory
+from treadle.config.schema import FineTuningConfig, SupervisedConfig
+from treadle.data.demonstrations import Demonstrations, read_demonstrations
+from treadle.devices import choose_device, computes_bfloat16, prepare_cpu
+from treadle.errors import CheckpointError, ConfigError
+from treadle.evaluation.evaluate import evaluate_policy, manifest
+from treadle.files import to_json, write_atomically
+from treadle.policies.checkpoint import check_shapes, shapes
+from treadle.policies.load import load_policy, policy_class
+from treadle.policies.protocol import Policy
+from treadle.reporting.console import RunConsole
+from treadle.reporting.log import RunLog
+from treadle.reporting.machine import write_machine
+from treadle.reporting.metrics import METRICS_FILE, MetricsWriter, read_metrics
+from treadle.reporting.supervised import write_curves
+from treadle.simulators.protocol import Scenes
+from treadle.supervised.demonstrations import record_demonstrations
+from treadle.supervised.grounding import Groundable, Grounding, pretrain_jointly, pretrain_vision
+from treadle.supervised.imitation import dataset_statistics, imitate
+from treadle.training.finetuning import load_trainable
+from treadle.workers import queries
+from treadle.workers.crew import Crew
+from treadle.workers.plan import plan_crew
+
+REPORT_EVERY = 50
+"""Steps between two lines of metrics."""
+PERCEPTION = "perception"
+"""Folder in a run's, with the policy before imitation."""
+GROUNDING_HEAD = "grounding_head.safetensors"
+
+
+@dataclass
+class _Run:
+    """What every step of the stage is given. It counts steps over all of them, and turns what they report into
+    metrics.
+    """
+
+    config: SupervisedConfig
+    directory: Path
+    device: torch.device
+    crew: Crew
+    console: RunConsole
+    writer: MetricsWriter
+    before: Sequence[Mapping[str, float]]
+    """The lines of metrics of stages that an earlier call finished."""
+
+    def __post_init__(self) -> None:
+        self.start = time.perf_counter() - (self.before[-1]["seconds"] if self.before else 0.0)
+        self.lines = len(self.before)
+
+    def report(self, stage: str, *names: str) -> Callable[..., None]:
+        """A callback that averages what it is given and writes it every few steps."""
+        sums: list[float] = []
+
+        def add(step: int, *values: float | Sequence[float]) -> None:
+            nonlocal sums
+            flat = [x for value in values for x in (value if isinstance(value, Sequence) else (value,))]
+            sums = [a + b for a, b in zip(sums or [0.0] * len(flat), flat, strict=True)]
+            if (step + 1) % REPORT_EVERY == 0:
+                self.lines += 1
+                metrics = {"iteration": self.lines, "seconds": time.perf_counter() - self.start}
+                metrics |= {f"{stage}/{name}": x / REPORT_EVERY for name, x in zip(names, sums, strict=False)}
+                self.writer.write(metrics)
+                self.console.iteration(metrics)
+                sums = []
+
+        return add
+
+
+def train_supervised(config: SupervisedConfig) -> Path:
+    """Run a supervised recipe; returns the run's folder, whose `policy/` is the checkpoint.
+
+    The same call after a run that was cut short goes on from what it finished: demonstrations, perception.
+
+    Raises:
+        TreadleError: Anything that is the user's to mend.
+    """
+    # Everything that can be wrong is found before anything is made.
+    prepare_cpu(config.torch_threads)
+    device = choose_device(config.device)
+    torch.manual_seed(config.seed)
+    for name in (config.checkpoint, config.grounding.towers):
+        if name is not None:
+            resolve_checkpoint(name)
+    directory = create_run_directory(config)
+    write_machine(directory, str(device))
+    with Crew(plan_crew(config.simulator, config.collection, accelerated=device.type != "cpu")) as crew:
+        _check_vision(crew, config)
+        with _open_run(config, directory, device, crew) as run:
+            report = _train(run)
+    # The curves and the report of the evaluation.
+    write_curves(directory, read_metrics(directory))
+    report["manifest"] = manifest(directory / "policy", config.policy, config.simulator, config.evaluation)
+    (directory / "evaluation").mkdir(exist_ok=True)
+    write_atomically(directory / "evaluation" / "base.json", to_json(report))
+    return directory
+
+
+def _train(run: _Run) -> dict[str, Any]:
+    """Demonstrations, a policy that sees, imitation, evaluation: the report of the last."""
+    config, console = run.config, run.console
+    demonstrations = read_demonstrations(config.dataset or _record(run))
+    policy, grounding = _starting_policy(run, demonstrations)
+    console.stage("imitating")
+    report = run.report("imitation", "loss", "total")
+    imitate(policy, demonstrations, run.crew.spec.actions, config.imitation, config.seed, grounding, report)
+    policy.save(run.directory / "policy")
+    console.stage("evaluating")
+    horizon = config.evaluation.horizon or config.simulator.horizon
+    return evaluate_policy(policy, run.crew, horizon, config.evaluation)
+
+
+def _starting_policy(run: _Run, demonstrations: Demonstrations) -> tuple[Policy, Grounding | None]:
+    """The policy that is to imitate: a checkpoint's, or a new one; and the grounding that keeps a new one's perception,
+    where the simulator renders scenes.
+    """
+    config, crew, perception = run.config, run.crew, run.directory / PERCEPTION
+    if config.checkpoint is not None:
+        start, frozen = resolve_checkpoint(config.checkpoint), config.imitation.freeze_vision
+        return load_trainable(start, config.policy, run.device, freeze_vision=frozen), None
+    if not crew.renders_scenes:
+        return make_tiny_policy(config, crew, demonstrations).to(run.device), None
+    run.console.stage("rendering scenes")
+    scenes: Scenes = crew.call(queries.SCENES, config.grounding.scenes, config.grounding.seed)
+    if not perception.exists():
+        policy = _groundable(make_tiny_policy(config, crew, demonstrations).to(run.device), config)
+        if config.grounding.towers is not None:
+            take_vision(policy, resolve_checkpoint(config.grounding.towers))
+        _learn_to_see(run, policy, scenes)
+    return _resume_perception(run, scenes)
+
+
+def make_tiny_policy(config: SupervisedConfig, crew: Crew, demonstrations: Demonstrations) -> Policy:
+    """A policy from nothing, with the simulator's words and the statistics of the demonstrations."""
+    _check_teacher(crew, config)
+    words: list[str] = crew.call(queries.VOCABULARY)
+    return policy_class(config.model.kind, "model.kind").create_tiny(
+        config.model, crew.spec, words, dataset_statistics(demonstrations, crew.spec.actions), seed=config.seed
+    )
+
+
+def take_vision(policy: Groundable, source: Path) -> None:
+    """Copy the vision of a checkpoint. Raises CheckpointError where it does not fit."""
+    seen = load_policy(source, device="cpu")
+    if not isinstance(seen, Groundable):
+        raise CheckpointError(f"{source}: grounding.towers: policy {seen.kind!r} has no vision that can be taken")
+    mine, found = policy.vision_parts(), seen.vision_parts().state_dict()
+    check_shapes(shapes(mine.state_dict()), shapes(found), source)
+    mine.load_state_dict(found)
+
+
+@contextmanager
+def _open_run(config: SupervisedConfig, directory: Path, device: torch.device, crew: Crew) -> Iterator[_Run]:
+    """A run with console, log and metrics; metrics of a perception that an earlier call finished are kept."""
+    done = _lines_of_perception(config) if (directory / PERCEPTION).exists() else 0
+    resumed = done if (directory / METRICS_FILE).exists() else None
+    lines = config.imitation.steps // REPORT_EVERY
+    if config.checkpoint is None and crew.renders_scenes:
+        lines += _lines_of_perception(config)
+    with (
+        RunConsole(config.name, lines) as console,
+        RunLog(directory, console.message),
+        MetricsWriter(directory, resumed) as writer,
+    ):
+        yield _Run(config, directory, device, crew, console, writer, read_metrics(directory) if done else [])
+
+
+def _lines_of_perception(config: SupervisedConfig) -> int:
+    settings = config.grounding
+    detection = settings.detection_steps if settings.towers is None else 0
+    return sum(steps // REPORT_EVERY for steps in (detection, settings.joint_steps))
+
+
+def _check_teacher(crew: Crew, config: SupervisedConfig) -> None:
+    """Raises ConfigError where the simulator brings no expert."""
+    if not crew.teaches:
+        raise ConfigError(
+            f"simulator.name {config.simulator.name!r}: it has no scripted expert to learn from; "
+            "give both a dataset and a checkpoint"
+        )
+
+
+def _check_vision(crew: Crew, config: SupervisedConfig) -> None:
+    """A policy from nothing must learn to see, from scenes or with its imitation."""
+    if config.checkpoint is None and config.imitation.freeze_vision and not crew.renders_scenes:
+        raise ConfigError(
+            f"imitation.freeze_vision true with simulator.name {config.simulator.name!r}, which renders no scenes to "
+            "learn to see from, so vision from nothing would stay random; use imitation.freeze_vision=false and "
+            "imitation.grounding_share=0, or a checkpoint"
+        )
+
+
+def _groundable(policy: Policy, config: SupervisedConfig) -> Any:
+    """The policy, which is `Groundable`. Raises ConfigError where it is not."""
+    if not isinstance(policy, Groundable):
+        raise ConfigError(
+            f"model.kind {config.model.kind!r}: its perception cannot be pre-trained on scenes; start from a checkpoint"
+        )
+    return policy
+
+
+def _record(run: _Run) -> Path:
+    """The folder of the demonstrations, which are recorded where they are not there yet."""
+    config, console = run.config, run.console
+    directory, unfinished = run.directory / "demonstrations", run.directory / ".demonstrations"
+    if directory.exists():
+        return directory
+    shutil.rmtree(unfinished, ignore_errors=True)
+    console.stage("recording demonstrations")
+    _check_teacher(run.crew, config)
+    rate = record_demonstrations(run.crew, config.demonstrations, config.seed, unfinished, console.progress)
+    unfinished.rename(directory)
+    console.message(f"the expert solved {rate:.1%} of {config.demonstrations.episodes} scenarios")
+    return directory
+
+
+def _learn_to_see(run: _Run, policy: Any, scenes: Scenes) -> None:
+    """Both stages of perception, or the second where vision was taken; leaves policy and grounding head in the run's
+    folder, whole or not at all.
+    """
+    settings = run.config.grounding
+    rng = np.random.default_rng(run.config.seed)
+    # Vision alone finds every thing.
+    if settings.towers is None:
+        run.console.stage("pre-training the vision towers")
+        pretrain_vision(
+            policy,
+            scenes,
+            settings.detection_steps,
+            settings.batch,
+            settings.learning_rate,
+            rng,
+            run.report("detection", "loss", *(f"{thing}_error" for thing in scenes.things)),
+            settings.bfloat16 and computes_bfloat16(policy.device),
+        )
+    # The whole policy finds what an instruction names.
+    run.console.stage("pre-training the whole policy")
+    grounding = Grounding(policy, scenes, rng)
+    report = run.report("grounding", "loss", *(f"{thing}_error" for thing in scenes.asked))
+    pretrain_jointly(policy, grounding, settings.joint_steps, settings.batch, settings.learning_rate, report)
+    # Kept for a run that is cut short later on.
+    unfinished = run.directory / f".{PERCEPTION}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    policy.save(unfinished)
+    save_file(grounding.head.state_dict(), unfinished / GROUNDING_HEAD)
+    unfinished.rename(run.directory / PERCEPTION)
+
+
+def _resume_perception(run: _Run, scenes: Scenes) -> tuple[Policy, Grounding]:
+    """A policy that sees, and the grounding that keeps it so; the same whether its perception is old or new."""
+    directory = run.directory / PERCEPTION
+    policy = load_trainable(directory, FineTuningConfig(), run.device, freeze_vision=True)
+    grounding = Grounding(_groundable(policy, run.config), scenes, np.random.default_rng((run.config.seed, 1)))
+    grounding.head.load_state_dict(load_file(directory / GROUNDING_HEAD, device=str(run.device)))
+    return policy, grounding
