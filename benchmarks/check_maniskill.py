@@ -1,24 +1,22 @@
 """Success of ManiSkill's scripted experts through Treadle's host, and of what they did there once more, played to
 ManiSkill called directly; in the simulator's own environment, without frames:
 
-    ENVIRONMENT/bin/python benchmarks/check_maniskill.py [--count N] [--json FILE]
+    ENVIRONMENT/bin/python -m benchmarks.check_maniskill [--count N] [--json FILE]
 
 with PYTHONPATH=src and the variables in the environment's treadle.json (VK_ICD_FILENAMES, LD_LIBRARY_PATH).
 """
 
 import argparse
 import json
-import platform
-import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import torch
 
+from benchmarks.output import write_record
 from treadle.data.scenario import Scenario
-from treadle.simulators.host import Host, one_after_another
+from treadle.simulators.host import Host
 from treadle.simulators.maniskill import ManiSkill
 
 TASKS = ("PickCube-v1", "PushCube-v1", "StackCube-v1")
@@ -44,8 +42,9 @@ def play_directly(task: str, scenario: Scenario, actions: np.ndarray) -> bool:
 def check(task: str, count: int) -> dict[str, object]:
     """The first `count` scenarios of the training split."""
     simulator = ManiSkill(1, horizon=HORIZON, task=task)
-    simulator.observe = lambda *_: None
-    host = Host(simulator, one_after_another(simulator.scenarios("train", "train")[:count]), HORIZON)
+    simulator.observe = lambda slots, out: None  # noqa: ARG005
+    upcoming = iter(simulator.scenarios("train", "train")[:count])
+    host = Host(simulator, lambda _: next(upcoming, None), HORIZON)
     expert, rows, played = simulator.expert(0), [], []
     host.start()
     while len(host.playing):
@@ -66,16 +65,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    result = {
-        "benchmark": "maniskill experts",
-        "command": " ".join(["benchmarks/check_maniskill.py", *sys.argv[1:]]),
-        "machine": {"system": platform.platform(), "python": sys.version},
-        "versions": {name: version(name) for name in ("mani_skill", "sapien", "numpy", "torch")},
-        "tasks": [check(task, chosen.count) for task in TASKS],
-    }
-    print(json.dumps(result, indent=2))
-    if chosen.json:
-        chosen.json.write_text(json.dumps(result, indent=2) + "\n")
+    figures = {"tasks": [check(task, chosen.count) for task in TASKS]}
+    print(json.dumps(write_record(chosen.json, "maniskill experts", figures, ("mani_skill", "sapien")), indent=2))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One frame of every suite of a simulator: `python benchmarks/contact_sheet.py FILE NAME[:KEY=VALUE,...] ...`.
+"""One frame of every suite of a simulator: `python -m benchmarks.contact_sheet FILE NAME[:KEY=VALUE,...] ...`.
 
 Each is the first evaluation scenario of a suite, as the policy sees it at its start; cameras stand side by side. An
 argument like `maniskill:task=PutOnPlateInScene25,image_size=224` sets options of the simulator; several go on one
@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from benchmarks.elsewhere import open_simulator
 from treadle.config.schema import SimulatorConfig
-from treadle.data.observation import Observation
 from treadle.errors import TreadleError
-from treadle.simulators.build import build_simulator
 
 TILE, LABEL, COLUMNS = 132, 14, 6
 
@@ -24,10 +23,10 @@ def tiles(word: str) -> list[tuple[str, Image.Image]]:
     name, _, given = word.partition(":")
     options = dict(part.split("=", 1) for part in given.split(",") if part)
     sizes = {key: int(value) if value.isdigit() else value for key, value in options.items()}
-    simulator = build_simulator(SimulatorConfig(name=name, slots=1, options=sizes))
+    simulator = open_simulator(SimulatorConfig(name=name, slots=1, options=sizes))
     try:
-        spec, slot, found = simulator.spec, np.arange(1), {}
-        seen = Observation.empty(1, len(spec.cameras), spec.height, spec.width, spec.proprioception_dim, spec.state_dim)
+        slot, found = np.arange(1), {}
+        seen = simulator.spec.observation(1)
         for suite in simulator.suites():
             scenario = simulator.scenarios(suite, "evaluation")[0]
             if scenario.suite in found:  # the union of other suites
@@ -63,7 +62,7 @@ def main(arguments: list[str]) -> int:
     file = Path(arguments[0])
     file.parent.mkdir(parents=True, exist_ok=True)
     # Grain below four levels costs space and shows nothing.
-    sheet.point(lambda level: level & ~3).save(file, optimize=True)
+    sheet.point([level & ~3 for level in range(256)] * 3).save(file, optimize=True)
     return 0
 
 

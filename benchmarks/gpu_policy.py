@@ -1,22 +1,20 @@
-"""The 7B policies on one GPU, in one call of under ten minutes: `python benchmarks/gpu_policy.py`.
+"""The 7B policies on one GPU, in one call of under ten minutes: `python -m benchmarks.gpu_policy`.
 
 Needs about 80 GB of GPU memory. `--size tiny --device cpu` goes through the same on any machine. Writes
 `benchmarks/results/policy-<size>-<device>.json`, or the file that `--json` names.
 """
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
-from treadle.benchmarks import policy as benchmark
+from benchmarks import policy as benchmark
+from benchmarks.output import RESULTS
 from treadle.devices import choose_device
 from treadle.errors import TreadleError
 
-RESULTS = Path(__file__).parent / "results"
 
-
-def main(arguments: list[str]) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="7b", help="tiny, 200m or 7b")
     parser.add_argument("--device", default="cuda")
@@ -26,7 +24,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--compile", action="store_true", help="act through compiled blocks")
     parser.add_argument("--limit", type=float, default=420.0, help="seconds after which no further row is begun")
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     try:
         device = choose_device(given.device)
         benchmark.run(
@@ -38,7 +36,6 @@ def main(arguments: list[str]) -> int:
             dtype=given.dtype,
             compiled=given.compile,
             limit=given.limit,
-            command=shlex.join(["python", "benchmarks/gpu_policy.py", *arguments]),
         )
     except TreadleError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -47,4 +44,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Simulators on one GPU, in one call of under ten minutes: `python benchmarks/gpu_simulators.py`.
+"""Simulators on one GPU, in one call of under ten minutes: `python -m benchmarks.gpu_simulators`.
 
 ManiSkill steps and renders 16 to 512 slots in one process with PhysX on CUDA, through the host; frames are timed as
 they reach the host's arrays and as they stay on the device. LIBERO renders through EGL. Each part runs in the
@@ -10,18 +10,18 @@ any machine, with one environment per slot and software renderers. Writes
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
-SOURCE = Path(__file__).parents[1] / "src"
+from benchmarks.output import RESULTS, ROOT, write_record
+
 CHUNK = 8
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--slots", type=int, nargs="+", default=[16, 64, 128, 256, 512])
@@ -31,13 +31,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--limit", type=float, default=270.0, help="seconds for each simulator")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # what a simulator's own interpreter is asked for
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     if given.measure:
         return measure(given)
     results = {name: in_its_environment(name, given) for name in given.simulators}
     file = given.json or RESULTS / f"simulators-{given.device}.json"
-    command = shlex.join(["python", "benchmarks/gpu_simulators.py", *arguments])
-    file.write_text(json.dumps({"benchmark": "simulators", "command": command, "results": results}, indent=1) + "\n")
+    write_record(file, "simulators", {"results": results})
     print(json.dumps(results, indent=1))
     return int(any("error" in result for result in results.values()))
 
@@ -55,12 +54,13 @@ def in_its_environment(name: str, given: argparse.Namespace) -> dict[str, object
         for variable in ("VK_ICD_FILENAMES", "LD_LIBRARY_PATH"):
             variables.pop(variable, None)
         variables["MUJOCO_GL"] = "egl"
-    command = [interpreter.python, __file__, "--measure", name, "--device", given.device, "--task", given.task]
+    command = [interpreter.python, "-m", "benchmarks.gpu_simulators", "--measure", name]
+    command += ["--device", given.device, "--task", given.task]
     command += ["--chunks", str(given.chunks), "--slots", *map(str, given.slots)]
     try:
         done = subprocess.run(
             command,
-            env={**os.environ, **variables, "PYTHONPATH": str(SOURCE)},
+            env={**os.environ, **variables, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])},
             timeout=given.limit,
             capture_output=True,
             text=True,
@@ -89,8 +89,9 @@ def measure(given: argparse.Namespace) -> int:
 def rates(given: argparse.Namespace, slots: int) -> dict[str, object]:
     import numpy as np
 
-    from treadle.simulators.host import Host, one_after_another
+    from treadle.simulators.host import Host
 
+    simulator: Any
     if given.measure == "maniskill":
         from treadle.simulators.maniskill import ManiSkill
 
@@ -101,8 +102,8 @@ def rates(given: argparse.Namespace, slots: int) -> dict[str, object]:
         simulator = Libero(slots, horizon=10**6)
     began = time.perf_counter()
     try:
-        suite = simulator.suites()[0]
-        host = Host(simulator, one_after_another(simulator.scenarios(suite, "train")[:slots]), 10**4)
+        upcoming = iter(simulator.scenarios(simulator.suites()[0], "train")[:slots])
+        host = Host(simulator, lambda _: next(upcoming, None), 10**4)
         host.start()
         row: dict[str, object] = {"simulator": given.measure, "slots": slots, "start_s": time.perf_counter() - began}
         actions = np.zeros((slots, CHUNK, simulator.spec.action_dim), np.float32)
@@ -117,8 +118,7 @@ def rates(given: argparse.Namespace, slots: int) -> dict[str, object]:
         row["frames_per_second_to_the_host"] = slots * given.chunks / (time.perf_counter() - began)
         if given.measure == "maniskill":
             began = time.perf_counter()
-            for _ in range(given.chunks):
-                frames = simulator.device_frames(simulator.spec.cameras[0])
+            frames = [simulator.device_frames(simulator.spec.cameras[0]) for _ in range(given.chunks)][-1]
             row["frames_per_second_on_the_device"] = slots * given.chunks / (time.perf_counter() - began)
             row["frames"] = [list(frames.shape), str(frames.device)]
         return row
@@ -127,4 +127,4 @@ def rates(given: argparse.Namespace, slots: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from treadle.benchmarks.checkpoint import make_checkpoint, measure, run
+from benchmarks.checkpoint import make_checkpoint, measure, run
 from treadle.errors import ConfigError
 from treadle.policies.checkpoint import read_weights
 

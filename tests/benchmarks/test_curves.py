@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from treadle.benchmarks import curves
+from benchmarks import curves
 from treadle.errors import ConfigError, OutputError
 
 METRICS = [

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import gradient
 from miniature import SCENARIOS, SUCCESSES, grouped, learning_config, make_policy
-from treadle.benchmarks import gradient
 from treadle.errors import ConfigError
 from treadle.policies.critic import NoCritic
-from treadle.training.learner import Learner
+from treadle.training.algorithm import Training
+from treadle.training.on_policy.ppo import PPO
 
 
 def test_the_share_of_signal_is_the_mean_product_over_the_mean_square():
@@ -34,19 +35,19 @@ def test_equal_gradients_are_all_signal_and_noise_is_none():
     assert abs(gradient.signal_share(noise)[0]) < 0.01
 
 
-def test_a_learner_tells_its_gradient_and_changes_nothing(tmp_path: Path):
+def test_an_algorithm_tells_its_gradient_and_changes_nothing(tmp_path: Path):
     policy = make_policy(tmp_path, chunk=2, action_dim=3)
     settings = learning_config(algorithm={"kind": "grpo", "group_size": 3, "minibatch": 64})
     rollout = grouped(policy, SUCCESSES, SCENARIOS)
-    learner = Learner(policy, NoCritic(), settings, torch.device("cpu"))
+    ppo = PPO(Training(policy, NoCritic(), settings, torch.device("cpu"), lambda: policy))
     before = copy.deepcopy(policy.state_dict())
-    found = learner.gradient([rollout], iteration=3)
-    assert torch.equal(found, learner.gradient([rollout], iteration=3))
+    found = gradient.gradient(ppo, [rollout], iteration=3)
+    assert torch.equal(found, gradient.gradient(ppo, [rollout], iteration=3))
     assert all(torch.equal(before[name], x) for name, x in policy.state_dict().items())
     # One minibatch holds everything, so it is what the update clips and applies.
-    metrics = learner.update([rollout], iteration=3)
+    metrics = ppo.update([rollout], iteration=3)
     assert metrics["update/gradient_norm"] == pytest.approx(float(found.norm()), rel=1e-4)
-    assert not learner.gradient([grouped(policy, [False] * 4, [1, 1, 2, 2])], iteration=3).any()
+    assert not gradient.gradient(ppo, [grouped(policy, [False] * 4, [1, 1, 2, 2])], iteration=3).any()
 
 
 def test_a_recipe_and_its_variants_are_measured_on_the_same_rollouts(tmp_path: Path):

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from treadle.benchmarks import balance, collect, exchange
+from benchmarks import balance, collect, exchange
 from treadle.config.schema import TinyModelConfig
 from treadle.cores import usable_cores
 from treadle.errors import ConfigError
-from treadle.rollout.lanes import LanesPlan
 from treadle.simulators.factory import SimulatorFactory
+from treadle.workers.crew import CrewPlan
 
 PINS = pytest.mark.skipif(len(usable_cores()) < 2, reason="pins simulator and policy to a core each")
 SMALL = ("simulator.slots=4", "decisions=4", "collection.lanes=2")
-PACED = "treadle.benchmarks.paced:PacedSimulator"
+PACED = "benchmarks.paced:PacedSimulator"
 
 
 def measure(pair: str, file: Path, overrides: Sequence[str] = (), **options: Any) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def test_collect_plays_a_simulator_by_a_random_policy_that_fits_it(tmp_path: Pat
 
 def test_a_simulator_that_costs_nothing_gets_the_smallest_policy():
     factory = SimulatorFactory(PACED, {"horizon": 100, "image_size": 32})
-    config = balance.random_policy(LanesPlan(factory, 2, 100, {}), TinyModelConfig(chunk=3), None, ()).config
+    config = balance.random_policy(CrewPlan(factory, 2), TinyModelConfig(chunk=3), None, ()).config
     assert (config.width, config.text["num_hidden_layers"]) == (balance.WIDTHS[0], balance.SHALLOWEST)
     assert (config.chunk, config.action_dim, config.proprioception_dim, config.image_size) == (3, 2, 16, (32, 32))
 

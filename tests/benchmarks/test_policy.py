@@ -1,21 +1,22 @@
 """The benchmark of policies: its plain path computes what the policy computes, and its floor counts what is there."""
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from treadle.benchmarks.floor import Floor
-from treadle.benchmarks.policy import make_inputs, make_policy, run
-from treadle.benchmarks.reference import REFERENCES
+from benchmarks import gpu_policy
+from benchmarks.family import FAMILY
+from benchmarks.floor import Floor
+from benchmarks.policy import make_inputs, make_policy, run
+from benchmarks.reference import REFERENCES
 from treadle.errors import ConfigError
 from treadle.policies import load_policy
-from treadle.policies.load import KINDS
-from treadle.policies.prismatic import PrismaticPolicy
-from treadle.policies.protocol import Sampling
+from treadle.policies.prismatic.policy import PrismaticPolicy
+from treadle.policies.sampling import Sampling
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -37,7 +38,7 @@ COLUMNS = {
 }
 
 
-@pytest.fixture(scope="module", params=list(KINDS))
+@pytest.fixture(scope="module", params=list(FAMILY))
 def policy(request: pytest.FixtureRequest) -> PrismaticPolicy:
     made = make_policy(request.param, "tiny", torch.device("cpu"), torch.float32)
     with torch.no_grad():
@@ -51,14 +52,14 @@ def test_plain_path_is_the_policy(policy: PrismaticPolicy) -> None:
     reference = REFERENCES[type(policy)](policy)
     decision = policy.act(inputs, Sampling())
     with torch.no_grad():
-        hidden = policy.hidden_states(inputs, decision.tokens)
+        hidden = policy.hidden_states(inputs, decision.choice)
         everything = torch.log_softmax(policy.language_model.lm_head(hidden), dim=-1)
-        expected = everything.gather(-1, decision.tokens[..., None])[..., 0]
-        log_probs, values = reference.evaluate(inputs, decision.tokens)
+        expected = everything.gather(-1, decision.choice[..., None])[..., 0]
+        log_probs, values = reference.evaluate(inputs, decision.choice)
     torch.testing.assert_close(log_probs, expected, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(values, decision.values, atol=1e-5, rtol=1e-5)
     tokens, log_probs, values = reference.act(inputs)
-    assert tokens.shape == log_probs.shape == decision.tokens.shape
+    assert tokens.shape == log_probs.shape == decision.choice.shape
     again, _ = reference.evaluate(inputs, tokens)
     torch.testing.assert_close(log_probs, again.detach())
     assert values is not None
@@ -90,7 +91,7 @@ def test_rows_and_their_file(tmp_path: Path) -> None:
     rows = run(path, sizes=["tiny"], batches=[2], training_batches=[1], device="cpu", threads=1, seconds=0.0)
     written = json.loads(path.read_text())
     assert set(written["rows"][0]) >= COLUMNS
-    assert [(row["policy"], row["batch"]) for row in written["rows"]] == [(k, b) for k in KINDS for b in (1, 2)]
+    assert [(row["policy"], row["batch"]) for row in written["rows"]] == [(k, b) for k in FAMILY for b in (1, 2)]
     assert written["dtype"] == "float32"
     assert written["left_out"] == []
     for row in rows:
@@ -109,19 +110,21 @@ def test_what_is_asked_must_exist() -> None:
         run(None, dtype="int8", device="cpu")
 
 
-def test_gpu_script_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("gpu_policy", ROOT / "benchmarks" / "gpu_policy.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def test_gpu_script_runs_on_a_cpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def main(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", [gpu_policy.__file__, *words])
+        return gpu_policy.main()
+
     path = tmp_path / "gpu.json"
     small = ["--size", "tiny", "--device", "cpu", "--batch", "1", "--train", "1", "--json", str(path)]
-    assert script.main(small) == 0
+    assert main(*small) == 0
     written = json.loads(path.read_text())
-    assert written["command"].startswith("python benchmarks/gpu_policy.py --size tiny")
-    assert len(written["rows"]) == len(KINDS)
-    assert script.main([*small, "--limit", "-1"]) == 0
-    assert len(json.loads(path.read_text())["left_out"]) == len(KINDS)
-    assert script.main(["--size", "13b", "--device", "cpu"]) == 2
+    assert written["command"].startswith("python -m benchmarks.gpu_policy --size tiny")
+    assert len(written["rows"]) == len(FAMILY)
+    assert main(*small, "--limit", "-1") == 0
+    assert len(json.loads(path.read_text())["left_out"]) == len(FAMILY)
+    assert main("--size", "13b", "--device", "cpu") == 2
     assert "allowed: tiny, 200m, 7b" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from treadle.benchmarks import playing, simulator
+from benchmarks import playing, simulator
 from treadle.config.loading import read_config
 from treadle.errors import ConfigError
 
@@ -85,19 +85,42 @@ def test_settings_of_the_simulator_alone_are_taken():
 def test_every_slot_has_the_same_to_do_in_lanes_and_out_of_them():
     overrides = ["simulator.name=tabletop", f"simulator.python={sys.executable}"]
     config = read_config(simulator.SimulatorBenchConfig, None, overrides).simulator
-    config = config.model_copy(update={"slots": 4, "processes": 2, "threads": 1})
-    with closing(playing.InLanes(config)) as lanes:
-        board = lanes._lanes.board
+    config = config.model_copy(update={"slots": 4, "threads": 1})
+    with closing(playing.PlayingInWorkers(config, 2, lanes=2)) as lanes:
+        buffer = lanes._lanes.buffer
         assert [(rows.start, rows.stop) for rows in lanes._lanes.rows] == [(0, 2), (2, 4)]
         for played in (1, 2):
-            lanes.play()
-            assert board.elapsed.tolist() == [played * playing.LONGER * playing.STEPS] * 4
-        assert len(set(board.scenario_index.tolist())) == 1
-        assert np.ptp(board.observation.state, axis=0).max() == 0
-    with closing(playing.Playing(config)) as together:
-        together.reset()
-        together.play(playing.CHUNK)
-        assert np.ptp(together._host.observation.state, axis=0).max() == 0
+            lanes.play_on()
+            assert buffer.elapsed.tolist() == [played * playing.LONGER * playing.STEPS] * 4
+        assert len(set(buffer.scenario_index.tolist())) == 1
+        assert np.ptp(buffer.observation.state, axis=0).max() == 0
+    for opened in (
+        playing.PlayingInWorkers(config, 2),
+        playing.PlayingHere(config.model_copy(update={"python": None})),
+    ):
+        with closing(opened) as together:
+            before, play = together.with_frames(playing.CHUNK)
+            before()
+            play()
+            seen, _ = together.seen()
+            assert np.ptp(seen.state, axis=0).max() == 0
+
+
+@pytest.mark.integration
+def test_workers_that_show_nothing_play_as_those_that_do():
+    overrides = ["simulator.name=tabletop", f"simulator.python={sys.executable}", "simulator.slots=2"]
+    config = read_config(simulator.SimulatorBenchConfig, None, overrides).simulator
+    with closing(playing.PlayingInWorkers(config, 2)) as workers:
+        before, play = workers.unseen
+        before()
+        first = workers.seen()[0].frames.copy()
+        play()
+        assert np.array_equal(workers.seen()[0].frames, first)
+        assert workers._lanes.buffer.elapsed.tolist() == [playing.LONGER * playing.STEPS] * 2
+        workers.begin(1)
+        first = workers.seen()[0].frames.copy()
+        workers.step(workers.actions[:, :1] + 1)
+        assert not np.array_equal(workers.seen()[0].frames, first)
 
 
 @pytest.mark.integration

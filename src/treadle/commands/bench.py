@@ -1,208 +1,25 @@
-"""`treadle bench`: what measures speed, signal and learning. Commands import what is heavy themselves."""
+"""`treadle bench`: the benchmarks of the clone that Treadle runs from; they are no part of the installed package."""
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import typer
 
-from treadle.commands.options import JsonFile, Overrides
-from treadle.commands.results import check_destination
+from treadle.errors import ConfigError
 
-bench_app = typer.Typer(help="Measure speed.", no_args_is_help=True)
-
-Kind = Literal["threads", "processes"]
+CLONE = Path(__file__).parents[3]
 
 
-@bench_app.command("simulator")
-def bench_simulator(
-    name: Annotated[str, typer.Argument(help="An installed simulator, or package.module:Class.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, as simulator.options.task=...")
-    ] = None,
-    slots: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--slots",
-            min=1,
-            help="May be given again. Default: 1 to 256. With an environment of its own it counts processes, with "
-            "slots_per_process=1 each; default: 1 and 2.",
-        ),
-    ] = None,
-    threads: Annotated[
-        list[int] | None, typer.Option("--threads", min=1, help="May be given again. Default: 1 and 2.")
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Least time spent on each figure.")] = 1.0,
-    starts: Annotated[int, typer.Option(min=1, help="Start everything so many times; figures are medians.")] = 1,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="The policy to measure beside it: a folder, or the name of a packaged one. Default: the one of the "
-            "simulator's recipe, where it is packaged."
-        ),
-    ] = None,
-    json: JsonFile = None,
-) -> None:
-    """Measure control steps per second beside the simulator's bare loop, and the cost of one policy forward."""
-    check_destination(json)
-    from treadle.benchmarks import simulator
+def bench(context: typer.Context) -> None:
+    """Measure speed, signal and learning; from a clone."""
+    if not (CLONE / "src" / "treadle").is_dir() or not (CLONE / "benchmarks" / "__main__.py").is_file():
+        raise ConfigError(
+            "treadle bench: benchmarks come with the source, not with the installed package; clone Treadle's "
+            "repository, run `make setup` there, and take its .venv/bin/treadle"
+        )
+    # At the end, so that nothing else of the clone is found first; workers look there too.
+    sys.path.append(str(CLONE))
+    from benchmarks.__main__ import app
 
-    simulator.run(name, json, checkpoint, overrides or [], slots or [], threads or [], seconds, starts)
-
-
-@bench_app.command("curves")
-def bench_curves(
-    overrides: Overrides = None,
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--variant",
-            help="ppo, ppo-half, openvla, grpo, grpo-scores, grpo-20-percent, grpo-filter, grpo-refill; repeatable.",
-        ),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each.")] = 2,
-    output: Annotated[Path, typer.Option("--output", help="Folder of the plots and their numbers.")] = Path("curves"),
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of the runs.")] = Path("runs/curves"),
-) -> None:
-    """Train algorithms on the tabletop, and plot success over samples and over wall time."""
-    from treadle.benchmarks import curves
-
-    curves.run(output, variant or ["ppo", "grpo"], range(seeds), runs, overrides or [])
-
-
-@bench_app.command("update")
-def bench_update(overrides: Overrides = None, json: JsonFile = None) -> None:
-    """Measure the update time that skipping groups and masking chunks save."""
-    check_destination(json)
-    from treadle.benchmarks import update
-
-    update.run(json, overrides or [])
-
-
-@bench_app.command("gradient")
-def bench_gradient(
-    recipe: Annotated[str, typer.Argument(help="A recipe, by name or file.")],
-    overrides: Overrides = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--against",
-            help="A variant on the same rollouts, as 'algorithm.estimator=rloo algorithm.gamma=1'; may be given again.",
-        ),
-    ] = None,
-    batches: Annotated[int, typer.Option("--batches", min=3, help="Independent batches of an update's size.")] = 8,
-    json: JsonFile = None,
-) -> None:
-    """Measure how much of the policy gradient is signal: what gradients of independent rollouts have in common."""
-    check_destination(json)
-    from treadle.benchmarks import gradient
-
-    gradient.run(recipe, json, overrides or [], against or [], batches)
-
-
-@bench_app.command("collect")
-def bench_collect(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...",
-            help="`decisions` and settings of `simulator` and `collection` that differ from the simulator's recipe.",
-        ),
-    ] = None,
-    pair: Annotated[
-        str, typer.Option(help="`synthetic`, or an installed simulator or package.module:Class, and what fits it.")
-    ] = "synthetic",
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="The policy of a simulator: a folder, or the name of a packaged one. Default: the recipe's where that "
-            "is packaged, else random weights."
-        ),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WIDTHxLAYERS",
-            help="Random weights, with a decoder of this size. Default: one that takes as long as simulating.",
-        ),
-    ] = None,
-    kind: Annotated[Kind, typer.Option(help="What plays the simulator.")] = "processes",
-    seconds: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Least time spent, by default 12 for the synthetic pair and 60 else; three alternations at least.",
-        ),
-    ] = None,
-    json: JsonFile = None,
-) -> None:
-    """Measure rollouts in lanes against lockstep, and against the bound; simulator and policy on a core each."""
-    check_destination(json)
-    from treadle.benchmarks import collect
-
-    collect.run(pair, json, overrides or [], checkpoint=checkpoint, size=size, kind=kind, seconds=seconds)
-
-
-@bench_app.command("exchange")
-def bench_exchange(
-    slots: Annotated[int, typer.Option(min=1, help="Environments of the figures at the top of the file.")] = 64,
-    json: JsonFile = None,
-) -> None:
-    """Measure what an exchange costs between environments and a policy that cost nothing, and how that grows."""
-    check_destination(json)
-    from treadle.benchmarks import exchange
-
-    exchange.run(json, slots)
-
-
-@bench_app.command("policy")
-def bench_policy(
-    policy: Annotated[
-        list[str] | None, typer.Option("--policy", help="openvla or openvla_oft; may be given again. Default: both.")
-    ] = None,
-    size: Annotated[
-        list[str] | None,
-        typer.Option("--size", help="tiny, 200m or 7b; may be given again. Default: the first two."),
-    ] = None,
-    batch: Annotated[
-        list[int] | None, typer.Option("--batch", min=1, help="Decisions at once; may be given again. Default: 1, 16.")
-    ] = None,
-    train: Annotated[
-        list[int] | None,
-        typer.Option("--train", min=1, help="Batches that are trained on too; may be given again. Default: 1."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on a GPU, else float32), float32, bfloat16.")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="Threads of torch on a CPU; 0 takes every core.")] = 0,
-    seconds: Annotated[float, typer.Option(min=0, help="Least time spent on each figure.")] = 1.0,
-    compiled: Annotated[bool, typer.Option("--compile", help="Act through compiled blocks.")] = False,
-    json: JsonFile = None,
-) -> None:
-    """Measure decisions and training samples per second with random weights, beside the floor and a plain path."""
-    check_destination(json)
-    from treadle.benchmarks import policy as benchmark
-
-    given: dict[str, Any] = {"policies": policy, "sizes": size, "batches": batch, "training_batches": train}
-    benchmark.run(
-        json,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        seconds=seconds,
-        compiled=compiled,
-        **{name: value for name, value in given.items() if value},
-    )
-
-
-@bench_app.command("checkpoint")
-def bench_checkpoint(
-    policy: Annotated[str, typer.Option(help="openvla or openvla_oft.")] = "openvla_oft",
-    size: Annotated[str, typer.Option(help="tiny, 200m or 7b, with random weights.")] = "200m",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
-    scratch: Annotated[Path | None, typer.Option(help="Folder with room for it twice; it is left as it was.")] = None,
-    json: JsonFile = None,
-) -> None:
-    """Measure time and peak memory of loading a checkpoint, acting once and saving it."""
-    check_destination(json)
-    from treadle.benchmarks import checkpoint
-
-    checkpoint.run(json, size=size, kind=policy, dtype=dtype, scratch=scratch)
+    code: int | None = typer.main.get_command(app).main(context.args, "treadle bench", standalone_mode=False)
+    raise typer.Exit(code or 0)

@@ -1,0 +1,121 @@
+"""Learning curves of algorithms on one simulator: success over samples and over wall time, several seeds of each."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.output import make_table, write_record
+from treadle.config.loading import load_recipe
+from treadle.config.run_directory import create_run_directory
+from treadle.errors import ConfigError
+from treadle.files import read_json, write_atomically
+from treadle.reporting.metrics import read_metrics
+from treadle.reporting.plots import Axes, Series, moving_mean, standalone_chart
+from treadle.reporting.summary import SUMMARY_FILE
+from treadle.runtime.loop import train
+
+_FILTER = ("algorithm.filter.low=0.1", "algorithm.filter.high=0.9")
+VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "ppo": ("quickstart", ()),
+    "ppo-half": ("quickstart", ("algorithm.chunk_share=0.5",)),
+    "openvla": ("quickstart-openvla", ()),
+    "grpo": ("quickstart-grpo", ()),
+    "grpo-scores": ("quickstart-grpo", ("algorithm.estimator=grpo",)),
+    "grpo-20-percent": ("quickstart-grpo", ("algorithm.chunk_share=0.2",)),
+    "grpo-filter": ("quickstart-grpo", _FILTER),
+    "grpo-refill": ("quickstart-grpo", (*_FILTER, "algorithm.filter.refills=2")),
+    "maniskill-pushcube": ("maniskill-pushcube", ()),
+    "libero-object": ("libero-object", ()),
+}
+"""Names of curves, each a recipe and what differs from it."""
+POINTS = 200
+"""Points of a plotted curve."""
+
+
+def run(folder: Path, variants: Sequence[str], seeds: Sequence[int], runs: Path, overrides: Sequence[str]) -> None:
+    """Train each variant with each seed into `runs`, print what came of it, and write `curves.json` and two plots into
+    `folder`.
+
+    Runs that are finished are read and not repeated; those that were cut short go on.
+
+    Raises:
+        ConfigError: a variant that is unknown.
+        OutputError: a folder in `runs` that holds a run of another configuration.
+    """
+    for name in variants:
+        if name not in VARIANTS:
+            raise ConfigError(f"--variant: unknown {name!r}; known: {', '.join(VARIANTS)}")
+    rows: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(variants):
+        recipe, changes = VARIANTS[name]
+        for seed in seeds:
+            label = f"{name}-seed{seed}"
+            config = load_recipe(recipe, [*changes, *overrides, f"name={label}", f"output={runs}", f"seed={seed}"])
+            directory = create_run_directory(config)
+            if not (directory / SUMMARY_FILE).exists():
+                train(config)
+            rows[label] = {
+                "variant": name,
+                "recipe": recipe,
+                "changes": [*changes, *overrides],
+                "seed": seed,
+                "curve": curve(read_metrics(directory)),
+                "summary": read_json(directory / SUMMARY_FILE),
+            }
+    result = {
+        "runs": rows,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_record(folder / "curves.json", "curves", result)
+    plots = {"samples": ("control_steps", "control steps"), "time": ("minutes", "minutes of training")}
+    for name, (key, label) in plots.items():
+        write_atomically(folder / f"success-over-{name}.svg", plot(rows, key, label))
+    Console().print(_table(rows))
+
+
+def curve(metrics: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Success in rollouts, over control steps and over minutes of training up to the end of each iteration."""
+    played = [row for row in metrics if "rollout/success" in row]
+    steps = np.cumsum([row["rollout/control_steps"] for row in metrics])
+    at = [index for index, row in enumerate(metrics) if "rollout/success" in row]
+    return {
+        "iteration": [row["iteration"] for row in played],
+        "control_steps": [float(steps[index]) for index in at],
+        "minutes": [row["seconds"] / 60 for row in played],
+        "success": [row["rollout/success"] for row in played],
+        "update_seconds": [row.get("time/update", 0.0) for row in played],
+    }
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    columns = ("before", "after", "control steps", "minutes", "minutes of updates")
+    table = make_table("runs, success in distribution", ["run"], columns)
+    for label, row in rows.items():
+        curve, summary = row["curve"], row["summary"]
+        table.add_row(
+            label,
+            *(f"{summary[when]['in_distribution']['success']:.1%}" for when in ("base", "final")),
+            f"{curve['control_steps'][-1]:,.0f}",
+            f"{curve['minutes'][-1]:.1f}",
+            f"{sum(curve['update_seconds']) / 60:.1f}",
+        )
+    return table
+
+
+def plot(rows: Mapping[str, Mapping[str, Any]], key: str, label: str) -> str:
+    """An SVG that stands alone: for each variant the mean over its seeds, over as far as all of them go."""
+    variants = list(dict.fromkeys(row["variant"] for row in rows.values()))
+    ends = {v: min(r["curve"][key][-1] for r in rows.values() if r["variant"] == v) for v in variants}
+    x = np.linspace(0, max(ends.values()), POINTS)
+    series: list[Series] = []
+    for variant in variants:
+        found = [row["curve"] for row in rows.values() if row["variant"] == variant]
+        curves = [np.interp(x, c[key], moving_mean(c["success"], 5), left=np.nan) for c in found]
+        mean = np.where(x <= ends[variant], np.mean(curves, axis=0), np.nan)
+        series.append(Series(f"{variant}, {len(found)} seed{'s' * (len(found) > 1)}", mean.tolist()))
+    axes = Axes(label, "success in rollouts", low=0.0, high=1.0, percent=True)
+    return standalone_chart(x.tolist(), series, axes)

@@ -1,0 +1,58 @@
+"""Policies of the OpenVLA family to make with random weights: their sizes and statistics."""
+
+from typing import Any
+
+from treadle.errors import ConfigError
+from treadle.policies.prismatic.config import AnyConfig, make_config, tiny_config
+
+DINOV2, SIGLIP = "vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"
+
+TEXT_TOKENS = {"tiny": 512, "200m": 31744, "7b": 31744}
+"""Ids before the 256 action tokens, for `build_tokenizer`."""
+
+_SIZES: dict[str, dict[str, Any]] = {
+    "200m": {
+        "text": {
+            "hidden_size": 768,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 12,
+        },
+        "towers": (
+            (DINOV2, {"embed_dim": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536}),
+            (SIGLIP, {"embed_dim": 512, "depth": 12, "num_heads": 8, "mlp_dim": 2048}),
+        ),
+    },
+    "7b": {"text": {}, "towers": ((DINOV2, {}), (SIGLIP, {}))},
+}
+"""Beside `tiny`, which has convolutional towers. What is left out of 7b's `text` is as LlamaConfig has it."""
+
+
+def sized_config(config: type[AnyConfig], size: str, **facts: Any) -> AnyConfig:
+    """The config of a size; `facts` are its other fields. Raises ConfigError for a size that is not known."""
+    if size == "tiny":
+        return tiny_config(config, **facts)
+    if size not in _SIZES:
+        raise ConfigError(f"size: {size!r}; allowed: {', '.join(TEXT_TOKENS)}")
+    return make_config(config, vocabulary=TEXT_TOKENS[size] + 256, image_size=224, **_SIZES[size], **facts)
+
+
+def make_statistics(
+    key: str,
+    action_low: list[float],
+    action_high: list[float],
+    proprioception_low: list[float],
+    proprioception_high: list[float],
+    action_mask: list[bool] | None = None,
+) -> dict[str, Any]:
+    """`norm_stats` of one data set from the ranges alone, for a policy made from scratch.
+
+    `action_mask` False leaves a dimension unscaled, so that its tokens cover [-1, 1] themselves.
+    """
+
+    def numbers(low: list[float], high: list[float]) -> dict[str, Any]:
+        return {"q01": low, "q99": high, "min": low, "max": high}
+
+    action = {**numbers(action_low, action_high), "mask": action_mask or [True] * len(action_low)}
+    return {key: {"action": action, "proprio": numbers(proprioception_low, proprioception_high)}}

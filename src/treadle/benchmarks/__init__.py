@@ -1,1 +1,0 @@
-"""What measures speed; results with their machine are kept in `benchmarks/results/`."""
