@@ -1,5 +1,6 @@
 """The docs say what is there: commands parse, files exist, the generated page is current, the example runs."""
 
+import ast
 import re
 import shlex
 import sys
@@ -8,20 +9,25 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 import typer.main
 from typer.testing import CliRunner
 
+from fake_simulator import one_after_another
+from miniature import make_policy, make_rollout
 from treadle.cli import app
 from treadle.commands.keys import key_page
 from treadle.config.describe import describe
 from treadle.config.loading import read_config
-from treadle.config.schema import SimulatorConfig, TrainConfig
-from treadle.data.observation import Observation
-from treadle.simulators.build import build_simulator
-from treadle.simulators.environments import read_environment
-from treadle.simulators.host import Host, one_after_another
+from treadle.config.schema import SimulatorConfig, SupervisedConfig, TrainConfig
+from treadle.environments.environment import read_environment
+from treadle.policies.critic import NoCritic
+from treadle.simulators.build import simulator_factory
+from treadle.simulators.host import Host
+from treadle.training.algorithm import Training, make_algorithm
 
 ROOT = Path(__file__).parents[2]
+SELF_IMITATION = "my_package.settings:SelfImitationConfig"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 
 
@@ -55,7 +61,7 @@ def test_commands_parse(command):
         return
     context = parser.make_context("treadle", words, resilient_parsing=False)
     while hasattr(parser, "resolve_command"):
-        _, parser, words = parser.resolve_command(context, words)  # pyright: ignore[reportAttributeAccessIssue]
+        _, parser, words = parser.resolve_command(context, words)
         assert parser is not None
         if "--help" in words:
             return
@@ -67,6 +73,17 @@ def test_commands_parse(command):
     for word in context.params.get("overrides") or []:
         name = word.partition("=")[0]
         assert any(name == key.name or (key.open and name.startswith(f"{key.name}.")) for key in describe(TrainConfig))
+
+
+def test_settings_that_are_named_exist():
+    keys = [*describe(TrainConfig), *describe(SupervisedConfig)]
+    sections = {key.name.partition(".")[0] for key in keys if "." in key.name}
+    named = re.compile(rf"`((?:{'|'.join(sorted(sections))})(?:\.[a-z_]+)+)\s*[=`]")
+    found = [(page.name, name) for page in PAGES for name in named.findall(page.read_text())]
+    assert len(found) > 50
+    no_settings = {"model.safetensors", "policy.entries"}
+    for page, name in (pair for pair in found if pair[1] not in no_settings):
+        assert any(name == key.name or (key.open and name.startswith(f"{key.name}.")) for key in keys), (page, name)
 
 
 def test_links_lead_somewhere():
@@ -89,12 +106,54 @@ def test_files_of_the_house_exist():
         assert (ROOT / "src" / "treadle" / path).exists(), path
 
 
+def definitions(path: Path) -> set[str]:
+    """`function`, `Class` and `Class.member` of a file; methods and annotated fields are members."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            for part in ast.walk(node):
+                name = part.name if isinstance(part, ast.FunctionDef) else None
+                if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+                    name = part.target.id
+                found |= {f"{node.name}.{name}"} if name else set()
+    return found
+
+
+def test_an_update_names_what_is_there():
+    """Everything in backticks is a file, a class, a member or function of a file that the page names, or a shape."""
+    text = (ROOT / "docs" / "an-update.md").read_text()
+    text = re.sub(r"^ {4}.*$", "", text, flags=re.MULTILINE)
+    spans = {span.replace("\n", " ") for span in re.findall(r"`([^`]+)`", text)}
+    files = {span for span in spans if span.endswith(".py")}
+    assert len(files) > 20
+    for file in files:
+        assert (ROOT / "src" / "treadle" / file).exists(), file
+    known = set().union(*(definitions(ROOT / "src" / "treadle" / file) for file in files))
+    settings = {key.name for key in describe(TrainConfig)} | {"simulator.options.reward"}
+    for span in spans - files - settings - {"backward"}:
+        shape = re.fullmatch(r"\[[A-Za-z0-9, .x]+\]", span)
+        assert shape or span.removesuffix("()") in known, span
+
+
 def test_the_page_of_settings_is_current():
     assert (ROOT / "docs" / "configuration.md").read_text() == key_page(), "run: make docs"
     assert CliRunner().invoke(app, ["recipes", "--keys"]).stdout == key_page()
 
 
-def test_recipes_in_the_docs_are_valid(tmp_path):
+@pytest.fixture
+def self_imitation(monkeypatch):
+    """The example of add-an-algorithm.md, as the package `my_package`."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "add-an-algorithm.md").read_text(), re.DOTALL)
+    monkeypatch.setitem(sys.modules, "my_package", ModuleType("my_package"))
+    for name, code in zip(("settings", "self_imitation"), blocks, strict=True):
+        module = ModuleType(f"my_package.{name}")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(code, "add-an-algorithm.md", "exec"), module.__dict__)
+
+
+def test_recipes_in_the_docs_are_valid(tmp_path, self_imitation):
     for page in PAGES:
         for number, block in enumerate(re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)):
             if "entry-points" in block:
@@ -119,9 +178,9 @@ def dots(monkeypatch):
 
 
 def test_the_example_is_a_simulator(dots):
-    simulator = build_simulator(
-        SimulatorConfig(name="my_package.dots:Dots", slots=4, horizon=15, options={"reach": 0.15})
-    )
+    config = SimulatorConfig(name="my_package.dots:Dots", horizon=15, options={"reach": 0.15})
+    simulator = simulator_factory(config)(4)
+    assert isinstance(simulator, dots.Dots)
     spec = simulator.spec
     scenarios = simulator.scenarios("train", "evaluation")[:10]
     assert scenarios[3].instruction in simulator.instructions(scenarios[3])
@@ -132,7 +191,7 @@ def test_the_example_is_a_simulator(dots):
     results = []
     while len(slots := host.playing):
         actions = np.zeros((4, 4, 2), np.float32)
-        towards = simulator.goal[slots] - simulator.position[slots]  # pyright: ignore[reportAttributeAccessIssue]
+        towards = simulator.goal[slots] - simulator.position[slots]
         actions[slots] = np.clip(towards / 4, -0.2, 0.2)[:, None]
         results += host.step(actions).episodes
     assert len(results) == 10
@@ -141,8 +200,8 @@ def test_the_example_is_a_simulator(dots):
 
 def test_the_examples_scenarios_do_not_depend_on_the_slot(dots):
     def first_frame(slot: int, index: int) -> np.ndarray:
-        simulator = build_simulator(SimulatorConfig(name="my_package.dots:Dots", slots=3))
-        seen = Observation.empty(3, 1, simulator.spec.height, simulator.spec.width, 2, 0)
+        simulator = dots.Dots(3)
+        seen = simulator.spec.observation(3)
         slots = np.array([slot])
         simulator.reset(slots, [simulator.scenarios("train", "train")[index]])
         simulator.observe(slots, seen)
@@ -150,3 +209,25 @@ def test_the_examples_scenarios_do_not_depend_on_the_slot(dots):
 
     assert np.array_equal(first_frame(0, 5), first_frame(2, 5))
     assert not np.array_equal(first_frame(0, 5), first_frame(0, 6))
+
+
+def test_the_example_is_an_algorithm(self_imitation, tmp_path):
+    config = read_config(
+        TrainConfig,
+        None,
+        [
+            "algorithm.kind=my_package.settings:SelfImitationConfig",
+            "algorithm.capacity=5",
+            "optimizer.learning_rate=1e-3",
+        ],
+    )
+    policy = make_policy(tmp_path, chunk=2)
+    algorithm = make_algorithm(Training(policy, NoCritic(), config, torch.device("cpu"), lambda: policy))
+    assert algorithm.update([], 0) == {"update/steps": 0.0}
+    rollout = make_rollout(policy)
+    before = [parameter.detach().clone() for parameter in algorithm.trained]
+    losses = [algorithm.update([rollout], iteration)["update/policy_loss"] for iteration in range(3)]
+    assert losses[2] < losses[0], "what earned something becomes likelier"
+    assert any(not torch.equal(a, b) for a, b in zip(before, algorithm.trained, strict=True))
+    assert len(algorithm.choices) == 5
+    algorithm.load_state_dict(algorithm.state_dict())
