@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.treadle-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup simulators quickstart test test-full lint format types docs base bench curves clean
+.PHONY: help setup simulators quickstart test test-full lint format types docs base bench gpu curves clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,11 +13,11 @@ help: ## List the targets
 setup: $(STAMP) ## Prepare .venv with Treadle and the tools, at the tested versions
 
 # A stamp of its own, so that a broken installation is not taken for a finished one.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt examples/treadle-reach/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed; name it with: make setup PYTHON=/path/to/python" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]' -e ./examples/treadle-reach
 	@touch $@
 
 # As root, system packages that are missing are installed too.
@@ -58,13 +58,18 @@ base: setup ## Make the packaged base checkpoint again, from nothing (up to an h
 
 bench: setup ## Measure the simulator and the policies
 	mkdir -p benchmarks/results
-	$(BIN)/treadle bench simulator tabletop --json benchmarks/results/simulator-tabletop.json
-	$(BIN)/treadle bench policy --json benchmarks/results/policy-cpu.json
+	$(BIN)/python -m benchmarks simulator tabletop --json benchmarks/results/simulator-tabletop.json
+	$(BIN)/python -m benchmarks policy --json benchmarks/results/policy-cpu.json
+
+# Needs a GPU with 80 GB or more; results land in benchmarks/results/.
+gpu: setup ## Measure the 7B policies and the simulators on a GPU, in one call
+	$(BIN)/python -m benchmarks.gpu_policy
+	$(BIN)/python -m benchmarks.gpu_simulators
 
 curves: setup ## Train PPO and GRPO on the tabletop, two seeds each, and plot them (an hour or so)
-	$(BIN)/treadle bench curves --output benchmarks/results/curves
-	$(BIN)/treadle bench update --json benchmarks/results/curves/update.json
+	$(BIN)/python -m benchmarks curves --output benchmarks/results/curves
+	$(BIN)/python -m benchmarks update --json benchmarks/results/curves/update.json
 
 clean: ## Remove what builds and tests leave behind; runs/ and .venv stay
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

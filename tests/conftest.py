@@ -30,6 +30,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of a tiny policy with random weights."""
+    from miniature import make_policy
+
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    make_policy(tmp_path_factory.mktemp("tokenizer")).save(folder)
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
     torch.set_num_threads(1)

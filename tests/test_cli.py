@@ -13,6 +13,7 @@ from treadle.cli import app
 from treadle.config import loading
 from treadle.config.describe import describe
 from treadle.config.schema import TrainConfig
+from treadle.evaluation.evaluate import Ablation
 
 
 @pytest.fixture
@@ -47,6 +48,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> No
 
 def treadle(*arguments: str) -> Result:
     return CliRunner(env={"COLUMNS": "60", "TERM": "dumb"}).invoke(app, list(arguments))
+
+
+def test_benchmarks_need_a_clone(here, monkeypatch):
+    monkeypatch.setattr("treadle.commands.bench.CLONE", here)
+    result = treadle("bench", "simulator", "tabletop")
+    assert result.exit_code == 2
+    assert "error: treadle bench: benchmarks come with the source" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -136,7 +144,7 @@ def test_several_mistakes_are_listed_together(here):
 
 def test_train_hands_the_configuration_to_the_loop(here, monkeypatch):
     got: list[TrainConfig] = []
-    stand_in(monkeypatch, "treadle.training.loop", train=got.append)
+    stand_in(monkeypatch, "treadle.runtime.loop", train=got.append)
     result = treadle("train", "quickstart", "algorithm.gamma=0.5")
     assert result.exit_code == 0, result.output
     assert [(config.seed, config.algorithm.gamma) for config in got] == [(3, 0.5)]
@@ -146,7 +154,7 @@ def test_ctrl_c_ends_quietly_with_130(here, monkeypatch):
     def train(config: TrainConfig) -> None:
         raise KeyboardInterrupt
 
-    stand_in(monkeypatch, "treadle.training.loop", train=train)
+    stand_in(monkeypatch, "treadle.runtime.loop", train=train)
     result = treadle("train", "quickstart")
     assert result.exit_code == 130
     assert "Traceback" not in result.output
@@ -156,31 +164,33 @@ def test_a_bug_keeps_its_trace(here, monkeypatch):
     def train(config: TrainConfig) -> None:
         raise ZeroDivisionError("a bug")
 
-    stand_in(monkeypatch, "treadle.training.loop", train=train)
+    stand_in(monkeypatch, "treadle.runtime.loop", train=train)
     assert isinstance(treadle("train", "quickstart").exception, ZeroDivisionError)
 
 
 def test_eval_prints_a_table_and_writes_json(here, monkeypatch):
     calls: list[Any] = []
 
-    def evaluate_checkpoint(*arguments: Any, **ablation: Any) -> dict[str, Any]:
-        calls.append((arguments, ablation))
+    def evaluate_checkpoint(*arguments: Any, **settings: Any) -> dict[str, Any]:
+        calls.append((arguments, settings))
         rate = {"success": 0.5, "ci95": (0.25, 0.75), "episodes": 8}
         return {"suites": {"train": rate | {"settings": {}}, "vision": rate | {"settings": {"vision/light": rate}}}}
 
-    stand_in(monkeypatch, "treadle.evaluation.evaluate", evaluate_checkpoint=evaluate_checkpoint)
+    stand_in(monkeypatch, "treadle.evaluation.evaluate", evaluate_checkpoint=evaluate_checkpoint, Ablation=Ablation)
     result = treadle(
         "eval", "tabletop-base", "simulator.horizon=9", "--suite", "train", "--suite", "vision", "--episodes", "8",
         "policy.kind=openvla_oft", "policy.options.center_crop=0.9", "evaluation.sampling.top_k=5",
+        "collection.workers=3",
         "--device", "cpu", "--shuffle-instructions", "--blank-images", "--json", "new/result.json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    ((folder, policy, simulator, evaluation, device), ablation) = calls[0]
+    ((folder, policy, simulator, evaluation, device), settings) = calls[0]
     assert folder.name == "tabletop-base"
     assert (simulator.horizon, evaluation.suites, evaluation.episodes, device) == (9, ("train", "vision"), 8, "cpu")
     assert (policy.kind, policy.options) == ("openvla_oft", {"center_crop": 0.9})
     assert (evaluation.sampling.temperature, evaluation.sampling.top_k) == (0, 5)
-    assert ablation == {"instructions": "shuffled", "frames": "blank"}
+    assert settings["ablation"] == Ablation(instructions="shuffled", frames="blank")
+    assert settings["collection"].workers == 3
     for word in ("50.0%", "25.0% to 75.0%", "vision/light"):
         assert word in result.stdout
     assert json.loads(Path("new/result.json").read_text())["suites"]["train"]["success"] == 0.5

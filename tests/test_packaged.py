@@ -1,23 +1,19 @@
 """What ships with the package: recipes that load, and a base checkpoint that acts."""
 
-import numpy as np
 import pytest
 
-from treadle.config.loading import RECIPES, checkpoints, load_recipe, recipes, resolve_checkpoint
-from treadle.config.schema import SupervisedConfig, TrainConfig
-from treadle.evaluation.evaluate import play
-from treadle.policies import load_policy
-from treadle.policies.protocol import Sampling
-from treadle.simulators.tabletop import Tabletop
+from treadle.config.loading import checkpoints, load_recipe, recipe_files, resolve_checkpoint
+from treadle.config.schema import EvaluationConfig, LoadingConfig, SimulatorConfig, SupervisedConfig, TrainConfig
+from treadle.evaluation.evaluate import evaluate_checkpoint
 
 SUPERVISED = {"libero-object-base", "maniskill-pushcube-base", "tabletop-base", "tabletop-base-openvla"}
 
 
-@pytest.mark.parametrize("name", sorted(recipes()))
+@pytest.mark.parametrize("name", sorted(recipe_files()))
 def test_recipe_loads_and_says_what_it_is(name: str) -> None:
     config = load_recipe(name, [], SupervisedConfig if name in SUPERVISED else TrainConfig)
     assert config.name == name
-    assert len((RECIPES / f"{name}.toml").read_text().splitlines()[0]) > 20
+    assert len(recipe_files()[name].read_text().splitlines()[0]) > 20
 
 
 def test_quickstart_starts_from_a_packaged_checkpoint() -> None:
@@ -27,13 +23,8 @@ def test_quickstart_starts_from_a_packaged_checkpoint() -> None:
 def test_base_checkpoint_sometimes_succeeds_and_is_small() -> None:
     folder = resolve_checkpoint("tabletop-base")
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
-    policy = load_policy(folder, device="cpu")
-    simulator = Tabletop(32)
-    try:
-        results = play(
-            policy, simulator, simulator.scenarios("train", "evaluation")[:32], 60, Sampling(temperature=0.0)
-        )
-    finally:
-        simulator.close()
+    simulator = SimulatorConfig(slots=32, horizon=60, threads=1)
+    evaluation = EvaluationConfig(suites=("train",), episodes=32, slots=32)
+    report = evaluate_checkpoint(folder, LoadingConfig(), simulator, evaluation, "cpu")
     # The documented base succeeds in 30 to 60 %; 32 episodes leave room on both sides.
-    assert 0.15 <= np.mean([result.success_once for result in results]) <= 0.85
+    assert 0.15 <= report["suites"]["train"]["success"] <= 0.85

@@ -1,7 +1,8 @@
 """The command line. Commands import what is heavy themselves, so that help and bad input answer at once."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -11,17 +12,21 @@ from rich.table import Table
 
 from treadle import __version__
 from treadle.commands.application import Application, CommandWithKeys
-from treadle.commands.bench import bench_app
+from treadle.commands.bench import bench
 from treadle.commands.options import JsonFile, Overrides, complete_recipe
 from treadle.commands.results import check_destination, success_table, write_result
 from treadle.config.loading import load_recipe, read_config, recipes, resolve_checkpoint
 from treadle.config.schema import (
+    CollectionConfig,
     EvaluationConfig,
     LoadingConfig,
     Section,
     SimulatorConfig,
     SupervisedConfig,
 )
+
+if TYPE_CHECKING:
+    from treadle.doctor import Check
 
 app = typer.Typer(
     cls=Application,
@@ -33,7 +38,7 @@ simulators_app = typer.Typer(help="Install simulators and look at them.", no_arg
 policy_app = typer.Typer(help="Look at policies.", no_args_is_help=True)
 app.add_typer(simulators_app, name="simulators")
 app.add_typer(policy_app, name="policy")
-app.add_typer(bench_app, name="bench")
+app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)(bench)
 
 
 class EvalConfig(Section):
@@ -41,6 +46,7 @@ class EvalConfig(Section):
 
     policy: LoadingConfig = LoadingConfig()
     simulator: SimulatorConfig = SimulatorConfig()
+    collection: CollectionConfig = CollectionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
@@ -74,7 +80,7 @@ def train(
     from treadle.simulators.build import simulator_factory
 
     simulator_factory(config.simulator)
-    from treadle.training import loop
+    from treadle.runtime import loop
 
     loop.train(config)
 
@@ -86,9 +92,9 @@ def sft(
 ) -> None:
     """Train a policy on demonstrations; from nothing, its perception first."""
     config = load_recipe(recipe, overrides or [], SupervisedConfig)
-    from treadle.training import supervised
+    from treadle.supervised.train import train_supervised
 
-    typer.echo(supervised.train_supervised(config))
+    typer.echo(train_supervised(config))
 
 
 @app.command("eval")
@@ -98,7 +104,7 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Settings of the sections `simulator` and `evaluation`, and of `policy` how it is loaded.",
+            help="Settings of the sections simulator, collection, evaluation, and of policy how it is loaded.",
         ),
     ] = None,
     suite: Annotated[
@@ -120,16 +126,11 @@ def evaluate(
     evaluation = config.evaluation if not suite else config.evaluation.model_copy(update={"suites": tuple(suite)})
     folder = resolve_checkpoint(checkpoint)
     check_destination(json)
-    from treadle.evaluation.evaluate import evaluate_checkpoint
+    from treadle.evaluation.evaluate import Ablation, evaluate_checkpoint
 
+    ablation = Ablation("shuffled" if shuffle_instructions else "own", "blank" if blank_images else "own")
     report = evaluate_checkpoint(
-        folder,
-        config.policy,
-        config.simulator,
-        evaluation,
-        device,
-        instructions="shuffled" if shuffle_instructions else "own",
-        frames="blank" if blank_images else "own",
+        folder, config.policy, config.simulator, evaluation, device, collection=config.collection, ablation=ablation
     )
     Console().print(success_table(report))
     write_result(json, report)
@@ -147,7 +148,7 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The folder of a run, ru
 def list_recipes(
     keys: Annotated[bool, typer.Option("--keys", help="Write the page of all settings instead, as Markdown.")] = False,
 ) -> None:
-    """List the recipes that ship with Treadle."""
+    """List the recipes of Treadle, and of packages that are installed beside it."""
     if keys:
         from treadle.commands.keys import key_page
 
@@ -165,12 +166,19 @@ def list_recipes(
 def doctor(json: JsonFile = None) -> None:
     """Check this machine: what works, what is missing, and how to mend it. Exits with 1 where the core cannot work."""
     check_destination(json)
-    from treadle.doctor import check_table, core_works, examine
+    from treadle.doctor import core_works, examine
 
     checks = examine()
+    show_checks(checks, core_works(checks), json)
+
+
+def show_checks(checks: "list[Check]", works: bool, json: Path | None) -> None:
+    """Show what the doctor found, write it where a file was asked for, and exit with 1 unless all works."""
+    from treadle.doctor import check_table
+
     Console().print(check_table(checks))
-    write_result(json, {"works": core_works(checks), "checks": [check.to_json() for check in checks]})
-    if not core_works(checks):
+    write_result(json, {"works": works, "checks": [asdict(check) for check in checks]})
+    if not works:
         raise typer.Exit(1)
 
 
@@ -202,14 +210,10 @@ def simulators_doctor(
 ) -> None:
     """Check simulators: each renders a frame where it lives. Exits with 1 where one does not work."""
     check_destination(json)
-    from treadle.doctor import check_table, examine_simulators
+    from treadle.doctor import examine_simulators
 
     checks = examine_simulators(names or [])
-    works = all(check.state == "works" for check in checks)
-    Console().print(check_table(checks))
-    write_result(json, {"works": works, "checks": [check.to_json() for check in checks]})
-    if not works:
-        raise typer.Exit(1)
+    show_checks(checks, all(check.state == "works" for check in checks), json)
 
 
 @simulators_app.command()
@@ -235,12 +239,12 @@ def inspect_policy(
     """What a checkpoint holds, the memory it needs, and the recipes that fit; its weights are not loaded."""
     folder = resolve_checkpoint(checkpoint)
     check_destination(json)
-    from treadle.commands.policy import holdings_report, holdings_table
-    from treadle.policies.inspection import examine
+    from treadle.commands.policy import contents_report, contents_table
+    from treadle.policies.load import examine_policy
 
-    holdings = examine(folder)
-    Console().print(holdings_table(holdings))
-    write_result(json, holdings_report(holdings))
+    contents = examine_policy(folder)
+    Console().print(contents_table(contents))
+    write_result(json, contents_report(contents))
 
 
 def main() -> None:

@@ -10,8 +10,7 @@ from treadle.memory import keep_freed_memory
 def choose_device(name: str) -> torch.device:
     """The device of a name; `auto` is CUDA where there is one, else the CPU.
 
-    Raises:
-        ConfigError: An unknown name, or a device that this machine lacks.
+    Raises ConfigError for an unknown name, or a device that this machine lacks.
     """
     if name == "auto":
         # Apple's GPU has no float64, which tokens are drawn and decoded in.

@@ -7,8 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +19,13 @@ from rich.text import Text
 
 from treadle.commands.simulators import assets_text
 from treadle.config.schema import SimulatorConfig
+from treadle.environments.install import missing_packages, packages_fix
 from treadle.errors import TreadleError
 from treadle.simulators.build import installed_simulators, simulator_environment
-from treadle.simulators.install import missing_packages, packages_fix
 
 PROBE_SECONDS = 300.0
 NEEDED_DISK_GB = 2.0
 NEEDED_MEMORY_GB = 4.0
-
-State = Literal["works", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +33,17 @@ class Check:
     """One thing that was looked at."""
 
     name: str
-    state: State
+    state: Literal["works", "missing"]
     detail: str
     fix: str = ""
     core: bool = True
     """Whether Treadle cannot work without it; the rest is for some simulators or devices only."""
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
-
 
 def examine() -> list[Check]:
     """All checks, in the order in which they are shown. Imports torch and MuJoCo; takes some seconds."""
-    looks: Sequence[Callable[[], list[Check]]] = (
-        _python, _torch, _transformers, _mujoco, _opengl, _vulkan, _simulators, _disk, _memory
-    )  # fmt: skip
-    return [check for look in looks for check in look()]
+    libraries = [_python(), *_torch(), _transformers(), _mujoco(), _opengl(), _vulkan()]
+    return [*libraries, *examine_simulators([]), _disk(), _memory()]
 
 
 def examine_simulators(names: Sequence[str]) -> list[Check]:
@@ -81,11 +73,14 @@ def check_table(checks: Sequence[Check]) -> Table:
     return table
 
 
-def _python() -> list[Check]:
-    found = sys.version.split()[0]
-    if (3, 11) <= sys.version_info < (3, 14):
-        return [Check("Python", "works", found)]
-    return [Check("Python", "missing", found, "use Python 3.11, 3.12 or 3.13: make setup PYTHON=...")]
+def _check(name: str, works: bool, detail: str, fix: str, core: bool = True) -> Check:
+    """What was looked at; the fix is shown where it does not work."""
+    return Check(name, "works", detail, core=core) if works else Check(name, "missing", detail, fix, core)
+
+
+def _python() -> Check:
+    fix = "use Python 3.11, 3.12 or 3.13: make setup PYTHON=..."
+    return _check("Python", (3, 11) <= sys.version_info < (3, 14), sys.version.split()[0], fix)
 
 
 def _torch() -> list[Check]:
@@ -93,16 +88,14 @@ def _torch() -> list[Check]:
     if torch is None:
         return [Check("torch", "missing", problem, "make setup")]
     checks = [Check("torch", "works", f"{torch.__version__}, {torch.get_num_threads()} threads"), _cpu(torch)]
-    if torch.cuda.is_available():
+    works = torch.cuda.is_available()
+    if works:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        checks.append(
-            Check("CUDA", "works", f"{', '.join(names)}; bf16 {_yes(torch.cuda.is_bf16_supported())}", core=False)
-        )
+        detail = f"{', '.join(names)}; bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}"
     else:
-        reason = "torch was built without it" if torch.version.cuda is None else "no device or driver was found"
-        checks.append(
-            Check("CUDA", "missing", reason, "needed for large policies only; the quickstart runs on a CPU", core=False)
-        )
+        detail = "torch was built without it" if torch.version.cuda is None else "no device or driver was found"
+    fix = "needed for large policies only; the quickstart runs on a CPU"
+    checks.append(_check("CUDA", works, detail, fix, core=False))
     if torch.backends.mps.is_available():
         checks.append(Check("MPS", "works", "Apple GPU", core=False))
     return checks
@@ -116,66 +109,48 @@ def _cpu(torch: Any) -> Check:
         flags = set(lines[0].split()) if lines else set()
     native = sorted(flags & {"avx512_bf16", "amx_bf16", "bf16", "avx_ne_convert"})
     bf16 = f"bf16 in hardware ({', '.join(native)})" if native else "bf16 emulated, float32 is faster"
-    return Check(
-        "CPU", "works", f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, {bf16}", core=False
-    )
+    detail = f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, {bf16}"
+    return Check("CPU", "works", detail, core=False)
 
 
-def _transformers() -> list[Check]:
+def _transformers() -> Check:
     # The version alone: importing it takes seconds, and what breaks it breaks torch first.
     try:
-        return [Check("transformers", "works", version("transformers"))]
+        return Check("transformers", "works", version("transformers"))
     except PackageNotFoundError:
-        return [Check("transformers", "missing", "not installed", "make setup")]
+        return Check("transformers", "missing", "not installed", "make setup")
 
 
-def _mujoco() -> list[Check]:
+def _mujoco() -> Check:
     mujoco, problem = _import("mujoco")
     if mujoco is None:
-        return [Check("MuJoCo", "missing", problem, "make setup")]
+        return Check("MuJoCo", "missing", problem, "make setup")
     ball = "<mujoco><worldbody><body><freejoint/><geom size='.1'/></body></worldbody></mujoco>"
     model = mujoco.MjModel.from_xml_string(ball)
     data = mujoco.MjData(model)
     mujoco.mj_step(model, data)
-    if data.qvel[2] < 0:
-        return [Check("MuJoCo", "works", f"{mujoco.__version__}, a ball falls")]
-    return [
-        Check(
-            "MuJoCo",
-            "missing",
-            f"{mujoco.__version__}, but a ball does not fall",
-            "reinstall: pip install --force-reinstall mujoco",
-        )
-    ]
+    falls = data.qvel[2] < 0
+    detail = f"{mujoco.__version__}, {'a ball falls' if falls else 'but a ball does not fall'}"
+    return _check("MuJoCo", falls, detail, "reinstall: pip install --force-reinstall mujoco")
 
 
-def _opengl() -> list[Check]:
+def _opengl() -> Check:
     found = [name for name in ("libEGL.so.1", "libOSMesa.so.8", "libOSMesa.so.6") if _loadable(name)]
-    if found:
-        return [Check("OpenGL", "works", f"{', '.join(found)} loads", core=False)]
-    fix = "for simulators that draw with it (LIBERO); tabletop does not. On Debian: apt install libegl1 libosmesa6"
-    return [Check("OpenGL", "missing", "neither libEGL nor libOSMesa loads", fix, core=False)]
+    detail = f"{', '.join(found)} loads" if found else "neither libEGL nor libOSMesa loads"
+    fix = "for simulators that draw with it; not every one does. On Debian: apt install libegl1 libosmesa6"
+    return _check("OpenGL", bool(found), detail, fix, core=False)
 
 
-def _vulkan() -> list[Check]:
+def _vulkan() -> Check:
     packages = "libvulkan1 mesa-vulkan-drivers"
-    fix = f"for simulators that draw with it (ManiSkill); tabletop does not. On Debian: apt install {packages}"
+    fix = f"for simulators that draw with it; not every one does. On Debian: apt install {packages}"
     if not _loadable("libvulkan.so.1"):
-        return [Check("Vulkan", "missing", "libvulkan does not load", fix, core=False)]
-    folders = [
-        Path(base) / "vulkan" / "icd.d"
-        for base in ("/etc", "/usr/share", "/usr/local/share", Path.home() / ".local/share")
-    ]
-    drivers = [path.name for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json"))]
-    if not drivers:
-        return [
-            Check("Vulkan", "missing", "libvulkan loads, but no driver (icd.d/*.json) is installed", fix, core=False)
-        ]
-    return [Check("Vulkan", "works", f"drivers {', '.join(drivers)}", core=False)]
-
-
-def _simulators() -> list[Check]:
-    return examine_simulators([])
+        return Check("Vulkan", "missing", "libvulkan does not load", fix, core=False)
+    folders = [Path(base) for base in ("/etc", "/usr/share", "/usr/local/share", Path.home() / ".local/share")]
+    drivers = [path.name for folder in folders for path in sorted(folder.glob("vulkan/icd.d/*.json"))]
+    without = "libvulkan loads, but no driver (icd.d/*.json) is installed"
+    detail = f"drivers {', '.join(drivers)}" if drivers else without
+    return _check("Vulkan", bool(drivers), detail, fix, core=False)
 
 
 def _simulator(name: str) -> Check:
@@ -184,7 +159,7 @@ def _simulator(name: str) -> Check:
     if missing := _needs(name):
         return Check(title, "missing", *missing, core=core)
     with subprocess.Popen(
-        [sys.executable, "-m", "treadle.simulators.probe", name],
+        [sys.executable, "-m", "treadle.commands.probe", name],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     ) as process:  # fmt: skip
         try:
@@ -217,29 +192,22 @@ def _needs(name: str) -> tuple[str, str] | None:
 
 
 def _again(name: str) -> str:
-    return f"see all of it with: {Path(sys.executable).name} -m treadle.simulators.probe {name}"
+    return f"see all of it with: {Path(sys.executable).name} -m treadle.commands.probe {name}"
 
 
-def _disk() -> list[Check]:
+def _disk() -> Check:
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    if free >= NEEDED_DISK_GB:
-        return [Check("disk", "works", f"{free:.0f} GB free here")]
-    return [
-        Check("disk", "missing", f"{free:.1f} GB free here", f"free some: a run needs up to {NEEDED_DISK_GB:.0f} GB")
-    ]
+    fix = f"free some: a run needs up to {NEEDED_DISK_GB:.0f} GB"
+    return _check("disk", free >= NEEDED_DISK_GB, f"{free:.1f} GB free here", fix)
 
 
-def _memory() -> list[Check]:
+def _memory() -> Check:
     psutil, problem = _import("psutil")
     if psutil is None:
-        return [Check("memory", "missing", problem, "make setup")]
+        return Check("memory", "missing", problem, "make setup")
     total, free = (psutil.virtual_memory().total / 2**30, psutil.virtual_memory().available / 2**30)
-    detail = f"{free:.1f} of {total:.1f} GiB available"
-    if free >= NEEDED_MEMORY_GB * 0.75:
-        return [Check("memory", "works", detail)]
-    return [
-        Check("memory", "missing", detail, f"the quickstart needs up to {NEEDED_MEMORY_GB:.0f} GiB: end other programs")
-    ]
+    fix = f"the quickstart needs up to {NEEDED_MEMORY_GB:.0f} GiB: end other programs"
+    return _check("memory", free >= NEEDED_MEMORY_GB * 0.75, f"{free:.1f} of {total:.1f} GiB available", fix)
 
 
 def _import(name: str) -> tuple[Any, str]:
@@ -256,7 +224,3 @@ def _loadable(library: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"

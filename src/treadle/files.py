@@ -10,10 +10,8 @@ from treadle.errors import OutputError
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write beside `path`, then rename.
-
-    Raises:
-        OutputError: the folder cannot be written or the disk is full; `path` is as it was.
+    """Write beside `path`, then rename. Raises OutputError where the folder cannot be written or the disk is full; then
+    `path` is as it was.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -40,11 +38,7 @@ def to_json(value: Any, indent: int | None = 2) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None where there is no such file.
-
-    Raises:
-        OutputError: the file is there and is not JSON.
-    """
+    """The content of a JSON file, or None where there is no such file. Raises OutputError where it is no JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:

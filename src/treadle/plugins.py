@@ -10,8 +10,7 @@ from treadle.errors import ConfigError
 def import_callable(key: str, name: str, kind: str) -> Callable[..., Any]:
     """What `name` means, the value of setting `key`; `kind` says in errors what it should be: class, function.
 
-    Raises:
-        ConfigError: it is not of the form, cannot be imported, or is not there.
+    Raises ConfigError where it is not of the form, cannot be imported, or is not there.
     """
     module_name, _, attribute = name.partition(":")
     form = f"package.module:{'Class' if kind == 'class' else kind}"

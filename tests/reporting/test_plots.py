@@ -9,9 +9,8 @@ from treadle.reporting.plots import (
     WIDTH,
     Axes,
     Series,
-    line_chart,
+    chart,
     moving_mean,
-    stacked_chart,
     standalone_chart,
     ticks,
 )
@@ -40,8 +39,8 @@ def test_moving_mean_by_hand() -> None:
 )
 def test_any_series_draws_inside_its_frame(values: list[float]) -> None:
     x = list(range(len(values)))
-    for chart in (line_chart, stacked_chart):
-        content = chart(x, [Series("a", values)], Axes("x < y", "value"))
+    for stacked in (False, True):
+        content = chart(x, [Series("a", values)], Axes("x < y", "value"), stacked)
         assert len(content) < 40_000
         for path in ElementTree.fromstring(content).iter("path"):
             points = re.findall(r"(-?[\d.]+) (-?[\d.]+)", path.attrib["d"])
@@ -50,12 +49,12 @@ def test_any_series_draws_inside_its_frame(values: list[float]) -> None:
 
 
 def test_no_values_no_chart() -> None:
-    assert "No values" in line_chart([1, 2], [Series("a", [math.nan, math.nan])], Axes("x", "y"))
+    assert "No values" in chart([1, 2], [Series("a", [math.nan, math.nan])], Axes("x", "y"))
 
 
 def test_a_point_without_x_is_left_out() -> None:
-    whole = line_chart([1, 2], [Series("a", [3, 4])], Axes("x", "y"))
-    assert line_chart([1, math.nan, 2], [Series("a", [3, 9, 4])], Axes("x", "y")) == whole
+    whole = chart([1, 2], [Series("a", [3, 4])], Axes("x", "y"))
+    assert chart([1, math.nan, 2], [Series("a", [3, 9, 4])], Axes("x", "y")) == whole
 
 
 def test_a_long_label_of_a_legend_ends_inside_the_picture() -> None:

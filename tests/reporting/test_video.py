@@ -6,7 +6,7 @@ import pytest
 from synthetic_run import moving_square
 
 from treadle.errors import OutputError
-from treadle.reporting.video import caption, enlarge, write_video
+from treadle.reporting.video import caption, write_video
 
 
 def _decode(path: Path) -> np.ndarray:
@@ -52,8 +52,7 @@ def test_a_failure_leaves_the_old_film(tmp_path: Path) -> None:
 
 
 def test_a_caption_stands_below_and_leaves_the_frames_alone() -> None:
-    frames = enlarge(moving_square(3, 48, 64), 256)
-    assert frames.shape == (3, 192, 256, 3)
+    frames = moving_square(3, 192, 256)
     shown = caption(frames, "put the red cube on the green plate " * 3, ok=True)
     assert shown.shape[2] == 256
     assert shown.shape[1] > 192 + 30

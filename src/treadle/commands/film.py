@@ -4,11 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from treadle.config.schema import SimulatorConfig
+from treadle.config.schema import CollectionConfig, SimulatorConfig
 from treadle.errors import ConfigError
 from treadle.reporting.video import caption, write_video
-from treadle.simulators.build import build_simulator
-from treadle.simulators.protocol import Teacher
+from treadle.rollout.sources import ScenarioList
+from treadle.workers.crew import Crew
+from treadle.workers.lanes import Lanes
+from treadle.workers.messages import ExpertSettings, Session
+from treadle.workers.plan import plan_crew
 
 
 def film_expert(name: str, suite: str, index: int, video: Path, size: int = 384) -> tuple[str, bool, int]:
@@ -16,25 +19,23 @@ def film_expert(name: str, suite: str, index: int, video: Path, size: int = 384)
 
     Raises ConfigError where the simulator is no `Teacher`, or has no such suite or scenario.
     """
-    simulator = build_simulator(SimulatorConfig(name=name, slots=1))
-    try:
-        if not isinstance(simulator, Teacher):
+    with Crew(plan_crew(SimulatorConfig(name=name, slots=1), CollectionConfig(), accelerated=False)) as crew:
+        if not crew.teaches:
             raise ConfigError(f"simulator {name!r} brings no expert to film: its class lacks `expert` and `vocabulary`")
-        scenarios = simulator.scenarios(suite, "evaluation")
-        if not 0 <= index < len(scenarios):
-            raise ConfigError(f"--index: found {index}, allowed is 0 to {len(scenarios) - 1} in suite {suite!r}")
-        scenario = scenarios[index]
-        slots, one = np.zeros(1, np.intp), np.ones(1, np.intp)
-        simulator.reset(slots, [scenario])
-        expert = simulator.expert(index)
-        frames = [simulator.render(slots, size)[0]]
-        succeeded = ended = False
-        while not ended and len(frames) <= simulator.spec.horizon:
-            outcome = simulator.step(slots, expert.act(slots)[:, None], one)
-            frames.append(simulator.render(slots, size)[0])
-            succeeded, ended = succeeded or bool(outcome.success[0, 0]), bool(outcome.terminated[0, 0])
-    finally:
-        simulator.close()
-    film = caption(np.stack(frames), scenario.instruction, succeeded)
-    write_video(video, film, simulator.spec.control_hz)
-    return scenario.instruction, succeeded, len(frames) - 1
+        count = crew.count(suite, "evaluation")
+        if not 0 <= index < count:
+            raise ConfigError(f"--index: found {index}, allowed is 0 to {count - 1} in suite {suite!r}")
+        session = Session(crew.spec.horizon, film=size, expert=ExpertSettings(index))
+        lanes = Lanes(crew, session, ScenarioList((suite, "evaluation"), [index], crew.rows), chunk=1)
+        lanes.begin(0)
+        frames = []
+        while True:
+            (arrival,) = lanes.ready(1)
+            frames += [frame for _, frame in arrival.frames]
+            if arrival.episodes:
+                break
+            lanes.play(0)
+        (result,) = arrival.episodes
+        film = caption(np.stack(frames), result.scenario.instruction, result.success_once)
+        write_video(video, film, crew.spec.control_hz)
+    return result.scenario.instruction, result.success_once, result.length

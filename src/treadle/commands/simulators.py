@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Self
 
 from rich import box
 from rich.console import Console
@@ -15,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from treadle.cores import usable_cores
+from treadle.environments.environment import Environment
+from treadle.environments.install import install, missing_packages, packages_fix
 from treadle.errors import ConfigError
+from treadle.reporting.console import clock
 from treadle.simulators.build import installed_simulators, simulator_environment
-from treadle.simulators.environments import Environment
-from treadle.simulators.install import install, missing_packages, packages_fix
 
 _LINE_SECONDS = 10.0
 """Between two lines of progress, where there is no terminal."""
@@ -39,9 +39,8 @@ def simulators_table() -> Table:
 def install_environments(names: Sequence[str], every: bool, *, force: bool, system: bool) -> None:
     """Install the environments of some simulators, as many at a time as there are cores, with progress on the console.
 
-    Raises:
-        ConfigError: An unknown simulator, or none was named.
-        SimulatorError: An environment could not be made; the others are installed all the same.
+    Raises ConfigError for an unknown simulator, or where none was named, and SimulatorError where an environment could
+    not be made; the others are installed all the same.
     """
     known = {name: simulator_environment(name) for name in installed_simulators()}
     if not names and not every:
@@ -52,7 +51,8 @@ def install_environments(names: Sequence[str], every: bool, *, force: bool, syst
         for name in (name for name, environment in known.items() if environment is None):
             Console().print(f"{name}: needs no environment of its own", highlight=False)
     chosen = [environment for environment in known.values() if environment is not None]
-    with _Installation() as shown, ThreadPoolExecutor(len(usable_cores())) as pool:
+    shown = _Installation()
+    with shown.status, ThreadPoolExecutor(len(usable_cores())) as pool:
         jobs = [pool.submit(shown.install, environment, force, system) for environment in chosen]
         try:
             wait(jobs)
@@ -68,18 +68,11 @@ class _Installation:
 
     def __init__(self) -> None:
         self._console = Console()
-        self._status = self._console.status("installing")
+        self.status = self._console.status("installing")
         self._began = time.monotonic()
         self._lock = Lock()
         self._lines: dict[str, str] = {}
         self._printed: dict[str, float] = {}
-
-    def __enter__(self) -> Self:
-        self._status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._status.stop()
 
     def install(self, environment: Environment, force: bool, system: bool) -> None:
         """Install one; to be called in a thread of its own."""
@@ -97,7 +90,7 @@ class _Installation:
         line, now = f"[{self._clock()}] {name}: {text}", time.monotonic()
         with self._lock:
             self._lines[name] = line
-            self._status.update(escape("\n".join(self._lines.values())))
+            self.status.update(escape("\n".join(self._lines.values())))
             due = now - self._printed.get(name, -_LINE_SECONDS) >= _LINE_SECONDS
             if due:
                 self._printed[name] = now
@@ -108,8 +101,7 @@ class _Installation:
         self._console.print(escape(line), highlight=False, soft_wrap=True)
 
     def _clock(self) -> str:
-        minutes, seconds = divmod(round(time.monotonic() - self._began), 60)
-        return f"{minutes}:{seconds:02d}"
+        return clock(time.monotonic() - self._began)
 
 
 def assets_text(missing: Sequence[Path], shown: int = 3) -> str:

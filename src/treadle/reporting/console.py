@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from rich import box
@@ -46,9 +45,7 @@ class RunConsole:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -91,7 +88,7 @@ class RunConsole:
     def _line(self, text: str) -> None:
         if self._live is None:
             self._last_line = time.monotonic()
-            self.message(f"[{_clock(self._view.elapsed())}] {text}")
+            self.message(f"[{clock(self._view.elapsed())}] {text}")
 
 
 class _RunView:
@@ -139,7 +136,7 @@ class _RunView:
         numbers += [f"{label} {text}" for label, text in self._numbers()]
         left = self.seconds_left()
         if left is not None:
-            numbers.append(f"left {_clock(left)}")
+            numbers.append(f"left {clock(left)}")
         return "  ".join(numbers)
 
     def __rich__(self) -> RenderableType:
@@ -157,8 +154,8 @@ class _RunView:
         grid = Table.grid(expand=True, padding=(0, 1))
         grid.add_column(ratio=1)
         grid.add_column(justify="right")
-        grid.add_row(Text(self.stage + detail, style="bold", overflow="ellipsis", no_wrap=True), _clock(self.elapsed()))
-        ending = "" if left is None or done >= self._iterations else f" {_clock(left)} left"
+        grid.add_row(Text(self.stage + detail, style="bold", overflow="ellipsis", no_wrap=True), clock(self.elapsed()))
+        ending = "" if left is None or done >= self._iterations else f" {clock(left)} left"
         grid.add_row(ProgressBar(total=self._iterations, completed=done), f"{done:.0f}/{self._iterations}{ending}")
         return grid
 
@@ -172,9 +169,9 @@ class _RunView:
                 value.stylize("bold green")
                 value.append("  " + sparkline(self._success, 40), style="green")
             grid.add_row(label, value)
-        shares = self._shares()
-        if shares:
-            grid.add_row("time", _share_bar(shares))
+        seconds = [(role, color, self._metrics.get(f"time/{role}", 0.0)) for role, color in _ROLES]
+        if total := sum(entry[2] for entry in seconds):
+            grid.add_row("time", _share_bar([(role, color, s / total) for role, color, s in seconds if s > 0]))
         return grid
 
     def _numbers(self) -> list[tuple[str, str]]:
@@ -186,21 +183,14 @@ class _RunView:
         )
         return [(label, form.format(self._metrics[key])) for label, key, form in formats if key in self._metrics]
 
-    def _shares(self) -> list[tuple[str, str, float]]:
-        seconds = [(role, color, self._metrics.get(f"time/{role}", 0.0)) for role, color in _ROLES]
-        total = sum(entry[2] for entry in seconds)
-        return [(role, color, value / total) for role, color, value in seconds if value > 0] if total else []
 
-
-def sparkline(values: list[float], width: int, low: float = 0.0, high: float = 1.0) -> str:
-    """The history of a value in at most `width` characters, each the mean of an equal part."""
+def sparkline(values: list[float], width: int) -> str:
+    """The history of a share, 0 to 1, in at most `width` characters, each the mean of an equal part."""
     count = min(width, len(values))
     parts = [values[len(values) * i // count : len(values) * (i + 1) // count] for i in range(count)]
     means = [sum(part) / len(part) for part in parts]
     # A value that is not a number leaves a gap.
-    return "".join(
-        _SPARKS[round(min(1.0, max(0.0, (mean - low) / (high - low))) * 7)] if mean == mean else " " for mean in means
-    )
+    return "".join(_SPARKS[round(min(1.0, max(0.0, mean)) * 7)] if mean == mean else " " for mean in means)
 
 
 def _share_bar(shares: list[tuple[str, str, float]]) -> Text:
@@ -226,7 +216,8 @@ def _closing_table(summary: RunSummary) -> Table:
     return table
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as m:ss, or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -4,7 +4,7 @@ import math
 from html import escape
 
 from treadle.reporting.folder import RunFolder
-from treadle.reporting.plots import Axes, Series, line_chart, sparkline_svg, stacked_chart
+from treadle.reporting.plots import Axes, Series, chart, sparkline_svg
 
 ROLES = ("simulate", "generate", "update", "critic")
 
@@ -13,19 +13,10 @@ def learning_curves(run: RunFolder) -> str:
     """Success over iterations and wall time, return, length, throughput and time per role."""
     iterations = run.series("iteration")
     minutes = [seconds / 60 for seconds in run.series("seconds")]
-    success = [Series("success", run.series("rollout/success"))]
     percent = {"low": 0.0, "high": 1.0, "percent": True}
     charts = [
-        _figure(
-            "Success in rollouts",
-            line_chart(iterations, success, Axes("iteration", "of episodes", **percent)),
-            "of episodes",
-        ),
-        _figure(
-            "Success over wall time",
-            line_chart(minutes, success, Axes("minutes", "of episodes", **percent)),
-            "of episodes",
-        ),
+        _single(run, "Success in rollouts", "rollout/success", Axes("iteration", "of episodes", **percent)),
+        _single(run, "Success over wall time", "rollout/success", Axes("minutes", "of episodes", **percent), minutes),
         _single(run, "Return", "rollout/return", Axes("iteration", "sum of rewards")),
         _single(run, "Episode length", "rollout/length", Axes("iteration", "control steps", low=0)),
         _single(run, "Throughput", "speed/control_steps_per_second", Axes("iteration", "control steps/s", low=0)),
@@ -35,31 +26,26 @@ def learning_curves(run: RunFolder) -> str:
 
 
 def health_curves(run: RunFolder) -> str:
-    """The curves that show whether the update does what it should."""
-    charts = [
-        _single(run, "Approximate KL", "update/approximate_kl", Axes("iteration", "nats", low=0)),
-        _single(
-            run, "Clipped share of ratios", "update/clip_share", Axes("iteration", "of entries", low=0, percent=True)
-        ),
-        _single(run, "Explained variance", "critic/explained_variance", Axes("iteration", "1 is perfect", high=1)),
-        _single(run, "Log-prob gap of rollout and update", "update/log_prob_gap", Axes("iteration", "nats", low=0)),
-        _single(run, "Entropy", "update/entropy", Axes("iteration", "nats")),
-        _single(run, "Gradient norm", "update/gradient_norm", Axes("iteration", "before clipping", low=0)),
-    ]
+    """The curves that show whether the update does what it should, as far as the algorithm records them."""
+    known = (
+        ("Approximate KL", "update/approximate_kl", Axes("iteration", "nats", low=0)),
+        ("Clipped share of ratios", "update/clip_share", Axes("iteration", "of entries", low=0, percent=True)),
+        ("Explained variance", "critic/explained_variance", Axes("iteration", "1 is perfect", high=1)),
+        ("Log-prob gap of rollout and update", "update/log_prob_gap", Axes("iteration", "nats", low=0)),
+        ("Entropy", "update/entropy", Axes("iteration", "nats")),
+        ("Gradient norm", "update/gradient_norm", Axes("iteration", "before clipping", low=0)),
+        ("Policy loss", "update/policy_loss", Axes("iteration", "")),
+    )
+    charts = [_single(run, title, key, axes) for title, key, axes in known if key in run.metric_keys()]
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def role_totals(run: RunFolder) -> list[tuple[str, float]]:
-    """Seconds of training per role; what no role accounts for is `other`."""
+def role_bar(run: RunFolder) -> str:
+    """Time per role over the whole training, as one bar with its legend; what no role accounts for is `other`."""
     totals = [(role, _sum(run.series(f"time/{role}"))) for role in ROLES if f"time/{role}" in run.metric_keys()]
     rest = _sum(run.series("time/iteration")) - sum(seconds for _, seconds in totals)
     # Roles that overlap sum to more than the clock; then there is no rest to speak of.
-    return [*totals, ("other", rest)] if rest > 0 else totals
-
-
-def role_bar(run: RunFolder) -> str:
-    """Time per role over the whole training, as one bar with its legend."""
-    totals = role_totals(run)
+    totals += [("other", rest)] if rest > 0 else []
     whole = sum(seconds for _, seconds in totals)
     if not whole:
         return '<p class="missing">No times yet.</p>'
@@ -102,19 +88,19 @@ def format_number(value: float) -> str:
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _single(run: RunFolder, title: str, key: str, axes: Axes) -> str:
+def _single(run: RunFolder, title: str, key: str, axes: Axes, x: list[float] | None = None) -> str:
     if key not in run.metric_keys():
         return _figure(title, f'<p class="missing">This run has not recorded {escape(key)}.</p>')
-    chart = line_chart(run.series("iteration"), [Series(axes.y_label, run.series(key))], axes)
-    return _figure(title, chart, axes.y_label)
+    drawn = chart(run.series("iteration") if x is None else x, [Series(axes.y_label, run.series(key))], axes)
+    return _figure(title, drawn, axes.y_label)
 
 
 def _times(run: RunFolder, iterations: list[float]) -> str:
     roles = [role for role in ROLES if f"time/{role}" in run.metric_keys()]
     series = [Series(role, run.series(f"time/{role}")) for role in roles]
-    chart = stacked_chart(iterations, series, Axes("iteration", "seconds", low=0))
+    drawn = chart(iterations, series, Axes("iteration", "seconds", low=0), stacked=True)
     legend = "".join(f'<li><b class="key s{_color(role)}"></b>{role}</li>' for role in roles)
-    return _figure("Time per role", chart + f'<ul class="legend">{legend}</ul>', "seconds per iteration")
+    return _figure("Time per role", drawn + f'<ul class="legend">{legend}</ul>', "seconds per iteration")
 
 
 def _figure(title: str, content: str, unit: str = "") -> str:

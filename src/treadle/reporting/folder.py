@@ -49,11 +49,7 @@ class RunFolder:
 
 
 def read_run(run_dir: Path) -> RunFolder:
-    """Read the folder of a run.
-
-    Raises:
-        OutputError: it is not the folder of a run, or a file of it cannot be read.
-    """
+    """Read the folder of a run. Raises OutputError where it is none, or a file of it cannot be read."""
     if not run_dir.is_dir():
         raise OutputError(f"{run_dir}: no such folder; give the folder of a run, as in runs/quickstart")
     config = read_json(run_dir / "config.json")

@@ -1,4 +1,7 @@
-"""What a run ran on: versions, processor, memory."""
+"""What a run ran on: versions, processor, memory.
+
+Imports the standard library alone: checks that run in the Python of a simulator use it.
+"""
 
 import os
 import platform
@@ -28,18 +31,10 @@ def versions() -> dict[str, str]:
 
 def cpu_model() -> str:
     """The processor's name as its maker gives it, or the architecture where the system does not say."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def memory_gb() -> float:
-    """Physical memory of the machine, in GiB."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def peak_rss_mb() -> float:
@@ -55,7 +50,7 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
     return {
         "cpu": cpu_model(),
         "cores": len(usable_cores()),
-        "memory_gb": round(memory_gb(), 1),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
         "device": device,
         "versions": versions(),
@@ -65,7 +60,6 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
 def write_machine(run_dir: Path, device: str = "cpu") -> None:
     """Keep the machine with the run, in `machine.json`: its report may be made again on another.
 
-    Raises:
-        OutputError: the folder cannot be written.
+    Raises OutputError where the folder cannot be written.
     """
     write_atomically(run_dir / MACHINE_FILE, to_json(describe_machine(device)) + "\n")

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, cast
 
 from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -26,16 +25,14 @@ class MetricsWriter:
 
     `resume_at` is the last iteration that the checkpoint holds: later lines, which the resumed run writes again, are
     dropped from the file before anything is appended, and TensorBoard is told to forget them.
-
-    Raises:
-        OutputError: on opening or writing, where the folder cannot be written.
+    Raises OutputError, on opening or writing, where the folder cannot be written.
     """
 
     def __init__(self, run_dir: Path, resume_at: int | None = None) -> None:
         self._path = run_dir / METRICS_FILE
         try:
             if resume_at is not None and self._path.exists():
-                kept = [to_json(row, indent=None) for row in _rows(self._path) if row["iteration"] <= resume_at]
+                kept = [to_json(row, indent=None) for row in read_metrics(run_dir) if row["iteration"] <= resume_at]
                 write_atomically(self._path, "".join(line + "\n" for line in kept))
             board = run_dir / "tensorboard"
             board.mkdir(parents=True, exist_ok=True)
@@ -43,23 +40,21 @@ class MetricsWriter:
             self._board_path = board / f"events.out.tfevents.{time.time_ns()}"
             self._lines = self._path.open("a", encoding="utf-8")
             self._board = RecordWriter(self._board_path.open("wb"))
-            self._add_event(_event.Event(wall_time=time.time(), file_version="brain.Event:2"))
+            self._add_event(file_version="brain.Event:2")
             if resume_at is not None:
                 start = _event.SessionLog(status=_event.SessionLog.START)
-                self._add_event(_event.Event(wall_time=time.time(), step=resume_at + 1, session_log=start))
+                self._add_event(step=resume_at + 1, session_log=start)
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
     def write(self, metrics: Mapping[str, float]) -> None:
         """Append the numbers of one iteration, which is `metrics["iteration"]`. NaN and infinity become null."""
         values = [_summary.Summary.Value(tag=key, simple_value=value) for key, value in metrics.items()]
-        event = _event.Event(
-            wall_time=time.time(), step=int(metrics["iteration"]), summary=_summary.Summary(value=values)
-        )
+        step, summary = int(metrics["iteration"]), _summary.Summary(value=values)
         try:
             self._lines.write(to_json({key: _plain(value) for key, value in metrics.items()}, indent=None) + "\n")
             self._lines.flush()
-            self._add_event(event)
+            self._add_event(step=step, summary=summary)
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
@@ -74,36 +69,29 @@ class MetricsWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _add_event(self, event: Any) -> None:
-        self._board.write(event.SerializeToString())
+    def _add_event(self, **fields: Any) -> None:
+        self._board.write(_event.Event(wall_time=time.time(), **fields).SerializeToString())
         self._board.flush()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     """The rows of a run, one per iteration; null reads as NaN, and a line cut short by a crash is left out.
 
-    Raises:
-        OutputError: there is no metrics file, or a line of it is not JSON.
+    Raises OutputError where there is no metrics file, or a line of it is not JSON.
     """
     path = run_dir / METRICS_FILE
     try:
-        return _rows(path)
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError as error:
         raise OutputError(
             f"{path}: no metrics here; give the folder of a run, which holds {METRICS_FILE} after its first iteration"
         ) from error
     except OSError as error:
         raise OutputError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _rows(path: Path) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

@@ -1,7 +1,7 @@
 """Small line and area charts as inline SVG. Colours come from the page, so they follow its light or dark scheme."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
@@ -35,21 +35,40 @@ class Axes:
     percent: bool = False
 
 
-def line_chart(x: Sequence[float], series: Sequence[Series], axes: Axes) -> str:
-    """An SVG of lines over `x`; beyond 30 points a faint line is the data and a strong one its moving mean."""
-    return _chart(x, series, axes, _lines, stacked=False)
-
-
-def stacked_chart(x: Sequence[float], series: Sequence[Series], axes: Axes) -> str:
-    """An SVG of areas on top of each other, the first at the bottom."""
-    return _chart(x, series, axes, _areas, stacked=True)
+def chart(x: Sequence[float], series: Sequence[Series], axes: Axes, stacked: bool = False) -> str:
+    """An SVG of lines over `x`; beyond 30 points a faint line is the data and a strong one its moving mean. Or, where
+    `stacked`, of areas on top of each other, the first at the bottom.
+    """
+    known = [i for i, value in enumerate(x) if math.isfinite(value)]
+    x, values = _thin([x[i] for i in known], [[entry.y[i] for i in known] for entry in series])
+    tops = [[sum(column) for column in zip(*values, strict=True)]] if stacked else values
+    finite = [value for line in tops for value in line if math.isfinite(value)]
+    if not finite:
+        return '<p class="missing">No values yet.</p>'
+    low = axes.low if axes.low is not None else min(finite)
+    high = axes.high if axes.high is not None else max(finite)
+    if high <= low:
+        low, high = low - (abs(low) * 0.1 or 0.5), low + (abs(low) * 0.1 or 0.5)
+        low = max(low, axes.low) if axes.low is not None else low
+    grid = ticks(low, high)
+    if axes.high is None and grid[-1] < high:
+        high += (high - low) * 0.04
+    scale = _Scale(x[0], x[-1], low, high)
+    label = escape(f"{axes.y_label} over {axes.x_label}")
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">',
+        *_frame(scale, axes, grid),
+        (_areas if stacked else _lines)(x, values, scale),
+        "</svg>",
+    ]
+    return "".join(parts)
 
 
 def standalone_chart(
     x: Sequence[float], series: Sequence[Series], axes: Axes, legend: tuple[int, int] = (300, 130)
 ) -> str:
-    """A `line_chart` with its own colours and a legend at (x, y), for a file of its own. A long label moves it left."""
-    head, _, body = line_chart(x, series, axes).partition(">")
+    """A `chart` with its own colours and a legend at (x, y), for a file of its own. A long label moves it left."""
+    head, _, body = chart(x, series, axes).partition(">")
     left, top = legend
     longest = max((len(entry.label) for entry in series), default=0)
     left = max(0, min(left, WIDTH - 24 - round(2 * _HALF_CHARACTER * longest)))
@@ -115,38 +134,6 @@ class _Scale:
     def y(self, value: float) -> float:
         share = (value - self.y_low) / (self.y_high - self.y_low)
         return self.bottom - min(1.0, max(0.0, share)) * (self.bottom - self.top)
-
-
-def _chart(
-    x: Sequence[float],
-    series: Sequence[Series],
-    axes: Axes,
-    draw: Callable[[Sequence[float], Sequence[Sequence[float]], _Scale], str],
-    stacked: bool,
-) -> str:
-    known = [i for i, value in enumerate(x) if math.isfinite(value)]
-    x, values = _thin([x[i] for i in known], [[entry.y[i] for i in known] for entry in series])
-    tops = [[sum(column) for column in zip(*values, strict=True)]] if stacked else values
-    finite = [value for line in tops for value in line if math.isfinite(value)]
-    if not finite:
-        return '<p class="missing">No values yet.</p>'
-    low = axes.low if axes.low is not None else min(finite)
-    high = axes.high if axes.high is not None else max(finite)
-    if high <= low:
-        low, high = low - (abs(low) * 0.1 or 0.5), low + (abs(low) * 0.1 or 0.5)
-        low = max(low, axes.low) if axes.low is not None else low
-    grid = ticks(low, high)
-    if axes.high is None and grid[-1] < high:
-        high += (high - low) * 0.04
-    scale = _Scale(x[0], x[-1], low, high)
-    label = escape(f"{axes.y_label} over {axes.x_label}")
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">',
-        *_frame(scale, axes, grid),
-        draw(x, values, scale),
-        "</svg>",
-    ]
-    return "".join(parts)
 
 
 def _frame(scale: _Scale, axes: Axes, grid: Sequence[float]) -> list[str]:

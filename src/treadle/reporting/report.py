@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from treadle.config.run_directory import flatten
 from treadle.config.schema import TrainConfig
 from treadle.files import to_json, write_atomically
 from treadle.reporting.curves import health_curves, idle_table, learning_curves, metrics_table, role_bar
@@ -23,8 +24,7 @@ REPORT_FILE = "report.html"
 def write_report(run_dir: Path) -> Path:
     """Write `report.html` into the folder of a run, finished or not, and return its path.
 
-    Raises:
-        OutputError: it is not the folder of a run, a file of it cannot be read, or the page cannot be written.
+    Raises OutputError where it is not the folder of a run, a file of it cannot be read, or the page cannot be written.
     """
     run = read_run(run_dir)
     template = Template(files("treadle.reporting").joinpath("report.html").read_text(encoding="utf-8"))
@@ -73,7 +73,7 @@ def _status(run: RunFolder) -> str:
 
 
 def _headline(run: RunFolder) -> str:
-    base, final = (_in_distribution(run, which) for which in ("base", "final"))
+    base, final = (_in_distribution(run, label, found) for label, found in (("base", run.base), ("final", run.final)))
     if base is None and final is None:
         return _missing("Not evaluated yet: success before and after training will stand here.")
     numbers = "".join(_big(label, result) for label, result in (("base", base), ("final", final)))
@@ -90,8 +90,7 @@ def _big(label: str, result: Mapping[str, Any] | None) -> str:
     return f'<div class="{label}"><span>{label}</span><strong>{value}</strong><small>{below}</small></div>'
 
 
-def _in_distribution(run: RunFolder, which: str) -> Mapping[str, Any] | None:
-    evaluation = {"base": run.base, "final": run.final}[which]
+def _in_distribution(run: RunFolder, which: str, evaluation: dict[str, Any] | None) -> Mapping[str, Any] | None:
     if evaluation and "train" in evaluation["suites"]:
         return evaluation["suites"]["train"]
     return _summary(run, which, {}).get(suite_name("train"))
@@ -117,17 +116,12 @@ def _tiles(run: RunFolder) -> str:
 
 
 def _videos(run: RunFolder) -> str:
-    if not run.videos:
-        return _missing("This run has no videos yet.")
-    return f'<div class="pairs">{"".join(_pair(run, entry) for entry in run.videos)}</div>'
-
-
-def _pair(run: RunFolder, entry: Mapping[str, Any]) -> str:
-    films = "".join(_film(run, label, entry.get(label)) for label in ("base", "final"))
-    return (
-        f'<figure class="pair"><figcaption>{escape(str(entry["instruction"]))}'
-        f"<small>{escape(str(entry['scenario']))}</small></figcaption><div>{films}</div></figure>"
-    )
+    pairs: list[str] = []
+    for entry in run.videos:
+        films = "".join(_film(run, label, entry.get(label)) for label in ("base", "final"))
+        title = f"{escape(str(entry['instruction']))}<small>{escape(str(entry['scenario']))}</small>"
+        pairs.append(f'<figure class="pair"><figcaption>{title}</figcaption><div>{films}</div></figure>')
+    return f'<div class="pairs">{"".join(pairs)}</div>' if pairs else _missing("This run has no videos yet.")
 
 
 def _film(run: RunFolder, label: str, film: Mapping[str, Any] | None) -> str:
@@ -159,19 +153,9 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 
 def _changed(config: Mapping[str, Any]) -> str:
-    defaults = _flat(TrainConfig().model_dump(mode="json"))
-    changed = {key: to_json(value, None) for key, value in _flat(config).items() if defaults.get(key) != value}
+    defaults = flatten(TrainConfig().model_dump(mode="json"))
+    changed = {key: to_json(value, None) for key, value in flatten(config).items() if defaults.get(key) != value}
     return _pairs(changed) if changed else "<p>Every setting has its default.</p>"
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _summary(run: RunFolder, key: str, default: Any) -> Any:

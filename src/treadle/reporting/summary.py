@@ -56,11 +56,7 @@ def suite_results(evaluation: Mapping[str, Any]) -> dict[str, SuiteResult]:
 
 
 def write_summary(run_dir: Path, summary: RunSummary) -> Path:
-    """Write `summary.json`, whole or not at all, and return its path.
-
-    Raises:
-        OutputError: the folder cannot be written.
-    """
+    """Write `summary.json`, whole or not at all, and return its path. Raises OutputError."""
     path = run_dir / SUMMARY_FILE
     write_atomically(path, to_json(asdict(summary)) + "\n")
     return path

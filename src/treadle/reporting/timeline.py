@@ -20,8 +20,7 @@ _MOST = 3000
 class TraceWriter:
     """Keeps the spans of the latest iterations in `trace.json`, in the Trace Event Format of Chrome.
 
-    Raises:
-        OutputError: on writing, where the folder cannot be written.
+    Raises OutputError, on writing, where the folder cannot be written.
     """
 
     def __init__(self, run_dir: Path, iterations: int) -> None:

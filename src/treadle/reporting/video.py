@@ -25,9 +25,7 @@ def write_video(path: Path, frames: Frames, fps: float) -> None:
     """Write frames `[T, H, W, 3]` as an H.264 mp4, whole or not at all.
 
     H.264 stores colour for blocks of 2 x 2 pixels: an odd height or width grows by one repeated row or column.
-
-    Raises:
-        OutputError: the folder cannot be written or the disk is full.
+    Raises OutputError where the folder cannot be written or the disk is full.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
         raise ValueError(f"frames must be uint8 [T, H, W, 3] with T > 0, not {frames.dtype} {list(frames.shape)}")
@@ -41,28 +39,21 @@ def write_video(path: Path, frames: Frames, fps: float) -> None:
         raise cannot_write(path, error) from error
 
 
-def enlarge(frames: Frames, width: int) -> Frames:
-    """Frames `[T, H, W, 3]` with each pixel repeated until they are at least `width` wide: small ones stay sharp."""
-    times = -(-width // frames.shape[2])
-    return frames if times <= 1 else frames.repeat(times, axis=1).repeat(times, axis=2)
-
-
-def caption(frames: Frames, text: str, ok: bool | None = None) -> Frames:
-    """Frames `[T, H, W, 3]` with a strip of text below; `ok` adds a green or red mark. Legible from 200 pixels on."""
+def caption(frames: Frames, text: str, ok: bool) -> Frames:
+    """Frames `[T, H, W, 3]` with a strip of text and a green or red mark below. Legible from 200 pixels on."""
     count, height, width, _ = frames.shape
     size = max(10, width // 26)
     font = ImageFont.load_default(size)
     margin = size // 2
-    start = margin if ok is None else 2 * margin + size // 2
+    start = 2 * margin + size // 2
     lines = _wrap(text, font, width - start - margin)
     strip = margin * 2 + round(len(lines) * size * 1.3)
     strip += (height + strip) % 2
 
     image = Image.new("RGB", (width, strip), _PAPER)
     draw = ImageDraw.Draw(image)
-    if ok is not None:
-        top = margin + size * 0.4
-        draw.ellipse((margin, top, margin + size // 2, top + size // 2), fill=_GOOD if ok else _BAD)
+    top = margin + size * 0.4
+    draw.ellipse((margin, top, margin + size // 2, top + size // 2), fill=_GOOD if ok else _BAD)
     draw.multiline_text((start, margin), "\n".join(lines), fill=_INK, font=font, spacing=size * 0.3)
     below = np.broadcast_to(np.asarray(image), (count, strip, width, 3))
     return np.concatenate([frames, below], axis=1)
