@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from fake_simulator import FakeSimulator, Script, TeachingSimulator, scenario
+from leftovers import workers_left
 from treadle.environments.interpreter import Interpreter
 from treadle.errors import ConfigError, SimulatorError
 from treadle.rollout.sources import ScenarioList
@@ -63,7 +64,7 @@ def test_a_crew_tells_what_its_simulator_is(kind):
         assert crew.scenarios("train", "train", 18, 500) == [scenario(18), scenario(19)]
         assert crew.call(queries.INSTRUCTIONS, [scenario(2)]) == [here.instructions(scenario(2))]
         assert crew.call(queries.VOCABULARY) is None
-    assert not psutil.Process().children(recursive=True)
+    assert not workers_left()
 
 
 @KINDS
@@ -217,7 +218,7 @@ def test_a_simulator_that_cannot_be_built_is_no_fault_to_try_again(kind):
         crew_of(kind=kind, nonsense=1),
     ):
         pass
-    assert not psutil.Process().children(recursive=True)
+    assert not workers_left()
 
 
 def test_an_interpreter_that_is_not_there():
@@ -227,4 +228,4 @@ def test_an_interpreter_that_is_not_there():
     missing = SimulatorFactory("no_such_module:Class", {}, Interpreter("/no/python"))
     with pytest.raises(SimulatorError, match=r"cannot start /no/python"):
         Crew(CrewPlan(missing, 1, kind="processes"))
-    assert not psutil.Process().children(recursive=True)
+    assert not workers_left()

@@ -11,6 +11,7 @@ import pytest
 
 from fake_lanes import assert_same, collect, make_collector, opened, plan
 from fakes import FakePolicy
+from leftovers import workers_left
 from treadle.errors import SimulatorError
 from treadle.workers.crew import ATTEMPTS
 
@@ -47,7 +48,7 @@ def test_a_rollout_with_faults_is_the_same_as_without(undisturbed, kind, trouble
         assert_same(one, other)
     assert "Its slots restart with their scenarios" in caplog.text
     assert "fake/train/train/" in caplog.text
-    assert not psutil.Process().children(recursive=True)
+    assert not workers_left()
 
 
 @pytest.mark.parametrize("trouble", ["raise", "reset-raise"])
@@ -83,7 +84,7 @@ def test_what_always_kills_its_worker_ends_the_run_with_name_and_scenarios():
     assert "it serves lanes" in said
     assert f"({ATTEMPTS} times in a row)" in said
     assert "the same command goes on from the last checkpoint" in said
-    assert not psutil.Process().children(recursive=True)
+    assert not workers_left()
 
 
 def test_no_memory_stays_with_replaced_workers(tmp_path: Path):

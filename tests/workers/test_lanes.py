@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from fake_lanes import assert_same, collect, make_collector, make_lanes, opened, plan
 from fakes import FakePolicy, indices
+from leftovers import workers_left
 from miniature import SIMULATOR, make_policy
 from treadle.data.rollout import Rollout
 from treadle.errors import ConfigError, SimulatorError
@@ -123,7 +124,7 @@ def test_lanes_are_served_as_they_get_ready_and_one_that_hangs_is_named():
 def test_what_a_worker_raises_is_raised_here(kind, trouble, error, said):
     with pytest.raises(error, match=said):
         collect(plan(4, lanes=2, workers=2, kind=kind, trouble=dict.fromkeys(range(20), trouble)))
-    assert not psutil.Process().children(recursive=True)
+    assert not workers_left()
 
 
 def test_a_killed_worker_ends_the_run_with_its_name_and_scenarios():
@@ -134,7 +135,7 @@ def test_a_killed_worker_ends_the_run_with_its_name_and_scenarios():
     assert "playing slot" in said
     assert "it serves lanes" in said
     assert "the same command goes on from the last checkpoint" in said
-    assert not psutil.Process().children(recursive=True)
+    assert not workers_left()
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
@@ -166,7 +167,7 @@ def test_nothing_is_left_behind():
     assert open_files() == before
     assert psutil.Process().num_threads() == threads
     assert set(Path("/dev/shm").iterdir()) == shared, "the memory has no name"
-    assert not psutil.Process().children(recursive=True)
+    assert not workers_left()
 
 
 MAIN = """
