@@ -34,6 +34,8 @@ from treadle.policies.protocol import Policy, Sampling
 from treadle.rollout.actor import Actor
 from treadle.rollout.collector import Collector
 from treadle.rollout.sources import ScenarioStream
+from treadle.runtime.build import machine_of
+from treadle.runtime.placement import PlayerPlace, place
 from treadle.simulators.protocol import SimulatorSpec
 from treadle.workers.crew import Crew, CrewPlan, check_dimensions
 from treadle.workers.lanes import Arrival, Lanes
@@ -207,8 +209,7 @@ def _configure(pair: str, kind: Kind, overrides: Sequence[str]) -> TrainConfig:
         f"collection.lanes={_LANES}",
         "collection.workers=1",
         f"collection.kind={kind}",
-        f"collection.simulate_cores={list(cores[:1])}",
-        f"collection.generate_cores={list(cores[1:2])}",
+        *(("placement.simulate=0", "placement.generate=1") if len(cores) > 1 else ()),
     )
     if pair == SYNTHETIC:
         return read_config(TrainConfig, None, [*common, *_SYNTHETIC, *overrides])
@@ -218,7 +219,18 @@ def _configure(pair: str, kind: Kind, overrides: Sequence[str]) -> TrainConfig:
 
 def _plan(config: TrainConfig) -> CrewPlan:
     simulator = config.simulator.model_copy(update={"threads": config.simulator.threads or 1})
-    return plan_crew(simulator, config.collection, accelerated=False)
+    where = _player(config)
+    return plan_crew(
+        simulator,
+        config.collection,
+        accelerated=False,
+        simulate_cores=where.simulate,
+        generate_cores=where.generate,
+    )
+
+
+def _player(config: TrainConfig) -> PlayerPlace:
+    return place(config, machine_of(torch.device("cpu"))).players[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +251,7 @@ class _Contest:
 
 
 def _contest(pair: str, config: TrainConfig, plan: CrewPlan, checkpoint: str | None, size: str | None) -> _Contest:
-    horizon, cores = config.simulator.horizon, config.collection.generate_cores
+    horizon, cores = config.simulator.horizon, _player(config).generate
     if pair == SYNTHETIC:
         return _Contest(_paced_policy(_SECONDS), {"policy": "paced"}, _no_critic, horizon, cores)
     if not size:

@@ -24,7 +24,7 @@ from treadle.errors import ConfigError
 from treadle.policies.critic import Critic
 from treadle.policies.load import load_configured
 from treadle.policies.protocol import Policy
-from treadle.runtime.build import build_critic
+from treadle.runtime.member import build_critic
 from treadle.runtime.player import Player
 from treadle.training.algorithm import Training
 from treadle.training.finetuning import load_trainable

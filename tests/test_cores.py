@@ -37,6 +37,6 @@ def test_a_pinned_thread_leaves_others_alone():
 
 @linux
 def test_cores_that_are_not_there():
-    check_cores("collection.simulate_cores", usable_cores())
-    with pytest.raises(PlacementError, match=r"collection.simulate_cores: found core 9999; this process may use \d"):
-        check_cores("collection.simulate_cores", (9999,))
+    check_cores("placement.simulate", usable_cores())
+    with pytest.raises(PlacementError, match=r"placement.simulate: found core 9999; this process may use \d"):
+        check_cores("placement.simulate", (9999,))

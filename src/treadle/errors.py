@@ -35,6 +35,10 @@ class RankError(TreadleError):
     """Ranks whose parts of a batch do not fit together, or one that others wait for in vain; names the ranks."""
 
 
+class VersionError(TreadleError):
+    """Decisions of other weights than those that the trainer has; names both versions."""
+
+
 class DivergenceError(TreadleError):
     """A loss or gradient that is not finite; names the tensor. The last checkpoint is good."""
 

@@ -14,7 +14,7 @@ from miniature import run_config
 from treadle.config.schema import CriticConfig
 from treadle.data.rollout import Rollout
 from treadle.policies import load_policy
-from treadle.runtime.build import build_critic
+from treadle.runtime.member import build_critic
 from treadle.runtime.player import Player
 from treadle.runtime.trainer import Trainer
 from treadle.runtime.weights import Weights

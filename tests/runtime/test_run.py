@@ -27,9 +27,11 @@ from treadle.data.step import EpisodeResult
 from treadle.errors import CheckpointError, ConfigError, DivergenceError, OutputError
 from treadle.policies import load_policy
 from treadle.reporting.metrics import read_metrics
-from treadle.runtime.build import build_critic, open_run
+from treadle.runtime.build import open_run
 from treadle.runtime.evaluator import Evaluator
 from treadle.runtime.loop import train
+from treadle.runtime.member import build_critic
+from treadle.runtime.player import PlayReport
 from treadle.runtime.recorder import summarize
 from treadle.simulators.protocol import tool_motions
 from treadle.training.checkpoints import list_checkpoints
@@ -422,7 +424,7 @@ def test_summarize_averages_over_episodes():
         episodes=episodes,
         seconds={"simulate": 0.5},
     )
-    assert summarize([rollout]) == {
+    assert summarize(PlayReport.of([rollout], [])) == {
         "rollout/episodes": 2,
         "rollout/control_steps": 2,
         "time/simulate": 0.5,
@@ -431,4 +433,4 @@ def test_summarize_averages_over_episodes():
         "rollout/length": 4.5,
     }
     rollout.episodes = []
-    assert "rollout/success" not in summarize([rollout])
+    assert "rollout/success" not in summarize(PlayReport.of([rollout], []))

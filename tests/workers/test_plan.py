@@ -10,12 +10,25 @@ from treadle.workers.plan import plan_crew
 
 
 def plan(
-    cores: int, monkeypatch: pytest.MonkeyPatch, *, slots: int = 8, accelerated: bool = False, **fields
+    cores: int,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    slots: int = 8,
+    accelerated: bool = False,
+    simulate: tuple[int, ...] = (),
+    generate: tuple[int, ...] = (),
+    **fields,
 ) -> CrewPlan:
     monkeypatch.setattr(module, "usable_cores", lambda: tuple(range(cores)))
     monkeypatch.setattr(module, "check_cores", lambda key, wanted: None)
     config = CollectionConfig(**fields)
-    return plan_crew(SimulatorConfig(slots=slots), config, accelerated=accelerated)
+    return plan_crew(
+        SimulatorConfig(slots=slots),
+        config,
+        accelerated=accelerated,
+        simulate_cores=simulate,
+        generate_cores=generate,
+    )
 
 
 @pytest.mark.parametrize(
@@ -29,7 +42,7 @@ def test_defaults_by_machine(monkeypatch: pytest.MonkeyPatch, cores: int, accele
 
 
 def test_cores_of_their_own_make_two_lanes(monkeypatch: pytest.MonkeyPatch):
-    chosen = plan(2, monkeypatch, simulate_cores=(0,), generate_cores=(1,))
+    chosen = plan(2, monkeypatch, simulate=(0,), generate=(1,))
     assert (chosen.lanes, chosen.workers, chosen.cores) == (2, 1, (0,))
     assert chosen.factory.options["threads"] == 1
 
@@ -42,7 +55,7 @@ def test_never_more_lanes_than_slots(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_what_cannot_be_is_an_error():
-    with pytest.raises(PlacementError, match=r"collection.generate_cores: found core 4096"):
-        plan_crew(SimulatorConfig(), CollectionConfig(generate_cores=(4096,)), accelerated=False)
+    with pytest.raises(PlacementError, match=r"placement.generate: found core 4096"):
+        plan_crew(SimulatorConfig(), CollectionConfig(), accelerated=False, generate_cores=(4096,))
     with pytest.raises(ConfigError, match=r"unknown simulator 'tabletopp'"):
         plan_crew(SimulatorConfig(name="tabletopp"), CollectionConfig(), accelerated=False)

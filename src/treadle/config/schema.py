@@ -8,6 +8,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from treadle.config.algorithm import AlgorithmConfig, DataNeeds
 from treadle.config.on_policy import PPOConfig
+from treadle.config.placement import PlacementConfig, RuntimeConfig
 from treadle.config.section import Natural, NonNegative, Positive, Rate, Section, Share
 
 
@@ -39,15 +40,11 @@ class CollectionConfig(Section):
     both use every core in turn. Results do not depend on it, up to rounding."""
     workers: Natural = 0
     """Threads or processes that play the lanes; fewer than lanes take turns, more divide each lane. 0 chooses: one for
-    each core of simulate_cores, else one for each lane, or for each core where the simulator lives in another
+    each core of `placement.simulate`, else one for each lane, or for each core where the simulator lives in another
     Python."""
     kind: Literal["auto", "threads", "processes"] = "auto"
     """What workers are: threads suit simulators that release Python's lock, processes all others. `auto` takes threads,
     unless the simulator lives in another Python."""
-    simulate_cores: tuple[Natural, ...] = ()
-    """Processor cores that workers stay on, as numbers from 0; empty for any (Linux)."""
-    generate_cores: tuple[Natural, ...] = ()
-    """Cores that the policy stays on while rollouts are played, with as many torch threads; empty for any (Linux)."""
     batch: Positive = 1
     """Ready lanes that one forward pass serves at most. Above 1, timing decides the shapes of batches, and runs are
     repeatable up to rounding only."""
@@ -204,6 +201,8 @@ class TrainConfig(RunConfig):
     """Iterations between checkpoints; 0 saves at the end only."""
     simulator: SimulatorConfig = SimulatorConfig()
     collection: CollectionConfig = CollectionConfig()
+    placement: PlacementConfig = PlacementConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
     policy: PolicyConfig = PolicyConfig()
     algorithm: SerializeAsAny[AlgorithmConfig] = PPOConfig()
     critic: CriticConfig = CriticConfig()

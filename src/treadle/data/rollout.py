@@ -4,14 +4,32 @@ Shapes: T decisions per slot, B slots, C actions of a chunk, P and E of log-prob
 decision (1 or C), S privileged state.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from treadle.data.batch import TensorBatch
 from treadle.data.step import EpisodeResult
+
+_STEPS = (
+    "choices",
+    "log_probs",
+    "values",
+    "state",
+    "reward",
+    "terminated",
+    "truncated",
+    "success",
+    "valid",
+    "final_values",
+    "versions",
+)
+"""The tensors [T, B, ..] of a rollout."""
 
 
 @dataclass(slots=True)
@@ -55,3 +73,65 @@ class Rollout:
     where the algorithm asks for it, zero where the slot idled."""
     selected: Tensor | None = None
     """[B] bool, slots whose group is worth a gradient, once an algorithm that compares groups has looked."""
+
+    def take_slots(self, first: int, stop: int) -> "Rollout":
+        """What a player of slots `first` to `stop` alone would have collected, on the CPU."""
+        rows = slice(first, stop)
+
+        def of_batch(batch: TensorBatch | None) -> TensorBatch | None:
+            return batch and batch.of({name: x[:, rows].cpu() for name, x in batch.tensors().items()})
+
+        inputs = of_batch(self.inputs)
+        assert inputs is not None
+        return replace(
+            self,
+            inputs=inputs,
+            next_inputs=of_batch(self.next_inputs),
+            **{name: getattr(self, name)[:, rows] for name in _STEPS},
+            next_values=self.next_values[rows],
+            scenarios=self.scenarios[:, rows],
+            episodes=[replace(e, slot=e.slot - first) for e in self.episodes if first <= e.slot < stop],
+            selected=None,
+        )
+
+    @staticmethod
+    def join(parts: "Sequence[Rollout]") -> "Rollout":
+        """The rollout of neighbouring slots, in order; one that ended earlier is filled up with decisions that were not
+        played. Seconds are the longest.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        decisions = max(len(part.valid) for part in parts)
+
+        def fill(x: Tensor) -> Tensor:
+            return torch.cat([x, x.new_zeros(decisions - len(x), *x.shape[1:])]) if len(x) < decisions else x
+
+        def of_batches(batches: Sequence[TensorBatch | None]) -> TensorBatch | None:
+            there = [batch for batch in batches if batch is not None]
+            if len(there) < len(batches):
+                return None
+            columns = [batch.tensors() for batch in there]
+            return there[0].of({name: torch.cat([fill(c[name]) for c in columns], 1) for name in columns[0]})
+
+        inputs = of_batches([part.inputs for part in parts])
+        assert inputs is not None
+        firsts = accumulate((part.valid.shape[1] for part in parts), initial=0)
+        scenarios = [np.full((decisions, part.valid.shape[1]), None, np.object_) for part in parts]
+        for whole, part in zip(scenarios, parts, strict=True):
+            whole[: len(part.scenarios)] = part.scenarios
+        return Rollout(
+            inputs=inputs,
+            next_inputs=of_batches([part.next_inputs for part in parts]),
+            **{name: torch.cat([fill(getattr(part, name)) for part in parts], 1) for name in _STEPS},
+            next_values=torch.cat([part.next_values for part in parts]),
+            scenarios=np.concatenate(scenarios, 1),
+            episodes=[
+                replace(e, slot=e.slot + first)
+                for first, part in zip(firsts, parts, strict=False)
+                for e in part.episodes
+            ],
+            seconds={
+                name: max(part.seconds.get(name, 0.0) for part in parts)
+                for name in {k: 0 for p in parts for k in p.seconds}
+            },
+        )

@@ -3,7 +3,7 @@
 Shapes: n the slots that were stepped, B all slots of a host, C actions of a chunk, S privileged state.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,8 @@ class EpisodeResult:
     """Undiscounted sum of rewards."""
     length: int
     """Control steps played."""
+    slot: int = field(default=0, compare=False)
+    """Where it was played."""
 
 
 @dataclass(slots=True)

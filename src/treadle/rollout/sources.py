@@ -25,14 +25,17 @@ class ScenarioStream:
     Of n groups, episode e of group g is entry `e * n + g` of the stream. The shuffle is a Feistel network, a
     permutation of the enumeration that is computed entry by entry, so that a million scenarios cost nothing to shuffle.
 
+    Several players share one stream: each has neighbouring slots, and gives the slots of the others nothing.
+
     Args:
         count: scenarios of the enumeration.
-        slots: episodes played at the same time.
+        slots: episodes played at the same time, by all players.
         seed: of order and noise.
         group_size: slots that share a scenario.
         partial_reset: True makes the stream endless. False gives each slot one scenario per round (`begin_round`); a
             slot idles once its episode has ended.
         place: suite and split of the enumeration.
+        own: this player's slots; all by default.
     """
 
     def __init__(
@@ -44,7 +47,9 @@ class ScenarioStream:
         group_size: int = 1,
         partial_reset: bool = True,
         place: tuple[str, Split] = ("train", "train"),
+        own: slice | None = None,
     ) -> None:
+        own = own or slice(0, slots)
         self._count = count
         self._slots = slots
         self._seed = seed
@@ -53,8 +58,9 @@ class ScenarioStream:
         self._bits = max(2, (count - 1).bit_length() + 1 & ~1)
         self._place = place
         self._round = 0
-        self._given = np.zeros(slots, np.int64)
-        """[slots] how many episodes each slot has been given."""
+        self._first = own.start
+        self._given = np.zeros(own.stop - own.start, np.int64)
+        """[own slots] how many episodes each slot has been given."""
         self.partial_reset = partial_reset
         self.ahead = int(partial_reset)
 
@@ -63,13 +69,14 @@ class ScenarioStream:
         self._round = int(self._given.max()) + 1
 
     def next(self, slot: int) -> Assignment | None:
-        """The next scenario of a slot; None where it has had its episode of the round."""
+        """The next scenario of an own slot, from 0; None where it has had its episode of the round."""
         given = int(self._given[slot])
         if not self.partial_reset and given >= self._round:
             return None
         self._given[slot] += 1
-        lap, position = divmod(given * self._groups + slot // self._group_size, self._count)
-        (key,) = noise_key(self._seed, given * self._slots + slot)
+        number = self._first + slot
+        lap, position = divmod(given * self._groups + number // self._group_size, self._count)
+        (key,) = noise_key(self._seed, given * self._slots + number)
         return Assignment(Entry(*self._place, self._shuffled(position, lap)), int(key))
 
     def state_dict(self) -> dict[str, Any]:

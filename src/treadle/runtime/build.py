@@ -10,21 +10,16 @@ import torch
 from treadle.config.loading import resolve_checkpoint
 from treadle.config.run_directory import create_run_directory
 from treadle.config.schema import TrainConfig
-from treadle.devices import choose_device, prepare_cpu
-from treadle.errors import ConfigError
-from treadle.policies.critic import Critic, NoCritic, PrivilegedCritic, ValueHeadCritic
-from treadle.policies.load import load_configured
-from treadle.policies.protocol import Policy
+from treadle.cores import usable_cores
+from treadle.devices import choose_device
 from treadle.reporting.machine import write_machine
 from treadle.runtime.evaluator import Evaluator
-from treadle.runtime.player import Player, check_decisions
+from treadle.runtime.member import Member, Start
+from treadle.runtime.placement import CPU, Machines, place
+from treadle.runtime.player import Player
 from treadle.runtime.recorder import Recorder
 from treadle.runtime.trainer import Trainer
-from treadle.training.algorithm import Training
 from treadle.training.checkpoints import list_checkpoints, load_trainer
-from treadle.training.finetuning import load_trainable
-from treadle.workers.crew import Crew, check_dimensions
-from treadle.workers.plan import plan_crew
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,59 +49,33 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
     Raises:
         TreadleError: A mistake that the user can mend.
     """
-    prepare_cpu(config.torch_threads)
     device = choose_device(config.device)
     base = resolve_checkpoint(config.policy.checkpoint)
+    placement = place(config, machine_of(device))
     checkpoints = list_checkpoints(config.output / config.name / "checkpoints")
     state = load_trainer(checkpoints[-1]) if checkpoints else None
-    # Player and trainer are in one process and share one policy.
-    torch.manual_seed(config.seed)
-    start = checkpoints[-1] / "policy" if checkpoints else base
-    policy = load_trainable(start, config.policy, device, freeze_vision=config.policy.freeze_vision)
-    check_decisions(config, policy.chunk)
+    start = Start(base, checkpoints[-1] / "policy" if checkpoints else base)
     with ExitStack() as opened:
-        plan = plan_crew(config.simulator, config.collection, accelerated=device.type != "cpu")
-        crew = opened.enter_context(Crew(plan))
-        check_dimensions(crew, policy.action_dim)
-        critic = build_critic(config, policy, crew.spec.state_dim, device)
+        member = opened.enter_context(Member(config, placement, 0, start))
+        assert member.crew is not None
+        member.begin(member.crew.spec.state_dim)
         # Only now: if checkpoint or simulator cannot be used, no folder is left behind.
         directory = create_run_directory(config)
-
-        def load_reference() -> Policy:
-            return load_configured(base, config.policy, device=str(device)).eval()
-
-        player = Player(config, crew, policy, critic)
-        trainer = Trainer(Training(policy, critic, config, device, load_reference))
-        recorder = Recorder(config, directory, trainer.algorithm.alarms)
-        evaluator = Evaluator(config, directory, crew, policy, recorder.console)
-        version = 0
+        recorder = Recorder(config, directory, member.trainer.alarms)
+        evaluator = Evaluator(config, directory, member.crew, member.policy, recorder.console)
         if state is not None:
-            version = state["iteration"]
-            trainer.load_state_dict(state)
-            player.load_state_dict(state["player"], version)
-            recorder.load_state_dict(state["recorder"], version)
-        write_machine(directory, str(device))
+            member.load_state_dict(state)
+            recorder.load_state_dict(state["recorder"], state["iteration"])
+        write_machine(directory, str(member.device))
         opened.enter_context(recorder)
-        yield Run(directory, base, version, player, trainer, evaluator, recorder)
+        version = state["iteration"] if state is not None else 0
+        yield Run(directory, base, version, member.player, member.trainer, evaluator, recorder)
 
 
-def build_critic(config: TrainConfig, policy: Policy, state_dim: int, device: torch.device) -> Critic:
-    """The critic that a config asks for, or its stand-in.
-
-    Raises:
-        ConfigError: A privileged critic on a simulator without privileged state.
-    """
-    needs = config.needs
-    if not needs.values:
-        return NoCritic()
-    outputs = policy.chunk if needs.values_per_action else 1
-    if config.critic.kind == "value_head":
-        if policy.value_outputs != outputs:
-            policy.add_value_head(outputs)
-        return ValueHeadCritic(policy)
-    if state_dim == 0:
-        raise ConfigError(
-            f"critic.kind 'privileged': the simulator {config.simulator.name!r} offers no privileged state; "
-            "use critic.kind=value_head"
-        )
-    return PrivilegedCritic(state_dim, outputs, config.critic.width).to(device)
+def machine_of(device: torch.device) -> Machines:
+    """The devices of this machine that a run on `device` may use: one where it has a number, else all of its kind."""
+    if device.type == CPU:
+        return Machines(CPU, (usable_cores(),))
+    if device.type != "cuda" or device.index is not None:
+        return Machines(device.type, ((device.index or 0,),))
+    return Machines("cuda", (tuple(range(torch.cuda.device_count())),))

@@ -25,7 +25,7 @@ def train(config: TrainConfig) -> Path:
                 metrics = trainer.update(rollouts, version)
                 trainer.average()
                 player.receive(trainer.publish(version + 1))
-                recorder.write(version + 1, rollouts, metrics, player.take_spans(), player.crew.restarts)
+                recorder.write(version + 1, player.take_report(), metrics)
                 if recorder.stop_asked or (config.save_every and (version + 1) % config.save_every == 0):
                     run.save(version + 1)
                     saved = version + 1

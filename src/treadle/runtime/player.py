@@ -1,6 +1,7 @@
 """The player: it simulates and decides, with the latest weights that it was given."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -8,16 +9,75 @@ from torch import nn
 from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout
 from treadle.data.span import Span
+from treadle.data.step import EpisodeResult
 from treadle.errors import ConfigError
 from treadle.policies.critic import Critic
 from treadle.policies.protocol import Policy, Sampling
 from treadle.rollout.actor import Actor
 from treadle.rollout.collector import Collector
 from treadle.rollout.sources import ScenarioStream
+from treadle.runtime.placement import PlayerPlace
 from treadle.runtime.weights import Weights, load_state
 from treadle.workers.crew import Crew
 from treadle.workers.lanes import Lanes
 from treadle.workers.messages import Session
+
+
+@dataclass(slots=True)
+class PlayReport:
+    """What was played for one update."""
+
+    rollouts: int
+    episodes: list[EpisodeResult]
+    """Episodes that ended."""
+    control_steps: int
+    seconds: dict[str, float]
+    """Wall time of each role, summed over rollouts; the mean over players."""
+    spans: list[Span]
+    """When simulators and policies were busy."""
+    restarts: int = 0
+    """Workers that were replaced."""
+
+    @classmethod
+    def of(cls, rollouts: Sequence[Rollout], spans: list[Span], restarts: int = 0) -> "PlayReport":
+        """The report of one player."""
+        roles = {name for rollout in rollouts for name in rollout.seconds}
+        return cls(
+            len(rollouts),
+            [episode for rollout in rollouts for episode in rollout.episodes],
+            sum(int(rollout.valid.sum()) for rollout in rollouts),
+            {role: sum(rollout.seconds.get(role, 0.0) for rollout in rollouts) for role in sorted(roles)},
+            spans,
+            restarts,
+        )
+
+    @staticmethod
+    def join(reports: "Sequence[PlayReport]") -> "PlayReport":
+        """The report of several players, which played the same number of rollouts."""
+        if len(reports) == 1:
+            return reports[0]
+        spans: list[Span] = []
+        workers, lanes = dict[str, int](), 0
+        for report in reports:
+            # Every player's workers and lanes get numbers of their own.
+            moved = [
+                span._replace(
+                    worker=span.worker + workers.get(span.role, 0), lanes=tuple(lane + lanes for lane in span.lanes)
+                )
+                for span in report.spans
+            ]
+            spans += moved
+            workers |= {role: 1 + max(s.worker for s in moved if s.role == role) for role in {s.role for s in moved}}
+            lanes = 1 + max((lane for span in moved for lane in span.lanes), default=lanes - 1)
+        roles = {role for report in reports for role in report.seconds}
+        return PlayReport(
+            reports[0].rollouts,
+            [episode for report in reports for episode in report.episodes],
+            sum(report.control_steps for report in reports),
+            {role: sum(r.seconds.get(role, 0.0) for r in reports) / len(reports) for role in sorted(roles)},
+            sorted(spans, key=lambda span: span.began),
+            sum(report.restarts for report in reports),
+        )
 
 
 class Player:
@@ -28,15 +88,22 @@ class Player:
         crew: the simulators; other sessions may use it between two rollouts.
         policy: it acts; the trainer's own policy, or a copy that `receive` keeps up to date.
         critic: it values observations; the trainer's own or a copy, likewise.
+        place: which of the run's slots it has, and where it acts.
     """
 
-    def __init__(self, config: TrainConfig, crew: Crew, policy: Policy, critic: Critic) -> None:
+    def __init__(
+        self, config: TrainConfig, crew: Crew, policy: Policy, critic: Critic, place: PlayerPlace | None = None
+    ) -> None:
+        place = place or PlayerPlace(0, slice(0, config.simulator.slots), (), ())
         self.crew = crew
         self.policy = policy
         self.version = 0
         """How many updates the policy has had."""
         self._critic = critic
         self._decisions = config.decisions
+        self._slots = place.slots
+        self._rollouts: list[Rollout] = []
+        self._restarts = 0
         needs = config.needs
         stream = ScenarioStream(
             crew.count("train", "train"),
@@ -44,6 +111,7 @@ class Player:
             config.seed,
             group_size=needs.group_size,
             partial_reset=needs.partial_reset,
+            own=place.slots,
         )
         session = Session(config.simulator.horizon, needs.keep_final)
         self._collector = Collector(
@@ -52,7 +120,7 @@ class Player:
             Actor(policy, Sampling(**config.policy.sampling.model_dump()), encode=config.policy.freeze_vision),
             critic,
             batch=config.collection.batch,
-            cores=config.collection.generate_cores,
+            cores=place.generate if policy.device.type == "cpu" else (),
             next_inputs=needs.next_inputs,
         )
 
@@ -64,8 +132,13 @@ class Player:
         """
         rollouts: list[Rollout] = []
         while wants_more(rollouts):
-            rollouts.append(self._collector.collect(self._decisions, self.version))
+            rollouts.append(self.collect_one())
         return rollouts
+
+    def collect_one(self) -> Rollout:
+        """One rollout of the policy as it is. Raises as `collect`."""
+        self._rollouts.append(self._collector.collect(self._decisions, self.version))
+        return self._rollouts[-1]
 
     def receive(self, weights: Weights) -> None:
         """Act with these weights from now on."""
@@ -76,18 +149,37 @@ class Player:
             assert isinstance(self._critic, nn.Module)
             load_state(self._critic, weights.critic)
 
-    def take_spans(self) -> list[Span]:
-        """When simulator and policy were busy since the last call."""
-        return self._collector.take_spans()
+    def take_report(self) -> PlayReport:
+        """What was played since the last call."""
+        rollouts, self._rollouts = self._rollouts, []
+        restarts, self._restarts = self.crew.restarts - self._restarts, self.crew.restarts
+        return PlayReport.of(rollouts, self._collector.take_spans(), restarts)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where every slot stands, as plain data."""
+        """Where every own slot stands, as plain data."""
         return self._collector.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], version: int) -> None:
-        """Go on from `state`, with a policy that has had `version` updates."""
+        """Go on from the `state` of all slots, of however many players, with a policy that has had `version` updates."""
         self.version = version
-        self._collector.load_state_dict(state)
+        self._collector.load_state_dict(_of_slots(state, self._slots))
+
+
+def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The state of all slots, from those of players in the order of their slots."""
+    return {
+        name: join_states([state[name] for state in states])
+        if isinstance(value, dict)
+        else [entry for state in states for entry in state[name]]
+        for name, value in states[0].items()
+    }
+
+
+def _of_slots(state: dict[str, Any], slots: slice) -> dict[str, Any]:
+    return {
+        name: _of_slots(value, slots) if isinstance(value, dict) else value[slots]  # pyright: ignore[reportUnknownArgumentType]
+        for name, value in state.items()
+    }
 
 
 def check_decisions(config: TrainConfig, chunk: int) -> None:

@@ -1,5 +1,6 @@
 """The recorder: it shows and writes each iteration of a run, and knows whether the user asked to stop."""
 
+import math
 import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -9,7 +10,6 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from treadle.config.schema import TrainConfig
-from treadle.data.rollout import Rollout
 from treadle.data.span import Span
 from treadle.data.step import EpisodeResult
 from treadle.files import read_json
@@ -20,6 +20,7 @@ from treadle.reporting.metrics import METRICS_FILE, MetricsWriter
 from treadle.reporting.report import write_report
 from treadle.reporting.summary import RunSummary, suite_results, write_summary
 from treadle.reporting.timeline import TraceWriter, idle_shares
+from treadle.runtime.player import PlayReport
 
 
 class Recorder:
@@ -44,7 +45,6 @@ class Recorder:
         self._iteration = 0
         self._control_steps = 0
         self._elapsed = 0.0
-        self._restarts = 0
         self._began = time.perf_counter()
         self._exit = ExitStack()
 
@@ -73,28 +73,20 @@ class Recorder:
         finally:
             signal.signal(signal.SIGINT, previous)
 
-    def write(
-        self,
-        iteration: int,
-        rollouts: Sequence[Rollout],
-        metrics: Mapping[str, float],
-        spans: list[Span],
-        restarts: int,
-    ) -> None:
-        """Write down an iteration: its metrics, when roles were busy, and how many workers were replaced so far."""
+    def write(self, iteration: int, played: PlayReport, metrics: Mapping[str, float]) -> None:
+        """Write down an iteration: what was played, and the metrics of its update."""
         now = time.perf_counter()
         seconds, self._began = now - self._began, now
-        summary = summarize(rollouts)
+        summary = summarize(played)
         self._iteration = iteration
         self._elapsed += seconds
         self._control_steps += int(summary["rollout/control_steps"])
-        restarts, self._restarts = restarts - self._restarts, restarts
         row = {
             "iteration": iteration,
             "seconds": self._elapsed,
             **summary,
             **metrics,
-            "rollout/restarts": float(restarts),
+            "rollout/restarts": float(played.restarts),
             **idle_shares(summary),
             "time/iteration": seconds,
             "speed/control_steps_per_second": summary["rollout/control_steps"] / seconds,
@@ -104,8 +96,8 @@ class Recorder:
             self.console.message(f"warning: iteration {iteration}: {warning}")
         self.console.iteration(row)
         # Everything after the last rollout is training.
-        collected = max(span.ended for span in spans)
-        self._trace.write(iteration, [*spans, Span("train", 0, (), collected, now)])
+        collected = max(span.ended for span in played.spans)
+        self._trace.write(iteration, [*played.spans, Span("train", 0, (), collected, now)])
 
     def finish(self) -> None:
         """Write summary and report, from the evaluations in the run's folder."""
@@ -141,25 +133,24 @@ class Recorder:
         self.console.message("stopping after this iteration; press Ctrl-C again to stop at once, without saving")
 
 
-def summarize(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Metrics of the rollouts of one update. Rates over episodes are left out if no episode ended."""
-    episodes = [episode for rollout in rollouts for episode in rollout.episodes]
-    roles = {name for rollout in rollouts for name in rollout.seconds}
+def summarize(played: PlayReport) -> dict[str, float]:
+    """Metrics of what was played for one update. Rates over episodes are left out if no episode ended."""
     metrics = {
-        "rollout/episodes": float(len(episodes)),
-        "rollout/control_steps": float(sum(int(rollout.valid.sum()) for rollout in rollouts)),
-        **{f"time/{role}": sum(rollout.seconds.get(role, 0.0) for rollout in rollouts) for role in sorted(roles)},
+        "rollout/episodes": float(len(played.episodes)),
+        "rollout/control_steps": float(played.control_steps),
+        **{f"time/{role}": seconds for role, seconds in played.seconds.items()},
     }
-    if len(rollouts) > 1:
-        metrics["rollout/rounds"] = float(len(rollouts))
-    if episodes:
+    if played.rollouts > 1:
+        metrics["rollout/rounds"] = float(played.rollouts)
+    if played.episodes:
         metrics |= {
-            "rollout/success": _mean(episodes, "success_once"),
-            "rollout/return": _mean(episodes, "episode_return"),
-            "rollout/length": _mean(episodes, "length"),
+            "rollout/success": _mean(played.episodes, "success_once"),
+            "rollout/return": _mean(played.episodes, "episode_return"),
+            "rollout/length": _mean(played.episodes, "length"),
         }
     return metrics
 
 
 def _mean(episodes: list[EpisodeResult], name: str) -> float:
-    return sum(float(getattr(episode, name)) for episode in episodes) / len(episodes)
+    # Rounded once, so that the order of episodes, and so the number of players, does not matter.
+    return math.fsum(float(getattr(episode, name)) for episode in episodes) / len(episodes)

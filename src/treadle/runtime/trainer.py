@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from treadle.data.rollout import Rollout
+from treadle.errors import VersionError
 from treadle.runtime.weights import Weights, trained_state
 from treadle.training.algorithm import Training, make_algorithm
 from treadle.training.averaging import WeightAverage
@@ -33,8 +34,23 @@ class Trainer:
         return self.algorithm.wants_more(rollouts)
 
     def update(self, rollouts: Sequence[Rollout], version: int) -> dict[str, float]:
-        """See `Algorithm.update`."""
+        """See `Algorithm.update`.
+
+        Raises:
+            VersionError: Some decision was made with other weights than those of this version.
+        """
+        for rollout in rollouts:
+            acted = rollout.versions[rollout.valid.any(-1)].unique().tolist()
+            if acted not in ([], [version]):
+                raise VersionError(
+                    f"the trainer is at version {version} of the weights, and was given decisions of version "
+                    f"{', '.join(map(str, acted))}: a player did not receive what was published"
+                )
         return self.algorithm.update(rollouts, version)
+
+    def alarms(self, metrics: dict[str, float]) -> list[str]:
+        """See `Algorithm.alarms`."""
+        return self.algorithm.alarms(metrics)
 
     def average(self) -> None:
         """Take the weights as they are now into the average that is kept at the end."""

@@ -199,7 +199,9 @@ class Host:
 
     def _result(self, slot: int) -> EpisodeResult:
         once, at_end = bool(self._success_once[slot]), bool(self._success_at_end[slot])
-        return EpisodeResult(self.scenario(slot), once, at_end, float(self._return[slot]), int(self.elapsed[slot]))
+        return EpisodeResult(
+            self.scenario(slot), once, at_end, float(self._return[slot]), int(self.elapsed[slot]), slot
+        )
 
     def _begin(self, slots: Slots) -> None:
         for slot in slots.tolist():

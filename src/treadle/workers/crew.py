@@ -23,7 +23,7 @@ from treadle.workers.episode_log import EpisodeLog
 from treadle.workers.failure import Failure
 from treadle.workers.handles import GONE, ProcessWorker, ThreadWorker, WorkerHandle
 from treadle.workers.messages import Answer, Call, Hello, Part, Play, Report, Restore, Session, WorkerPlan
-from treadle.workers.partition import partition, share_cores
+from treadle.workers.partition import partition, share_devices
 
 ATTEMPTS = 3
 """The run ends after so many failures of a part with nothing played in between."""
@@ -45,6 +45,8 @@ class CrewPlan:
     kind: Literal["threads", "processes"] = "threads"
     cores: tuple[int, ...] = ()
     """Workers stay on these cores. If there are fewer cores than workers, workers share them in turn."""
+    gpus: tuple[int, ...] = ()
+    """Worker processes see these graphics cards alone, divided likewise; none sees all."""
     timeout: float = 600.0
     """Seconds that a worker may take to build a simulator, to play a chunk or to restore an episode."""
 
@@ -194,8 +196,9 @@ class Crew:
     def _start(self, worker: int) -> WorkerHandle:
         plan = self.plan
         name = f"simulate, worker {worker} of {self.workers}"
-        cores = share_cores(plan.cores, worker, self.workers)
-        worker_plan = WorkerPlan(name, plan.factory, self.parts[worker], cores)
+        cores = share_devices(plan.cores, worker, self.workers)
+        gpus = share_devices(plan.gpus, worker, self.workers)
+        worker_plan = WorkerPlan(name, plan.factory, self.parts[worker], cores, gpus)
         handle = ThreadWorker(worker_plan) if self._memory is None else ProcessWorker(worker_plan, self._memory)
         self._inbox.register(handle.connection, selectors.EVENT_READ, handle)
         return handle

@@ -167,12 +167,19 @@ class ProcessWorker(WorkerHandle):
         threads, files = plan.factory.options.get("threads"), (theirs.fileno(), memory.number)
         chosen = plan.factory.interpreter or Interpreter(sys.executable)
         limits = {} if threads is None else thread_limits(threads)
+        seen = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, plan.gpus))} if plan.gpus else {}
         try:
             self._process = subprocess.Popen(
                 [chosen.python, "-P", str(_LAUNCH), "treadle.workers.worker", *map(str, files)],
                 pass_fds=files,
                 stdin=subprocess.DEVNULL,
-                env={**limits, **os.environ, **chosen.variables, "PYTHONPATH": os.pathsep.join(_search_path(chosen))},
+                env={
+                    **limits,
+                    **os.environ,
+                    **seen,
+                    **chosen.variables,
+                    "PYTHONPATH": os.pathsep.join(_search_path(chosen)),
+                },
                 # Ctrl-C is for this process alone, which then ends its workers in order.
                 start_new_session=True,
             )

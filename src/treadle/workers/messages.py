@@ -43,6 +43,8 @@ class WorkerPlan:
     parts: tuple[Part, ...]
     cores: tuple[int, ...] = ()
     """Cores to stay on; empty for any."""
+    gpus: tuple[int, ...] = ()
+    """Graphics cards that the process sees; empty for all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,6 @@ def cut(first: int, stop: int, count: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def share_cores(cores: tuple[int, ...], worker: int, workers: int) -> tuple[int, ...]:
-    """The cores of one worker: one in turn, or several where there are more cores than workers."""
-    return cores[worker::workers] or cores[worker % len(cores) :][:1] if cores else ()
+def share_devices(devices: tuple[int, ...], worker: int, workers: int) -> tuple[int, ...]:
+    """The devices of one worker: one in turn, or several where there are more devices than workers."""
+    return devices[worker::workers] or devices[worker % len(devices) :][:1] if devices else ()

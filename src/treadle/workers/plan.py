@@ -18,21 +18,32 @@ def plan_crew(
     *,
     accelerated: bool,
     slots: int | None = None,
+    simulate_cores: tuple[int, ...] = (),
+    generate_cores: tuple[int, ...] = (),
+    gpus: tuple[int, ...] = (),
 ) -> CrewPlan:
     """The crew that a configuration asks for. Choices that it leaves open are made for this machine.
 
-    `accelerated`: the policy is on a device of its own. `slots`: in place of the configured number.
+    Args:
+        simulator: what is played.
+        collection: how it shares the machine with the policy.
+        accelerated: the policy is on a device of its own.
+        slots: in place of the configured number.
+        simulate_cores: cores that workers stay on; none for any.
+        generate_cores: cores that the policy stays on; none for any.
+        gpus: graphics cards that worker processes see; none for all.
 
     Raises:
         ConfigError: An unknown simulator, options that it does not take, or workers that cannot be.
         SimulatorError: The simulator's environment is not installed.
-        PlacementError: Cores that this process may not use.
+        PlacementError: Cores that this process may not be pinned to.
     """
     slots = simulator.slots if slots is None else slots
-    check_cores("collection.simulate_cores", collection.simulate_cores)
-    check_cores("collection.generate_cores", collection.generate_cores)
-    cores = len(usable_cores())
-    apart = collection.simulate_cores and collection.generate_cores
+    check_cores("placement.simulate", simulate_cores)
+    check_cores("placement.generate", generate_cores)
+    own = {*simulate_cores, *generate_cores}
+    cores = len(own if simulate_cores and generate_cores else usable_cores())
+    apart = bool(simulate_cores and generate_cores) and not set(simulate_cores) & set(generate_cores)
     overlaps = accelerated or apart or cores >= FEW_CORES
     lanes = min(slots, collection.lanes or (2 if overlaps else 1))
     factory = simulator_factory(simulator)
@@ -43,10 +54,10 @@ def plan_crew(
             f"collection.kind 'threads' with simulator.name {simulator.name!r}, which lives in another Python "
             f"({factory.interpreter.python}); use collection.kind=processes, or leave it out"
         )
-    workers = min(slots, collection.workers or len(collection.simulate_cores) or (cores if elsewhere else lanes))
+    workers = min(slots, collection.workers or (len(simulate_cores) if apart else cores if elsewhere else lanes))
     if not simulator.threads:
         busy_at_once = min(workers, lanes) if kind == "threads" else workers
-        threads = max(1, (len(collection.simulate_cores) or cores) // busy_at_once)
+        threads = max(1, (len(simulate_cores) or cores) // busy_at_once)
         factory = replace(factory, options=factory.options | {"threads": threads})
     return CrewPlan(
         factory,
@@ -54,6 +65,7 @@ def plan_crew(
         lanes=lanes,
         workers=workers,
         kind=kind,
-        cores=collection.simulate_cores,
+        cores=simulate_cores,
+        gpus=gpus,
         timeout=collection.timeout,
     )

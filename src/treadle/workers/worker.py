@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -89,7 +90,7 @@ class PartPlayer:
             buffer.final.proprioception[slots] = step.final.proprioception
             buffer.final.state[slots] = step.final.state
             report.final_slots = slots.tolist()
-        report.episodes = step.episodes
+        report.episodes = [replace(episode, slot=episode.slot + rows.start) for episode in step.episodes]
         # A film begins with the scene before the first action.
         if self._film:
             self._shoot(np.array([row - self._part.first for row, what in self._begun.items() if what], np.intp))

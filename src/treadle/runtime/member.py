@@ -1,0 +1,176 @@
+"""A member: one process of a run, with a policy, and with a player, a trainer rank, or both, which share the policy."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from treadle.config.schema import TrainConfig
+from treadle.devices import prepare_cpu
+from treadle.errors import ConfigError
+from treadle.policies.critic import Critic, NoCritic, PrivilegedCritic, ValueHeadCritic
+from treadle.policies.load import load_configured
+from treadle.policies.protocol import Policy
+from treadle.runtime.placement import CPU, Placement, ProcessPlace
+from treadle.runtime.player import Player, check_decisions
+from treadle.runtime.trainer import Trainer
+from treadle.training.algorithm import Training
+from treadle.training.finetuning import load_trainable
+from treadle.training.ranks import ALONE, Ranks
+from treadle.workers.crew import Crew, check_dimensions
+from treadle.workers.plan import plan_crew
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What the members of a run begin with."""
+
+    base: Path
+    """The checkpoint that training starts from."""
+    policy: Path
+    """The policy that they load: the base, or that of the run's last checkpoint."""
+
+
+class Member:
+    """The policy of a process, and its simulators where it has a player. `begin` adds the roles.
+
+    Args:
+        config: the run's settings.
+        placement: every process of the run.
+        number: this one's place among them.
+        start: what is loaded.
+
+    Raises:
+        TreadleError: A mistake that the user can mend.
+    """
+
+    def __init__(self, config: TrainConfig, placement: Placement, number: int, start: Start) -> None:
+        self.place = placement.processes[number]
+        self.device = _device(config, placement, self.place)
+        self._config = config
+        self._base = start.base
+        self._player: Player | None = None
+        self._trainer: Trainer | None = None
+        self._exit = ExitStack()
+        self.crew: Crew | None = None
+        prepare_cpu(config.torch_threads or _threads(self.place))
+        # Every member draws the same numbers for whatever it adds to the policy.
+        torch.manual_seed(config.seed)
+        self.policy = load_trainable(
+            start.policy, config.policy, self.device, freeze_vision=config.policy.freeze_vision
+        )
+        check_decisions(config, self.policy.chunk)
+        try:
+            self._open_simulators(placement.machines.kind)
+        except BaseException:
+            self._exit.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exit.__exit__(kind, error, trace)
+
+    @property
+    def player(self) -> Player:
+        """Its player."""
+        assert self._player is not None
+        return self._player
+
+    @property
+    def trainer(self) -> Trainer:
+        """Its trainer."""
+        assert self._trainer is not None
+        return self._trainer
+
+    def begin(self, state_dim: int, ranks: Ranks = ALONE, *, shared: bool = True) -> None:
+        """Make its roles.
+
+        Args:
+            state_dim: numbers of the simulators' privileged state.
+            ranks: those that train.
+            shared: every player has its policy from a trainer rank in its own process.
+
+        Raises:
+            ConfigError: Settings that policy, critic and algorithm cannot have together.
+        """
+        config = self._config
+        critic = build_critic(config, self.policy, state_dim, self.device)
+        if self.crew is not None:
+            self._player = Player(config, self.crew, self.policy, critic, self.place.player)
+        if self.place.rank is not None:
+            training = Training(self.policy, critic, config, self.device, self._load_reference, ranks)
+            self._trainer = Trainer(training, shared=shared)
+        else:
+            # As the trainer does: what changes here is what is published.
+            self.policy.freeze(vision=config.policy.freeze_vision)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a run's state; the policy has its saved weights already."""
+        if self._trainer is not None:
+            self._trainer.load_state_dict(state)
+        if self._player is not None:
+            self._player.load_state_dict(state["player"], state["iteration"])
+
+    def _open_simulators(self, kind: str) -> None:
+        config, place = self._config, self.place.player
+        if place is None:
+            return
+        accelerated = kind != CPU
+        plan = plan_crew(
+            config.simulator,
+            config.collection,
+            accelerated=accelerated,
+            slots=place.slots.stop - place.slots.start,
+            simulate_cores=() if accelerated else place.simulate,
+            generate_cores=() if accelerated else place.generate,
+            gpus=place.simulate if kind == "cuda" else (),
+        )
+        self.crew = self._exit.enter_context(Crew(plan))
+        check_dimensions(self.crew, self.policy.action_dim)
+
+    def _load_reference(self) -> Policy:
+        return load_configured(self._base, self._config.policy, device=str(self.device)).eval()
+
+
+def build_critic(config: TrainConfig, policy: Policy, state_dim: int, device: torch.device) -> Critic:
+    """The critic that a config asks for, or its stand-in.
+
+    Raises:
+        ConfigError: A privileged critic on a simulator without privileged state.
+    """
+    needs = config.needs
+    if not needs.values:
+        return NoCritic()
+    outputs = policy.chunk if needs.values_per_action else 1
+    if config.critic.kind == "value_head":
+        if policy.value_outputs != outputs:
+            policy.add_value_head(outputs)
+        return ValueHeadCritic(policy)
+    if state_dim == 0:
+        raise ConfigError(
+            f"critic.kind 'privileged': the simulator {config.simulator.name!r} offers no privileged state; "
+            "use critic.kind=value_head"
+        )
+    return PrivilegedCritic(state_dim, outputs, config.critic.width).to(device)
+
+
+def _device(config: TrainConfig, placement: Placement, place: ProcessPlace) -> torch.device:
+    """The device of a process's policy."""
+    kind = placement.machines.kind
+    if kind != "cuda":
+        return torch.device(kind)
+    (number,) = place.rank.train if place.rank else place.player.generate if place.player else (0,)
+    return torch.device("cuda", number)
+
+
+def _threads(place: ProcessPlace) -> int:
+    """Threads of torch: as many as the process has cores of its own, 0 if it has any."""
+    cores = place.rank.train if place.rank else place.player.generate if place.player else ()
+    return len(cores)
