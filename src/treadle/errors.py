@@ -4,7 +4,8 @@ A message names the key or file, what was found, what is allowed, and what to do
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class TreadleError(Exception):
@@ -33,6 +34,26 @@ class PlacementError(TreadleError):
 
 class RankError(TreadleError):
     """Ranks whose parts of a batch do not fit together, or one that others wait for in vain; names the ranks."""
+
+
+class MemberLostError(TreadleError):
+    """Processes of a run that have died or hang.
+
+    Args:
+        brief: which, and while doing what.
+        members: their handles.
+        last_words: what one of them wrote last.
+    """
+
+    def __init__(self, brief: str, members: Sequence[Any], last_words: str = "") -> None:
+        super().__init__(brief + last_words)
+        self.brief = brief
+        self.members = list(members)
+        self.last_words = last_words
+
+
+class MemberFaultError(Exception):
+    """A bug in another process of the run: its own trace is in the message."""
 
 
 class VersionError(TreadleError):

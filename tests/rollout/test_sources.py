@@ -117,3 +117,13 @@ def test_a_list_is_played_once_in_as_many_slots_as_are_allowed(count, lanes, slo
 def test_the_noise_of_a_list_belongs_to_the_scenario():
     one, other = (ScenarioList(("a", "evaluation"), range(4), [slice(0, n)]) for n in (1, 4))
     assert [one.next(0) for _ in range(4)] == [other.next(slot) for slot in range(4)]
+
+
+@given(group_size=st.integers(1, 3), cut=st.integers(1, 5))
+def test_players_with_slots_of_their_own_play_what_one_player_of_all_slots_plays(group_size: int, cut: int):
+    whole = make(30, 6, group_size=group_size)
+    parts = [make(30, 6, group_size=group_size, own=own) for own in (slice(0, cut), slice(cut, 6))]
+    for _ in range(3):
+        together = [whole.next(slot) for slot in range(6)]
+        apart = [part.next(slot) for part, size in zip(parts, (cut, 6 - cut), strict=True) for slot in range(size)]
+        assert together == apart

@@ -53,8 +53,8 @@ class PlacementConfig(Section):
     """
 
     simulate: Devices = "all"
-    """Devices of the simulators: `all`, `0-3`, `0,2,5-7`, on several machines `node0:0-3,node1:all`. Each player has its
-    share of those on its own machine."""
+    """Devices of the simulators: `all`, `0-3`, `0,2,5-7`, on several machines `node0:0-3,node1:all`. Each player has
+    its share of those on its own machine."""
     generate: Devices = "all"
     """Devices on which the policy acts; each graphics card has a player, a process with simulators of its own."""
     train: Devices = "all"
@@ -64,8 +64,8 @@ class PlacementConfig(Section):
     ranks: Natural = 0
     """Processes that train. 0 takes one for each graphics card that trains, and on CPUs one."""
     sharding: Literal["auto", "none", "full"] = "auto"
-    """`full` divides weights, gradients and optimizer state among the ranks (FSDP2), `none` gives each rank all of them.
-    `auto` divides where all weights are trained on several graphics cards, and not where adapters are."""
+    """`full` divides weights, gradients and optimizer state among the ranks (FSDP2), `none` gives each rank all of
+    them. `auto` divides where all weights are trained on several graphics cards, and not where adapters are."""
     offload: bool = False
     """Keep the optimizer's state in host memory while rollouts are played: less device memory, some time."""
 

@@ -11,12 +11,15 @@ from treadle.errors import ConfigError, OutputError
 from treadle.files import write_atomically
 
 CONFIG = "config.json"
+PLACE = ("output", "placement", "runtime")
+"""Keys and sections that say where a run is, not what it is; a resumed run may have others."""
 
 
 def create_run_directory(config: RunConfig) -> Path:
     """`output/name`, holding the run's `config.json`; an existing folder is taken again for the same configuration.
 
-    Raises OutputError where it cannot be written or holds something else. Where it lies is no difference.
+    Raises OutputError where it cannot be written or holds something else. Where it lies and on which devices it runs is
+    no difference.
     """
     if config.name in ("", ".", "..") or Path(config.name).name != config.name:
         raise ConfigError(
@@ -42,8 +45,8 @@ def create_run_directory(config: RunConfig) -> Path:
             f"'{directory}' already holds another run ({'; '.join(differences)}); choose another with name=..., "
             "or resume that run by its own command"
         )
-    # The same configuration is written anew: it also shows here, before hours of work, that the folder is writable.
-    write_atomically(path, existing)
+    # Written anew, for the placement may differ; it also shows, before hours of work, that the folder is writable.
+    write_atomically(path, config.model_dump_json(indent=2) + "\n")
     return directory
 
 
@@ -55,7 +58,8 @@ def _differences(path: Path, existing: str, config: RunConfig, shown: int = 3) -
     here = flatten(config.model_dump(mode="json"))
     order = [key.name for key in describe(type(config))]
     names = sorted(
-        (there.keys() | here.keys()) - {"output"}, key=lambda n: (order.index(n) if n in order else len(order), n)
+        (name for name in there.keys() | here.keys() if name.partition(".")[0] not in PLACE),
+        key=lambda n: (order.index(n) if n in order else len(order), n),
     )
     found = [
         f"{name} is {_shown(there, name)} there and {_shown(here, name)} here"

@@ -1,7 +1,7 @@
 """Success of a policy over enumerated scenarios, and films of a few of them."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,26 +50,59 @@ def evaluate_policy(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Success on each suite, and on each setting of a suite that has several, as plain data."""
-    ablation = ablation or Ablation()
     suites: dict[str, Any] = {}
     for suite in evaluation.suites:
-        scenarios = crew.scenarios(suite, "evaluation", 0, evaluation.episodes)
 
-        def report(done: int, suite: str = suite, total: int = len(scenarios)) -> None:
+        def report(done: int, total: int, suite: str = suite) -> None:
             if progress is not None:
                 progress(suite, done, total)
 
-        asked = _shuffled_instructions(crew, scenarios) if ablation.instructions == "shuffled" else None
-        actor = AblatedActor(policy, _sampling(evaluation.sampling), asked, blank=ablation.frames == "blank")
-        lanes = _lanes(crew, Session(horizon), suite, len(scenarios), evaluation.slots, policy.chunk)
-        results = play(lanes, actor, report).results
-        suites[suite] = asdict(SuccessRate.of([results[scenario] for scenario in scenarios]))
-        settings = sorted({scenario.suite for scenario in scenarios} - {suite})
-        suites[suite]["settings"] = {
-            setting: asdict(SuccessRate.of([results[s] for s in scenarios if s.suite == setting]))
+        results = play_suite(policy, crew, horizon, evaluation, suite, ablation=ablation, progress=report)
+        suites[suite] = summarize_suite(suite, results)
+    return {"suites": suites}
+
+
+def play_suite(
+    policy: Policy,
+    crew: Crew,
+    horizon: int,
+    evaluation: EvaluationConfig,
+    suite: str,
+    *,
+    share: tuple[int, int] = (0, 1),
+    ablation: Ablation | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[EpisodeResult]:
+    """The results of a suite's evaluation scenarios, in order. `share` (i, n) plays every n-th from number i on, in as
+    large a part of the slots; `progress` is called with the episodes done and wanted.
+    """
+    ablation = ablation or Ablation()
+    first, step = share
+    scenarios = crew.scenarios(suite, "evaluation", 0, evaluation.episodes)[first::step]
+    if not scenarios:
+        return []
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(done, len(scenarios))
+
+    asked = _shuffled_instructions(crew, scenarios) if ablation.instructions == "shuffled" else None
+    actor = AblatedActor(policy, _sampling(evaluation.sampling), asked, blank=ablation.frames == "blank")
+    numbers = range(first, first + step * len(scenarios), step)
+    lanes = _lanes(crew, Session(horizon), suite, numbers, max(1, evaluation.slots // step), policy.chunk)
+    results = play(lanes, actor, report).results
+    return [results[scenario] for scenario in scenarios]
+
+
+def summarize_suite(suite: str, results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """Success on a suite, and on each of its settings, as plain data."""
+    settings = sorted({result.scenario.suite for result in results} - {suite})
+    return asdict(SuccessRate.of(results)) | {
+        "settings": {
+            setting: asdict(SuccessRate.of([result for result in results if result.scenario.suite == setting]))
             for setting in settings
         }
-    return {"suites": suites}
+    }
 
 
 def evaluate_checkpoint(
@@ -107,7 +140,7 @@ def film(
 ) -> list[tuple[EpisodeResult, NDArray[np.uint8]]]:
     """Play the first in-distribution scenarios and film every action: results, frames [length + 1, size, size, 3]."""
     scenarios = crew.scenarios("train", "evaluation", 0, count)
-    lanes = _lanes(crew, Session(horizon, film=size), "train", len(scenarios), count, policy.chunk)
+    lanes = _lanes(crew, Session(horizon, film=size), "train", range(len(scenarios)), count, policy.chunk)
     played = play(lanes, Actor(policy, _sampling(sampling)))
     return [(played.results[scenario], np.stack(played.frames[scenario])) for scenario in scenarios]
 
@@ -131,9 +164,9 @@ def manifest(
     }
 
 
-def _lanes(crew: Crew, session: Session, suite: str, count: int, slots: int, chunk: int) -> Lanes:
-    """Lanes that play the first scenarios of a suite, in at most `slots` slots."""
-    return Lanes(crew, session, ScenarioList((suite, "evaluation"), range(count), crew.rows, slots), chunk)
+def _lanes(crew: Crew, session: Session, suite: str, numbers: Sequence[int], slots: int, chunk: int) -> Lanes:
+    """Lanes that play scenarios of a suite, by number, in at most `slots` slots."""
+    return Lanes(crew, session, ScenarioList((suite, "evaluation"), numbers, crew.rows, slots), chunk)
 
 
 def _sampling(config: SamplingConfig) -> Sampling:

@@ -1,9 +1,11 @@
-"""From a configuration to the roles of a run, new or resumed."""
+"""From a configuration to the roles of a run, new or resumed, in one process or in many."""
 
+import logging
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,17 +14,22 @@ from treadle.config.run_directory import create_run_directory
 from treadle.config.schema import TrainConfig
 from treadle.cores import usable_cores
 from treadle.devices import choose_device
+from treadle.errors import MemberLostError
 from treadle.reporting.machine import write_machine
 from treadle.runtime.evaluator import Evaluator
 from treadle.runtime.member import Member, Start
 from treadle.runtime.placement import CPU, Machines, place
-from treadle.runtime.player import Player
 from treadle.runtime.recorder import Recorder
-from treadle.runtime.trainer import Trainer
+from treadle.runtime.roles import Players, Trainers
 from treadle.training.checkpoints import list_checkpoints, load_trainer
 
+if TYPE_CHECKING:
+    from treadle.runtime.cluster.run import Cluster
 
-@dataclass(frozen=True, slots=True)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
 class Run:
     """The roles of a run, and where they stand."""
 
@@ -31,15 +38,43 @@ class Run:
     """The checkpoint that training starts from."""
     version: int
     """Iterations done."""
-    player: Player
-    trainer: Trainer
+    saved: int
+    """Iterations done when it was last saved."""
+    player: Players
+    trainer: Trainers
     evaluator: Evaluator
     recorder: Recorder
+    cluster: "Cluster | None" = None
+    """What the processes of the run are members of; None for a run of one process."""
 
-    def save(self, version: int) -> None:
+    @property
+    def save_is_due(self) -> bool:
+        """Whether to save now: as often as configured, at the end, and where the user asked to stop."""
+        every, last = self.recorder.config.save_every, self.version == self.recorder.config.iterations
+        return last or self.recorder.stop_asked or bool(every and self.version % every == 0)
+
+    def save(self) -> None:
         """Checkpoint the run as it is."""
         state = {"player": self.player.state_dict(), "recorder": self.recorder.state_dict()}
-        self.trainer.save(self.directory / "checkpoints", version, state)
+        self.trainer.save(self.directory / "checkpoints", self.version, state)
+        self.saved = self.version
+
+    def go_back(self, lost: MemberLostError) -> None:
+        """Go on from the last checkpoint with new members, because some that train were lost.
+
+        Raises:
+            MemberLostError: Members were lost again and again.
+            PlacementError: Too few machines are left.
+        """
+        assert self.cluster is not None, "nothing can be lost of a run of one process"
+        last = last_checkpoint(self.directory)
+        state = load_trainer(last) if last else {"iteration": 0, "recorder": {"elapsed": 0.0, "control_steps": 0}}
+        self.version = self.saved = state["iteration"]
+        _log.warning("%s; all members start anew, and go on after iteration %d", lost.brief, self.version)
+        self.cluster.make_again(lost, _start(last, self.base))
+        if last is not None:
+            self.cluster.go_on(last, self.version)
+        self.recorder.go_back(state["recorder"], self.version)
 
 
 @contextmanager
@@ -50,26 +85,48 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
         TreadleError: A mistake that the user can mend.
     """
     device = choose_device(config.device)
-    base = resolve_checkpoint(config.policy.checkpoint)
-    placement = place(config, machine_of(device))
-    checkpoints = list_checkpoints(config.output / config.name / "checkpoints")
-    state = load_trainer(checkpoints[-1]) if checkpoints else None
-    start = Start(base, checkpoints[-1] / "policy" if checkpoints else base)
+    base = resolve_checkpoint(config.policy.checkpoint).resolve()
+    last = last_checkpoint(config.output / config.name)
+    state, start = load_trainer(last) if last else None, _start(last, base)
+    machine = machine_of(device)
+    placement = place(config, machine) if config.runtime.address is None else None
     with ExitStack() as opened:
-        member = opened.enter_context(Member(config, placement, 0, start))
-        assert member.crew is not None
-        member.begin(member.crew.spec.state_dim)
+        cluster: Cluster | None = None
+        if placement is not None and placement.alone:
+            member = opened.enter_context(Member(config, placement, 0, start))
+            assert member.crew is not None
+            member.begin(member.crew.spec.state_dim)
+            player, trainer = member.player, member.trainer
+            if state is not None:
+                member.load_state_dict(state)
+        else:
+            from treadle.runtime.cluster import run as processes
+
+            cluster = opened.enter_context(processes.Cluster(config, machine, start))
+            player, trainer = cluster.players, cluster.trainer
+            if last is not None and state is not None:
+                cluster.go_on(last, state["iteration"])
         # Only now: if checkpoint or simulator cannot be used, no folder is left behind.
         directory = create_run_directory(config)
-        recorder = Recorder(config, directory, member.trainer.alarms)
-        evaluator = Evaluator(config, directory, member.crew, member.policy, recorder.console)
+        recorder = Recorder(config, directory, trainer.alarms)
+        evaluator = Evaluator(config, directory, player, recorder.console)
+        version = 0
         if state is not None:
-            member.load_state_dict(state)
-            recorder.load_state_dict(state["recorder"], state["iteration"])
-        write_machine(directory, str(member.device))
+            version = state["iteration"]
+            recorder.load_state_dict(state["recorder"], version)
+        write_machine(directory, str(device))
         opened.enter_context(recorder)
-        version = state["iteration"] if state is not None else 0
-        yield Run(directory, base, version, member.player, member.trainer, evaluator, recorder)
+        yield Run(directory, base, version, version, player, trainer, evaluator, recorder, cluster)
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The last checkpoint of a run, None before there is one."""
+    checkpoints = list_checkpoints(directory.resolve() / "checkpoints")
+    return checkpoints[-1] if checkpoints else None
+
+
+def _start(checkpoint: Path | None, base: Path) -> Start:
+    return Start(base, checkpoint / "policy" if checkpoint else base)
 
 
 def machine_of(device: torch.device) -> Machines:

@@ -5,33 +5,30 @@ from pathlib import Path
 from typing import Any
 
 from treadle.config.schema import TrainConfig
-from treadle.evaluation.evaluate import evaluate_policy, film, manifest
+from treadle.evaluation.evaluate import manifest, summarize_suite
 from treadle.files import read_json, to_json, write_atomically
-from treadle.policies.protocol import Policy
 from treadle.reporting.console import RunConsole
 from treadle.reporting.video import write_video
-from treadle.workers.crew import Crew
+from treadle.runtime.roles import Players
 
 VIDEO_SIZE = 224
 """Pixels of a filmed frame's side."""
 
 
 class Evaluator:
-    """Plays evaluation scenarios in the simulators that training uses, and writes the results.
+    """Lets the players play evaluation scenarios, and writes the results.
 
     Args:
         config: the run's settings.
         directory: its folder.
-        crew: the simulators.
-        policy: what acts.
+        players: they play in the simulators that training uses.
         console: where progress is shown.
     """
 
-    def __init__(self, config: TrainConfig, directory: Path, crew: Crew, policy: Policy, console: RunConsole) -> None:
+    def __init__(self, config: TrainConfig, directory: Path, players: Players, console: RunConsole) -> None:
         self._config = config
         self._directory = directory
-        self._crew = crew
-        self._policy = policy
+        self._players = players
         self._console = console
 
     def evaluate_once(self, name: str, checkpoint: Path) -> None:
@@ -41,18 +38,12 @@ class Evaluator:
 
     def evaluate(self, name: str, checkpoint: Path) -> None:
         """Write `evaluation/NAME.json`, and the films of NAME."""
-        start, config, stage = time.perf_counter(), self._config, ""
-
-        def progress(suite: str, done: int, total: int) -> None:
-            nonlocal stage
-            if suite != stage:
-                self._console.stage(f"evaluating {name}: {suite}")
-            stage = suite
-            self._console.progress(done, total)
-
-        report = evaluate_policy(
-            self._policy, self._crew, config.evaluation_horizon, config.evaluation, progress=progress
-        )
+        start, config = time.perf_counter(), self._config
+        suites: dict[str, Any] = {}
+        for suite in config.evaluation.suites:
+            self._console.stage(f"evaluating {name}: {suite}")
+            suites[suite] = summarize_suite(suite, self._players.evaluate(suite, self._console.progress))
+        report: dict[str, Any] = {"suites": suites}
         report["manifest"] = manifest(checkpoint, config.policy, config.simulator, config.evaluation)
         self._film(name)
         report["seconds"] = time.perf_counter() - start
@@ -60,24 +51,16 @@ class Evaluator:
 
     def _film(self, name: str) -> None:
         """Film the first in-distribution scenarios, the same before and after training."""
-        evaluation = self._config.evaluation
-        if not evaluation.videos:
+        if not self._config.evaluation.videos:
             return
         self._console.stage(f"filming {name}")
-        films = film(
-            self._policy,
-            self._crew,
-            evaluation.videos,
-            self._config.evaluation_horizon,
-            evaluation.sampling,
-            VIDEO_SIZE,
-        )
+        films = self._players.film(VIDEO_SIZE)
         folder = self._directory / "videos"
         folder.mkdir(exist_ok=True)
         index = folder / "videos.json"
         entries: list[dict[str, Any]] = read_json(index) or [{"index": i} for i in range(len(films))]
         for i, (result, frames) in enumerate(films):
-            write_video(folder / f"{name}-{i}.mp4", frames, self._crew.spec.control_hz)
+            write_video(folder / f"{name}-{i}.mp4", frames, self._players.control_hz)
             entries[i] |= {"scenario": result.scenario.id, "instruction": result.scenario.instruction}
             entries[i][name] = {"file": f"{name}-{i}.mp4", "success": result.success_once, "length": result.length}
         write_atomically(index, to_json(entries))

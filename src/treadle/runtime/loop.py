@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from treadle.config.schema import TrainConfig
+from treadle.errors import MemberLostError
 from treadle.runtime.build import open_run
 
 
@@ -18,23 +19,24 @@ def train(config: TrainConfig) -> Path:
     with open_run(config) as run:
         player, trainer, recorder = run.player, run.trainer, run.recorder
         run.evaluator.evaluate_once("base", run.base)
-        saved = run.version
         with recorder.training():
-            for version in range(run.version, config.iterations):
-                rollouts = player.collect(trainer.wants_more)
-                metrics = trainer.update(rollouts, version)
-                trainer.average()
-                player.receive(trainer.publish(version + 1))
-                recorder.write(version + 1, player.take_report(), metrics)
-                if recorder.stop_asked or (config.save_every and (version + 1) % config.save_every == 0):
-                    run.save(version + 1)
-                    saved = version + 1
-                if recorder.stop_asked:
-                    recorder.console.message(f"saved after iteration {saved}; the same command goes on from there")
+            while run.version < config.iterations:
+                try:
+                    rollouts = player.collect(trainer.wants_more)
+                    metrics = trainer.update(rollouts, run.version)
+                    trainer.average()
+                    player.receive(trainer.publish(run.version + 1))
+                    run.version += 1
+                    recorder.write(run.version, player.take_report(), metrics)
+                    if run.save_is_due:
+                        run.save()
+                except MemberLostError as lost:
+                    run.go_back(lost)
+                if recorder.stop_asked and run.saved == run.version:
+                    recorder.console.message(f"saved after iteration {run.saved}; the same command goes on from there")
                     raise KeyboardInterrupt
-        if saved < config.iterations:
-            run.save(config.iterations)
         trainer.finish(run.directory / "policy")
+        player.receive(trainer.publish(run.version))
         run.evaluator.evaluate("final", run.directory / "policy")
         recorder.finish()
     return run.directory

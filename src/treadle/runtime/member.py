@@ -49,12 +49,13 @@ class Member:
 
     def __init__(self, config: TrainConfig, placement: Placement, number: int, start: Start) -> None:
         self.place = placement.processes[number]
-        self.device = _device(config, placement, self.place)
+        self.device = _device(placement, self.place)
         self._config = config
         self._base = start.base
         self._player: Player | None = None
         self._trainer: Trainer | None = None
         self._exit = ExitStack()
+        self._pins = placement.machines.kind == CPU and placement.machines.physical
         self.crew: Crew | None = None
         prepare_cpu(config.torch_threads or _threads(self.place))
         # Every member draws the same numbers for whatever it adds to the policy.
@@ -64,7 +65,7 @@ class Member:
         )
         check_decisions(config, self.policy.chunk)
         try:
-            self._open_simulators(placement.machines.kind)
+            self._open_simulators(placement)
         except BaseException:
             self._exit.close()
             raise
@@ -103,7 +104,15 @@ class Member:
         config = self._config
         critic = build_critic(config, self.policy, state_dim, self.device)
         if self.crew is not None:
-            self._player = Player(config, self.crew, self.policy, critic, self.place.player)
+            assert self.place.player is not None
+            self._player = Player(
+                config,
+                self.crew,
+                self.policy,
+                critic,
+                slots=self.place.player.slots,
+                cores=self.place.player.generate if self._pins else (),
+            )
         if self.place.rank is not None:
             training = Training(self.policy, critic, config, self.device, self._load_reference, ranks)
             self._trainer = Trainer(training, shared=shared)
@@ -118,19 +127,18 @@ class Member:
         if self._player is not None:
             self._player.load_state_dict(state["player"], state["iteration"])
 
-    def _open_simulators(self, kind: str) -> None:
-        config, place = self._config, self.place.player
+    def _open_simulators(self, placement: Placement) -> None:
+        config, place, machines = self._config, self.place.player, placement.machines
         if place is None:
             return
-        accelerated = kind != CPU
         plan = plan_crew(
             config.simulator,
             config.collection,
-            accelerated=accelerated,
+            accelerated=machines.kind != CPU,
             slots=place.slots.stop - place.slots.start,
-            simulate_cores=() if accelerated else place.simulate,
-            generate_cores=() if accelerated else place.generate,
-            gpus=place.simulate if kind == "cuda" else (),
+            simulate_cores=place.simulate if self._pins else (),
+            generate_cores=place.generate if self._pins else (),
+            gpus=place.simulate if machines.kind == "cuda" else (),
         )
         self.crew = self._exit.enter_context(Crew(plan))
         check_dimensions(self.crew, self.policy.action_dim)
@@ -161,7 +169,7 @@ def build_critic(config: TrainConfig, policy: Policy, state_dim: int, device: to
     return PrivilegedCritic(state_dim, outputs, config.critic.width).to(device)
 
 
-def _device(config: TrainConfig, placement: Placement, place: ProcessPlace) -> torch.device:
+def _device(placement: Placement, place: ProcessPlace) -> torch.device:
     """The device of a process's policy."""
     kind = placement.machines.kind
     if kind != "cuda":

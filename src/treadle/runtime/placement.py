@@ -27,6 +27,10 @@ class Machines:
     """The numbers of each machine's devices, this machine's first."""
     names: tuple[str, ...] = ("this machine",)
     """What each machine is called in messages."""
+    lost: frozenset[int] = frozenset()
+    """Machines that are gone; what a recipe names of theirs is left out."""
+    physical: bool = True
+    """The numbers of cores are those of processor cores, which threads can be pinned to; else they only count."""
 
     @property
     def word(self) -> str:
@@ -162,15 +166,17 @@ def _resolve(key: str, text: str, machines: Machines) -> list[tuple[int, int]]:
         there = [place for place in everywhere if asked.node in (None, place[0])]
         _check_range(key, text, asked, there, machines)
         found |= dict.fromkeys(there[asked.first : None if asked.last is None else asked.last + 1])
-    return sorted(found)
+    if not (left := sorted(place for place in found if place[0] not in machines.lost)):
+        raise PlacementError(f"{key}: found {text!r}, all of whose machines are gone; restart them, or name others")
+    return left
 
 
 def _check_range(key: str, text: str, asked: DeviceRange, there: Sequence[tuple[int, int]], machines: Machines) -> None:
     if max(asked.first, asked.last or 0) >= len(there):
         where = "this run" if asked.node is None else f"node{asked.node}"
         raise PlacementError(
-            f"{key}: found {text!r}, {where} has {len(there)} {machines.word}{'s' * (len(there) != 1)}, numbered from 0 "
-            f"to {len(there) - 1}"
+            f"{key}: found {text!r}, {where} has {len(there)} {machines.word}{'s' * (len(there) != 1)}, numbered from "
+            f"0 to {len(there) - 1}"
         )
 
 

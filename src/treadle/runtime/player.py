@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from treadle.config.schema import TrainConfig
@@ -11,12 +13,12 @@ from treadle.data.rollout import Rollout
 from treadle.data.span import Span
 from treadle.data.step import EpisodeResult
 from treadle.errors import ConfigError
+from treadle.evaluation.evaluate import film, play_suite
 from treadle.policies.critic import Critic
 from treadle.policies.protocol import Policy, Sampling
 from treadle.rollout.actor import Actor
 from treadle.rollout.collector import Collector
 from treadle.rollout.sources import ScenarioStream
-from treadle.runtime.placement import PlayerPlace
 from treadle.runtime.weights import Weights, load_state
 from treadle.workers.crew import Crew
 from treadle.workers.lanes import Lanes
@@ -88,20 +90,28 @@ class Player:
         crew: the simulators; other sessions may use it between two rollouts.
         policy: it acts; the trainer's own policy, or a copy that `receive` keeps up to date.
         critic: it values observations; the trainer's own or a copy, likewise.
-        place: which of the run's slots it has, and where it acts.
+        slots: which of the run's slots it has; all by default.
+        cores: the policy stays on these while it collects; none for any.
     """
 
     def __init__(
-        self, config: TrainConfig, crew: Crew, policy: Policy, critic: Critic, place: PlayerPlace | None = None
+        self,
+        config: TrainConfig,
+        crew: Crew,
+        policy: Policy,
+        critic: Critic,
+        *,
+        slots: slice | None = None,
+        cores: tuple[int, ...] = (),
     ) -> None:
-        place = place or PlayerPlace(0, slice(0, config.simulator.slots), (), ())
         self.crew = crew
         self.policy = policy
         self.version = 0
         """How many updates the policy has had."""
         self._critic = critic
+        self._config = config
         self._decisions = config.decisions
-        self._slots = place.slots
+        self._slots = slots or slice(0, config.simulator.slots)
         self._rollouts: list[Rollout] = []
         self._restarts = 0
         needs = config.needs
@@ -111,7 +121,7 @@ class Player:
             config.seed,
             group_size=needs.group_size,
             partial_reset=needs.partial_reset,
-            own=place.slots,
+            own=self._slots,
         )
         session = Session(config.simulator.horizon, needs.keep_final)
         self._collector = Collector(
@@ -120,7 +130,7 @@ class Player:
             Actor(policy, Sampling(**config.policy.sampling.model_dump()), encode=config.policy.freeze_vision),
             critic,
             batch=config.collection.batch,
-            cores=place.generate if policy.device.type == "cpu" else (),
+            cores=cores,
             next_inputs=needs.next_inputs,
         )
 
@@ -155,12 +165,37 @@ class Player:
         restarts, self._restarts = self.crew.restarts - self._restarts, self.crew.restarts
         return PlayReport.of(rollouts, self._collector.take_spans(), restarts)
 
+    def evaluate(
+        self, suite: str, progress: Callable[[int, int], None] | None = None, share: tuple[int, int] = (0, 1)
+    ) -> list[EpisodeResult]:
+        """Play the evaluation scenarios of a suite, or a share of them. See `play_suite`."""
+        config = self._config
+        return play_suite(
+            self.policy,
+            self.crew,
+            config.evaluation_horizon,
+            config.evaluation,
+            suite,
+            share=share,
+            progress=progress,
+        )
+
+    def film(self, size: int) -> list[tuple[EpisodeResult, NDArray[np.uint8]]]:
+        """Film the first in-distribution scenarios: results, and frames [length + 1, size, size, 3]."""
+        evaluation, horizon = self._config.evaluation, self._config.evaluation_horizon
+        return film(self.policy, self.crew, evaluation.videos, horizon, evaluation.sampling, size)
+
+    @property
+    def control_hz(self) -> float:
+        """Control steps per second of the simulated robot."""
+        return self.crew.spec.control_hz
+
     def state_dict(self) -> dict[str, Any]:
         """Where every own slot stands, as plain data."""
         return self._collector.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], version: int) -> None:
-        """Go on from the `state` of all slots, of however many players, with a policy that has had `version` updates."""
+        """Go on from the `state` of all slots, of however many players; the policy has had `version` updates."""
         self.version = version
         self._collector.load_state_dict(_of_slots(state, self._slots))
 

@@ -39,7 +39,7 @@ class Recorder:
         self.console = RunConsole(config.name, config.iterations)
         self.stop_asked = False
         """The user asked to stop after the present iteration."""
-        self._config = config
+        self.config = config
         self._alarms = alarms
         self._trace = TraceWriter(directory, config.collection.trace_iterations)
         self._iteration = 0
@@ -99,6 +99,13 @@ class Recorder:
         collected = max(span.ended for span in played.spans)
         self._trace.write(iteration, [*played.spans, Span("train", 0, (), collected, now)])
 
+    def go_back(self, state: dict[str, Any], iteration: int) -> None:
+        """Forget what came after an iteration; it is done again."""
+        self.load_state_dict(state, iteration)
+        self._writer.close()
+        self._writer = self._exit.enter_context(MetricsWriter(self.directory, iteration))
+        self._began = time.perf_counter()
+
     def finish(self) -> None:
         """Write summary and report, from the evaluations in the run's folder."""
         base, trained = (read_json(self.directory / "evaluation" / f"{name}.json") for name in ("base", "final"))
@@ -110,7 +117,7 @@ class Recorder:
             env_steps=self._control_steps,
             control_steps_per_second=self._control_steps / self._elapsed,
             versions=versions(),
-            seed=self._config.seed,
+            seed=self.config.seed,
         )
         write_summary(self.directory, summary)
         self.console.stage("writing the report")

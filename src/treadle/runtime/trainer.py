@@ -27,6 +27,7 @@ class Trainer:
         self.algorithm = make_algorithm(training)
         self._average = WeightAverage(self.algorithm.trained, training.config.optimizer.average)
         self._critic = training.critic
+        self._first = training.ranks.rank == 0
         self._shared = shared
 
     def wants_more(self, rollouts: Sequence[Rollout]) -> bool:
@@ -57,19 +58,22 @@ class Trainer:
         self._average.update()
 
     def publish(self, version: int) -> Weights:
-        """The weights as they are now, after `version` updates."""
-        if self._shared:
+        """The weights as they are now, after `version` updates; those of the first rank hold them."""
+        if self._shared or not self._first:
             return Weights(version)
         critic = trained_state(self._critic) if isinstance(self._critic, nn.Module) else None
         return Weights(version, trained_state(self.policy), critic)
 
     def finish(self, directory: Path) -> None:
-        """Put the average of weights in their place, and save the policy."""
+        """Put the average of weights in their place, and save the policy; the first rank writes."""
         self._average.swap_in()
-        self.policy.save(directory)
+        if self._first:
+            self.policy.save(directory)
 
     def save(self, directory: Path, version: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint: the policy, the trainer's own state, and the `state` of other roles."""
+        """Write a checkpoint: the policy, the trainer's own state, and others' `state`; the first rank writes."""
+        if not self._first:
+            return
         own = {"algorithm": self.algorithm.state_dict(), "average": self._average.state_dict()}
         save_checkpoint(directory, version, self.policy, own | state)
 

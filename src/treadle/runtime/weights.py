@@ -20,8 +20,8 @@ class Weights:
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of a module's trained parameters by name, on the CPU."""
-    return {name: p.detach().cpu().clone() for name, p in module.named_parameters() if p.requires_grad}
+    """A module's trained parameters by name, on the CPU; there they share its memory, and must be sent at once."""
+    return {name: p.detach().cpu() for name, p in module.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()

@@ -44,8 +44,8 @@ class Algorithm(ABC):
         self.training = training
 
     def wants_more(self, rollouts: Sequence[Rollout]) -> bool:
-        """Whether the next update needs more than these rollouts. It is asked before every rollout. By default one is
-        enough.
+        """Whether the next update needs more than these rollouts. It is asked before every rollout, on all ranks, which
+        must agree. By default one is enough.
         """
         return not rollouts
 

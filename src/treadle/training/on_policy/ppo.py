@@ -62,14 +62,15 @@ class PPO(Algorithm):
         )
 
     def wants_more(self, rollouts: Sequence[Rollout]) -> bool:
-        """True until there are `rounds` rollouts. If groups are filtered, also until as many groups remain as `rounds`
-        rollouts play, up to the limit of refills.
+        """True until there are `rounds` rollouts. If groups are filtered, also until as many groups remain, over all
+        ranks, as `rounds` rollouts play, up to the limit of refills.
         """
         settings = self._algorithm
         if len(rollouts) < settings.rounds:
             return True
         counts = [count_groups(rollout, settings) for rollout in rollouts]
-        kept, wanted = sum(kept for kept, _ in counts), settings.rounds * counts[-1][1]
+        kept, played = self._ranks.sum(torch.tensor([sum(kept for kept, _ in counts), counts[-1][1]])).tolist()
+        wanted = settings.rounds * played
         return kept < wanted and len(rollouts) < settings.rounds + settings.filter.refills
 
     def update(self, rollouts: Sequence[Rollout], iteration: int) -> dict[str, float]:

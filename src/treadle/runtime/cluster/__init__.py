@@ -1,0 +1,1 @@
+"""A run of several processes: its members are Ray actors, on one machine or on many."""

@@ -1,0 +1,194 @@
+# What Ray's handles return is untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+"""The roles of a run as the loop sees them, where players and ranks are members in other processes."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from treadle.data.step import EpisodeResult
+from treadle.errors import MemberLostError
+from treadle.runtime.cluster.engine import Handle
+from treadle.runtime.cluster.messages import Part
+from treadle.runtime.cluster.team import Team
+from treadle.runtime.player import PlayReport, join_states
+from treadle.runtime.roles import Film
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Shares:
+    """Where the parts of a rollout are."""
+
+    parts: dict[tuple[int, Part], Any]
+    """By rank and part: Ray's reference, None where the rank's own process played it."""
+    taken: bool = field(default=False)
+    """Every rank has its parts."""
+
+
+class RemotePlayers:
+    """Players in processes of their own. One that is lost is replaced, and what was lost with it is played again.
+
+    Args:
+        team: the members.
+        trainers: they publish the weights that a new player begins with.
+    """
+
+    def __init__(self, team: Team, trainers: "RemoteTrainers") -> None:
+        self._team = team
+        self._trainers = trainers
+        self._version = 0
+        self._state: dict[str, Any] | None = None
+        """Of all slots, after the last rollouts."""
+        self._report: PlayReport | None = None
+
+    def collect(self, wants_more: Callable[[Sequence[Shares]], bool]) -> list[Shares]:
+        """See `Players.collect`."""
+        rollouts, report, self._state = self._surely(lambda: self._collect(wants_more))
+        # Members tell times of the clock that all machines share; here they are of this process.
+        offset = time.time() - time.perf_counter()
+        report.spans = [span._replace(began=span.began - offset, ended=span.ended - offset) for span in report.spans]
+        self._report = report
+        return rollouts
+
+    def receive(self, weights: "PublishedWeights") -> None:
+        """See `Players.receive`."""
+        self._version = weights.version
+        self._surely(lambda: self._trainers.send(weights))
+        if self._state is None:
+            self._state = join_states(self._team.ask_players("player_state"))
+
+    def take_report(self) -> PlayReport:
+        """See `Players.take_report`. It is called after each iteration."""
+        self._team.note_progress()
+        report, self._report = self._report, None
+        assert report is not None
+        return report
+
+    def evaluate(self, suite: str, progress: Callable[[int, int], None]) -> list[EpisodeResult]:
+        """See `Players.evaluate`. Every player has a share of the scenarios."""
+        players = self._team.players()
+
+        def play() -> list[list[EpisodeResult]]:
+            return self._team.engine.ask(
+                self._team.players(),
+                "evaluate",
+                suite,
+                each=lambda handle: ((_number(handle), len(players)),),
+                meanwhile=lambda: progress(*self._team.progress()),
+            )
+
+        results = [result for part in self._surely(play) for result in part]
+        progress(len(results), len(results))
+        return sorted(results, key=lambda result: result.scenario.index)
+
+    def film(self, size: int) -> list[Film]:
+        """See `Players.film`."""
+        return self._surely(lambda: self._team.engine.ask(self._team.players()[:1], "film", size))[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Players.state_dict`."""
+        assert self._state is not None
+        return self._state
+
+    @property
+    def control_hz(self) -> float:
+        """See `Players.control_hz`."""
+        return self._team.engine.ask(self._team.players()[:1], "control_hz")[0]
+
+    def _collect(
+        self, wants_more: Callable[[Sequence[Shares]], bool]
+    ) -> tuple[list[Shares], PlayReport, dict[str, Any]]:
+        rollouts: list[Shares] = []
+        while wants_more(rollouts):
+            rollouts.append(Shares(self._team.collect()))
+        report = PlayReport.join(self._team.ask_players("report"))
+        return rollouts, report, join_states(self._team.ask_players("player_state"))
+
+    def forget(self) -> None:
+        """Play from where new members stand."""
+        self._state = self._report = None
+
+    def _surely(self, work: Callable[[], Any]) -> Any:
+        """Do something that players take part in; if one is lost, replace it and do it again.
+
+        Raises:
+            MemberLostError: A lost member also trains, or members were lost again and again.
+        """
+        while True:
+            try:
+                return work()
+            except MemberLostError as lost:
+                self._team.note_failure(lost)
+                _log.warning("%s; it is replaced, and plays again from the state before", lost.brief)
+                self._team.replace_players(lost, self._state, self._version, self._trainers.publish)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedWeights:
+    """Weights that were published: Ray's reference, which members read from shared memory."""
+
+    version: int
+    reference: Any
+
+
+class RemoteTrainers:
+    """Trainer ranks in processes of their own.
+
+    Args:
+        team: the members.
+    """
+
+    def __init__(self, team: Team) -> None:
+        self.team = team
+
+    def wants_more(self, rollouts: Sequence[Shares]) -> bool:
+        """See `Trainers.wants_more`."""
+        if not rollouts:
+            self.team.ask_ranks("forget")
+        self._hand_over(rollouts)
+        return self.team.ask_ranks("wants_more")[0]
+
+    def update(self, rollouts: Sequence[Shares], version: int) -> dict[str, float]:
+        """See `Trainers.update`."""
+        self._hand_over(rollouts)
+        return self.team.ask_ranks("update", version)[0]
+
+    def average(self) -> None:
+        """See `Trainers.average`."""
+        self.team.ask_ranks("average")
+
+    def publish(self, version: int) -> PublishedWeights:
+        """See `Trainers.publish`."""
+        return PublishedWeights(version, self.team.publish(version))
+
+    def send(self, weights: "PublishedWeights") -> None:
+        """Let every player act with published weights."""
+        self.team.send_weights(weights.reference, weights.version)
+
+    def alarms(self, metrics: dict[str, float]) -> list[str]:
+        """See `Trainers.alarms`."""
+        return self.team.engine.ask(self.team.ranks()[:1], "alarms", metrics)[0]
+
+    def save(self, directory: Path, version: int, state: dict[str, Any]) -> None:
+        """See `Trainers.save`."""
+        self.team.ask_ranks("save", directory.resolve(), version, state)
+
+    def finish(self, directory: Path) -> None:
+        """See `Trainers.finish`."""
+        self.team.ask_ranks("finish", directory.resolve())
+
+    def _hand_over(self, rollouts: Sequence[Shares]) -> None:
+        for shares in rollouts:
+            if not shares.taken:
+                self.team.hand_over(shares.parts)
+                shares.taken = True
+
+
+def _number(handle: Handle) -> int:
+    assert handle.place.player is not None
+    return handle.place.player.number

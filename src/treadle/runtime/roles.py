@@ -1,0 +1,83 @@
+"""What the loop asks of the roles, in one process or in many.
+
+Rollouts and weights are opaque to the loop: in one process they are a `Rollout` and `Weights`, in many they say where
+the parts are.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treadle.data.step import EpisodeResult
+from treadle.runtime.player import PlayReport
+
+Film = tuple[EpisodeResult, NDArray[np.uint8]]
+"""An episode, and its frames [length + 1, size, size, 3]."""
+
+
+class Players(Protocol):
+    """Everything that plays."""
+
+    def collect(self, wants_more: Callable[[Sequence[Any]], bool]) -> Sequence[Any]:
+        """Rollouts of the policy as it is, until no more are wanted."""
+        ...
+
+    def receive(self, weights: Any) -> None:
+        """Act with these weights from now on."""
+        ...
+
+    def take_report(self) -> PlayReport:
+        """What was played since the last call."""
+        ...
+
+    def evaluate(self, suite: str, progress: Callable[[int, int], None]) -> list[EpisodeResult]:
+        """Play the evaluation scenarios of a suite, in order; `progress` is told episodes done and wanted."""
+        ...
+
+    def film(self, size: int) -> list[Film]:
+        """Film the first in-distribution scenarios, with frames of this size."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where every slot stands, as plain data."""
+        ...
+
+    @property
+    def control_hz(self) -> float:
+        """Control steps per second of the simulated robot."""
+        ...
+
+
+class Trainers(Protocol):
+    """Everything that trains."""
+
+    def wants_more(self, rollouts: Sequence[Any]) -> bool:
+        """Whether the next update needs more than these rollouts."""
+        ...
+
+    def update(self, rollouts: Sequence[Any], version: int) -> dict[str, float]:
+        """Update the policy, which has had `version` updates; returns metrics by name."""
+        ...
+
+    def average(self) -> None:
+        """Take the weights as they are now into the average that is kept at the end."""
+        ...
+
+    def publish(self, version: int) -> Any:
+        """The weights as they are now, after `version` updates."""
+        ...
+
+    def alarms(self, metrics: dict[str, float]) -> list[str]:
+        """Sentences that a person should read, from an update's metrics."""
+        ...
+
+    def save(self, directory: Path, version: int, state: dict[str, Any]) -> None:
+        """Write a checkpoint: the policy, the trainer's own state, and the `state` of other roles."""
+        ...
+
+    def finish(self, directory: Path) -> None:
+        """Put the average of weights in their place, and save the policy."""
+        ...

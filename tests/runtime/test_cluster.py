@@ -1,0 +1,191 @@
+"""Runs of several processes: the same numbers in every placement, and what happens when a process dies."""
+
+import os
+import signal
+from collections.abc import Callable, Generator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from leftovers import workers_left
+from miniature import run_config
+from treadle.config.placement import PlacementConfig, RuntimeConfig
+from treadle.config.schema import CollectionConfig, EvaluationConfig, TrainConfig
+from treadle.errors import MemberLostError
+from treadle.files import read_json
+from treadle.policies import load_policy
+from treadle.reporting.metrics import read_metrics
+from treadle.runtime.cluster.engine import Handle, prepare_ray
+from treadle.runtime.cluster.roles import RemoteTrainers
+from treadle.runtime.loop import train
+from treadle.training.checkpoints import list_checkpoints
+
+pytestmark = [pytest.mark.integration]
+
+APART = PlacementConfig(simulate="0", generate="0", train="1")
+PAIRS = PlacementConfig(players=2, ranks=2)
+LOST = "it is replaced, and plays again from the state before"
+
+
+def run(output: Path, checkpoint: Path, **fields: Any) -> TrainConfig:
+    """A run of four iterations that saves after each."""
+    evaluation = EvaluationConfig(suites=("train",), episodes=3, slots=3, videos=1)
+    return run_config(output, checkpoint, **({"save_every": 1, "evaluation": evaluation} | fields))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    """The run in one process."""
+    return train(run(tmp_path_factory.mktemp("whole"), checkpoint))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Generator[None, None, None]:
+    """No process outlives its run, and no shared memory."""
+    before = set(Path("/dev/shm").iterdir())
+    yield
+    assert not workers_left()
+    assert set(Path("/dev/shm").iterdir()) <= before
+
+
+def numbers(directory: Path) -> list[dict[str, float]]:
+    """The metrics of a run, less wall times and restarts."""
+    apart = ("time/", "speed/", "idle/", "rollout/restarts", "seconds")
+    return [{k: x for k, x in row.items() if not k.startswith(apart)} for row in read_metrics(directory)]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_policy(directory / "policy", device="cpu").state_dict()
+
+
+def evaluation(directory: Path) -> Any:
+    return read_json(directory / "evaluation" / "final.json")["suites"]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert numbers(one) == numbers(other)
+    left, right = weights(one), weights(other)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert evaluation(one) == evaluation(other)
+
+
+def assert_same_but_for_rounding(one: Path, other: Path) -> None:
+    """Sums over ranks have another order. What is played is the same."""
+    for row, found in zip(numbers(one), numbers(other), strict=True):
+        assert row == pytest.approx(found, rel=1e-3, abs=1e-4)
+        assert row["rollout/return"] == found["rollout/return"]
+    left, right = weights(one), weights(other)
+    for name in left:
+        assert torch.allclose(left[name], right[name], atol=2e-4), name
+
+
+def at_update(monkeypatch: pytest.MonkeyPatch, deeds: dict[int, Callable[[RemoteTrainers], None]]) -> None:
+    """Do something once, right before the update of each of these versions."""
+    update, left = RemoteTrainers.update, dict(deeds)
+
+    def disturbed(self: RemoteTrainers, rollouts: Any, version: int) -> dict[str, float]:
+        left.pop(version, lambda _: None)(self)
+        return update(self, rollouts, version)
+
+    monkeypatch.setattr(RemoteTrainers, "update", disturbed)
+
+
+def kill(handle: Handle) -> None:
+    process = psutil.Process(handle.pid)
+    process.kill()
+    process.wait(10)
+
+
+def kill_player(trainers: RemoteTrainers) -> None:
+    kill(trainers.team.players()[0])
+
+
+def kill_rank(trainers: RemoteTrainers) -> None:
+    kill(trainers.team.ranks()[-1])
+
+
+def kill_simulator(trainers: RemoteTrainers) -> None:
+    (worker, *_) = [
+        child
+        for child in psutil.Process(trainers.team.players()[0].pid).children()
+        if "treadle.workers.worker" in child.cmdline()
+    ]
+    worker.kill()
+
+
+def test_a_player_and_a_rank_of_their_own_make_the_same_run(tmp_path: Path, checkpoint: Path, whole: Path):
+    assert_same_run(whole, train(run(tmp_path, checkpoint, placement=APART)))
+
+
+def test_two_players_and_two_ranks_make_the_same_run_which_goes_on_in_one_process(
+    tmp_path: Path, checkpoint: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        at_update(patch, {1: lambda _: os.kill(os.getpid(), signal.SIGINT)})
+        with pytest.raises(KeyboardInterrupt):
+            train(run(tmp_path, checkpoint, placement=PAIRS))
+    directory = tmp_path / "run"
+    assert [path.name for path in list_checkpoints(directory / "checkpoints")][-1] == "iteration-000002"
+    assert_same_but_for_rounding(whole, train(run(tmp_path, checkpoint)))
+    assert read_json(directory / "config.json")["placement"]["players"] == 0
+
+
+def test_what_dies_is_replaced_and_the_run_is_the_same(
+    tmp_path: Path, checkpoint: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+):
+    collection = CollectionConfig(kind="processes")
+    at_update(monkeypatch, {1: kill_simulator, 2: kill_player, 3: kill_rank})
+    directory = train(run(tmp_path, checkpoint, placement=APART, collection=collection))
+    assert_same_run(whole, directory)
+    log = (directory / "run.log").read_text()
+    assert "player 0 has died" in log
+    assert LOST in log
+    assert "rank 0 has died" in log
+    assert "all members start anew, and go on after iteration 3" in log
+    assert sum(row["rollout/restarts"] for row in read_metrics(directory)) == 1
+
+
+def test_three_losses_in_a_row_end_the_run(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    def disturbed(self: RemoteTrainers, rollouts: Any, version: int) -> dict[str, float]:
+        kill_rank(self)
+        return {}
+
+    monkeypatch.setattr(RemoteTrainers, "update", disturbed)
+    with pytest.raises(MemberLostError, match=r"rank 0 has died, .*\(3 losses with no iteration in between\)"):
+        train(run(tmp_path, checkpoint, placement=APART))
+
+
+def test_a_run_goes_on_when_a_machine_is_gone(
+    tmp_path: Path, checkpoint: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Two raylets stand for two machines: a player on each, and training on the first."""
+    # Ray reads settings when it is first imported.
+    prepare_ray()
+    cluster = import_module("ray.cluster_utils").Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
+    second = cluster.add_node(num_cpus=1)
+    members: list[int] = []
+
+    def end_machine(trainers: RemoteTrainers) -> None:
+        players = trainers.team.players()
+        assert [handle.place.node for handle in players] == [0, 1]
+        members.extend(handle.pid for handle in players)
+        second.kill_raylet()
+
+    try:
+        at_update(monkeypatch, {1: end_machine})
+        placement = PlacementConfig(simulate="all", generate="all", train="node0:1")
+        runtime = RuntimeConfig(address=cluster.address)
+        directory = train(run(tmp_path, checkpoint, placement=placement, runtime=runtime))
+    finally:
+        cluster.shutdown()
+    assert_same_but_for_rounding(whole, directory)
+    log = (directory / "run.log").read_text()
+    assert "warning: player 1 " in log.lower()
+    assert "all members start anew, and go on after iteration 1" in log
+    assert not any(psutil.pid_exists(pid) for pid in members)
