@@ -166,6 +166,11 @@ class DemonstrationWriter:
         for name, x in {"frames": frames, "actions": actions, "state": state}.items():
             if x.shape != wanted[name]:
                 raise OutputError(f"{self.directory}: {name} has shape {x.shape}, the dataset wants {wanted[name]}")
+        for name, x in {"actions": actions, "state": state}.items():
+            for frame, place in np.argwhere(~np.isfinite(x))[:1].tolist():
+                raise OutputError(
+                    f"{self.directory}: {name}[{frame}, {place}] is {x[frame, place]}; nobody can learn it"
+                )
         if frames.dtype != np.uint8:
             raise OutputError(f"{self.directory}: frames must be uint8, found {frames.dtype}")
 

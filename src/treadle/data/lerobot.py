@@ -137,6 +137,13 @@ def decode_video(path: Path) -> Iterator[NDArray[np.uint8]]:
             yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
 
 
+def video_rate(path: Path) -> float | None:
+    """Frames of a video per second, on average; None where the file does not say."""
+    with av.open(str(path)) as container:
+        rate = container.streams.video[0].average_rate
+        return None if rate is None else float(rate)
+
+
 def tasks_metadata() -> dict[str, Any]:
     """What makes pandas take the column `task` of the tasks' file as the index: LeRobot looks tasks up by it."""
     columns = [
