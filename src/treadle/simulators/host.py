@@ -4,7 +4,7 @@ Shapes: B slots, C actions of a chunk, A action dimensions, H horizon, n the slo
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +80,8 @@ class Host:
     def step(self, actions: NDArray[np.float32]) -> Step:
         """Play a chunk `actions` [B, C, A] in every slot that has an episode. Rows of idle slots are ignored.
 
-        Raises SimulatorError for an action that is not finite; actions past the horizon may be anything.
+        Raises SimulatorError for an action that is not finite (actions past the horizon may be anything), and for what
+        the simulator sends: numbers that are not finite, arrays of another shape or type.
         """
         slots, chunk = np.flatnonzero(self._playing & ~self._sits_out), actions.shape[1]
         self._sits_out[:] = False
@@ -90,8 +91,8 @@ class Host:
         outcome = self._play(slots, actions, limits)
 
         position = np.arange(chunk)
-        ended_before = np.cumsum(outcome.terminated, axis=1) - outcome.terminated > 0
-        valid = (position < limits[:, None]) & ~ended_before
+        valid = _played(outcome, limits)
+        self._check_outcome(slots, outcome, valid, before)
         reward = np.where(valid, outcome.reward, np.float32(0))
         terminated, success = outcome.terminated & valid, outcome.success & valid
         truncated = valid & (before[:, None] + position + 1 == self.horizon) & ~terminated
@@ -118,7 +119,7 @@ class Host:
             truncated=self._scatter(slots, truncated),
             success=self._scatter(slots, success),
             valid=self._scatter(slots, valid),
-            state=self._scatter(slots, outcome.state * valid[..., None]),
+            state=self._scatter(slots, np.where(valid[..., None], outcome.state, np.float32(0))),
             final=final_observation,
             final_slots=keep,
             episodes=results,
@@ -143,7 +144,8 @@ class Host:
             for row, track in enumerate(tracks):
                 if len(track):
                     actions[row, : len(track)] = track
-            outcome = self.simulator.step(slots, actions, counts)
+            outcome = self._shaped(self.simulator.step(slots, actions, counts), actions)
+            self._check_outcome(slots, outcome, _played(outcome, counts), np.zeros_like(counts))
             self.elapsed[slots] = counts
             self._earn(slots, outcome.reward)
             self._success_once[slots] = outcome.success.any(axis=1)
@@ -164,6 +166,50 @@ class Host:
                 "diverged, or divides by zero"
             )
 
+    def _shaped(self, outcome: Outcome, actions: NDArray[np.float32]) -> Outcome:
+        """What a simulator returned for actions [n, C, A]. Raises SimulatorError for arrays of other shapes or types,
+        which NumPy would stretch or reinterpret without a word.
+        """
+        rows, state = actions.shape[:2], self.simulator.spec.state_dim
+        for name, shape, kind in (
+            ("reward", rows, np.floating),
+            ("terminated", rows, np.bool_),
+            ("success", rows, np.bool_),
+            ("state", (*rows, state), np.floating),
+        ):
+            found: Any = getattr(outcome, name)
+            if not isinstance(found, np.ndarray) or found.shape != shape or not np.issubdtype(found.dtype, kind):
+                what = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else type(found).__name__
+                raise SimulatorError(
+                    f"{self.simulator.spec.name}: step() returned {name} as {what}; it must be an array "
+                    f"{kind.__name__.rstrip('_')} {list(shape)}"
+                )
+        return outcome
+
+    def _check_outcome(
+        self, slots: Slots, outcome: Outcome, valid: NDArray[np.bool_], before: NDArray[np.intp]
+    ) -> None:
+        """Refuse a number that is not finite in what came of the `valid` actions [n, C] after `before` [n] steps."""
+        for name, values in (("reward", outcome.reward[..., None]), ("privileged state", outcome.state)):
+            with np.errstate(over="ignore"):
+                stored = values.astype(np.float32, copy=False)
+            for row, c, place in np.argwhere(~np.isfinite(stored) & valid[..., None])[:1].tolist():
+                self._refuse_number(int(slots[row]), int(before[row]) + c + 1, name, float(values[row, c, place]))
+
+    def _check_observation(self, slots: Slots) -> None:
+        """Refuse a number that is not finite in what is seen of slots."""
+        seen = self.observation
+        for name, values in (("proprioception", seen.proprioception[slots]), ("privileged state", seen.state[slots])):
+            for row, place in np.argwhere(~np.isfinite(values))[:1].tolist():
+                slot = int(slots[row])
+                self._refuse_number(slot, int(self.elapsed[slot]), f"{name}, entry {place},", float(values[row, place]))
+
+    def _refuse_number(self, slot: int, step: int, name: str, found: float) -> NoReturn:
+        raise SimulatorError(
+            f"{self.scenario(slot).id}, slot {slot}: at control step {step} the simulator {self.simulator.spec.name!r} "
+            f"sent a {name} of {found:g}, no finite float32 number; mend it there, for nothing can be learned from it"
+        )
+
     def _scatter(self, slots: Slots, values: NDArray[Any]) -> NDArray[Any]:
         """Values of some slots to rows of all, the others zero."""
         if len(slots) == self.simulator.slots:
@@ -177,14 +223,15 @@ class Host:
         if not len(slots):
             return Outcome.empty(0, chunk, self.simulator.spec.state_dim)
         if self._on_action is None:
-            return self.simulator.step(slots, actions, limits)
+            return self._shaped(self.simulator.step(slots, actions, limits), actions)
         outcome = Outcome.empty(len(slots), chunk, self.simulator.spec.state_dim)
         going = np.ones(len(slots), np.bool_)
         for c in range(chunk):
             rows = np.flatnonzero(going & (c < limits))
             if not len(rows):
                 break
-            one = self.simulator.step(slots[rows], actions[rows, c : c + 1], np.ones(len(rows), np.intp))
+            action = actions[rows, c : c + 1]
+            one = self._shaped(self.simulator.step(slots[rows], action, np.ones(len(rows), np.intp)), action)
             outcome.reward[rows, c] = one.reward[:, 0]
             outcome.terminated[rows, c] = one.terminated[:, 0]
             outcome.success[rows, c] = one.success[:, 0]
@@ -235,3 +282,10 @@ class Host:
     def _observe(self, slots: Slots) -> None:
         if len(slots):
             self.simulator.observe(slots, self.observation)
+            self._check_observation(slots)
+
+
+def _played(outcome: Outcome, limits: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """[n, C], the actions that were played: below the `limits` [n], and none after a termination."""
+    ended_before = np.cumsum(outcome.terminated, axis=1) - outcome.terminated > 0
+    return (np.arange(outcome.terminated.shape[1]) < limits[:, None]) & ~ended_before

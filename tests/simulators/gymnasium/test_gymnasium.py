@@ -196,6 +196,107 @@ def test_success_that_is_nowhere_is_said_at_once():
         simulator.step(SLOTS, np.zeros((2, 1, 1), np.float32), np.ones(2, np.intp))
 
 
+def playing(monkeypatch, **sent) -> GymnasiumSimulator:
+    """One slot, after the reset, of an environment whose step returns something else."""
+    simulator = make(1)
+    simulator.reset(SLOTS[:1], simulator.scenarios("train", "train")[:1])
+    inner = reaching.Reaching.step
+
+    def step(self, action):
+        fields = dict(
+            zip(("observation", "reward", "terminated", "truncated", "info"), inner(self, action), strict=True)
+        )
+        return tuple((fields | sent).values())
+
+    monkeypatch.setattr(reaching.Reaching, "step", step)
+    monkeypatch.setattr("gymnasium.wrappers.PassiveEnvChecker.step", lambda self, action: self.env.step(action))
+    return simulator
+
+
+def play(simulator: GymnasiumSimulator):
+    return simulator.step(SLOTS[:1], chunk((0.25, 0.5))[:1], np.ones(1, np.intp))
+
+
+@pytest.mark.parametrize(
+    ("reward", "earned"),
+    [
+        (np.array([1.5]), 1.5),
+        (np.float64(1.5), 1.5),
+        (np.array([[2]]), 2),
+        (3, 3),
+        (True, 1),
+        ([0.5], 0.5),
+        (1e30, 1e30),
+    ],
+)
+def test_a_reward_is_one_number_however_it_is_held(monkeypatch, reward, earned):
+    assert play(playing(monkeypatch, reward=reward)).reward.tolist() == [[np.float32(earned)]]
+
+
+@pytest.mark.parametrize(
+    ("sent", "found"),
+    [
+        ({"reward": None}, "reward None where a number belongs"),
+        ({"reward": "1"}, "reward '1' where a number belongs"),
+        ({"reward": np.array([1.0, 2.0])}, r"reward float64 \[2\] where a number belongs"),
+        ({"reward": {}}, "reward {} where a number belongs"),
+        ({"terminated": None}, "terminated None where true or false belongs"),
+        ({"terminated": "no"}, "terminated 'no' where true or false belongs"),
+        ({"terminated": np.array([True, False])}, r"terminated bool \[2\] where true or false belongs"),
+        ({"truncated": 0.5}, "truncated 0.5 where true or false belongs"),
+        ({"info": {"success": "False"}}, "info 'success' 'False' where true or false belongs"),
+        ({"info": {"success": np.nan}}, "info 'success' nan where true or false belongs"),
+        ({"info": {"success": np.array([True, False])}}, r"info 'success' bool \[2\] where true or false belongs"),
+    ],
+)
+def test_what_is_no_reward_or_flag_is_refused_by_its_place(monkeypatch, sent, found):
+    said = rf"Reaching-v0/train/train/000000, slot 0: at control step 1 the environment sent {found}"
+    with pytest.raises(SimulatorError, match=said):
+        play(playing(monkeypatch, **sent))
+
+
+@pytest.mark.parametrize("flag", [True, np.True_, np.array([True]), np.array(1), 1, 1.0])
+def test_a_flag_is_one_truth_however_it_is_held(monkeypatch, flag):
+    outcome = play(playing(monkeypatch, terminated=flag, info={"success": flag}))
+    assert outcome.terminated.tolist() == outcome.success.tolist() == [[True]]
+
+
+def test_a_success_of_none_is_one_that_is_not_there(monkeypatch):
+    with pytest.raises(SimulatorError, match=r"step 1 holds no 'success' or 'is_success', only: success None; name"):
+        play(playing(monkeypatch, info={"success": None}))
+
+
+def test_a_reward_that_is_no_number_is_stopped_by_the_host(monkeypatch):
+    simulator = playing(monkeypatch, reward=np.array([np.nan]))
+    host = Host(simulator, one_after_another(simulator.scenarios("train", "train")[:1]), 10)
+    host.start()
+    said = r"Reaching-v0/train/train/000000, slot 0: at control step 1 the simulator 'gymnasium:.* sent a reward of nan"
+    with pytest.raises(SimulatorError, match=said):
+        host.step(chunk((0.25, 0.5))[:1])
+
+
+@pytest.mark.parametrize(
+    ("held", "found"),
+    [
+        ({"image0": np.ones((4, 6, 3), np.float32)}, r"image 'agent/image0' float32 \[4, 6, 3\] where a frame uint8"),
+        ({"image0": np.ones((3, 4, 6), np.uint8)}, r"image 'agent/image0' uint8 \[3, 4, 6\] where a frame"),
+        ({"image0": np.ones((8, 6, 3), np.uint8)}, r"image 'agent/image0' uint8 \[8, 6, 3\] where .* \[4, 6, 3\]"),
+        ({"image0": None}, "image 'agent/image0' None where"),
+        ({"vector0": np.zeros(1)}, r"observation 'agent/vector0' array\(\[0.\]\) where 2 numbers belongs"),
+        ({"vector0": np.zeros(3)}, r"observation 'agent/vector0' float64 \[3\] where 2 numbers"),
+        ({"vector0": None}, "observation 'agent/vector0' None where 2 numbers"),
+        ({"vector0": np.array(["a", "b"])}, r"observation 'agent/vector0' <U1 \[2\] where 2 numbers"),
+    ],
+)
+def test_an_observation_that_is_not_as_its_space_says_is_refused(monkeypatch, held, found):
+    good = {"image0": np.ones((4, 6, 3), np.uint8), "vector0": np.zeros(2)}
+    simulator = playing(monkeypatch, observation={"agent": good | held})
+    play(simulator)
+    said = rf"Reaching-v0/train/train/000000, slot 0: at control step 1 the environment sent {found}"
+    with pytest.raises(SimulatorError, match=said):
+        observed(simulator)
+
+
 def test_a_time_limit_below_the_horizon_is_said():
     simulator = make(environment={"limit": 3})
     simulator.reset(SLOTS, simulator.scenarios("train", "train")[:2])

@@ -35,6 +35,28 @@ def value_at(observation: Any, place: str) -> Any:
     return observation
 
 
+def as_number(value: Any) -> float | None:
+    """The one number that a value is, or an array of one number holds; None where it is anything else."""
+    try:
+        found = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return float(found.reshape(())) if found.size == 1 and found.dtype.kind in "biuf" else None
+
+
+def as_flag(value: Any) -> bool | None:
+    """The one flag that a value is, 0 and 1 among them; None where it is anything else."""
+    found = as_number(value)
+    return bool(found) if found in (0.0, 1.0) else None
+
+
+def shown(value: Any) -> str:
+    """A value that does not fit, for errors: `float32 [64, 64, 3]`, `'1'`, `None`."""
+    return (
+        f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) and value.size > 1 else repr(value)[:80]
+    )
+
+
 def describe(space: spaces.Space[Any]) -> str:
     """What an observation space holds, for errors: `image [64, 64, 3] uint8, instruction Text`."""
     return ", ".join(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import gymnasium
 import numpy as np
@@ -16,10 +16,13 @@ from treadle.simulators.checks import check_suite, entry_of
 from treadle.simulators.enumeration import Enumeration, fit_square
 from treadle.simulators.gymnasium.actions import ActionMap
 from treadle.simulators.gymnasium.reading import (
+    as_flag,
+    as_number,
     image_places,
     instruction_in,
     instruction_place,
     proprioception_place,
+    shown,
     value_at,
 )
 from treadle.simulators.protocol import ActionKind, SimulatorSpec, Slots
@@ -106,7 +109,7 @@ class GymnasiumSimulator:
         if instruction is None:
             self._instruction_place = instruction_place(instruction_key, space, observation, info)
         self._actions = ActionMap(first.action_space, action_range)
-        height, width = self._frames(first, observation)[0].shape[:2]
+        height, width = self._first_frame(first, observation).shape[:2]
         self.spec = SimulatorSpec(
             name=f"gymnasium:{id}",
             cameras=tuple(place or "image" for place in self._images) if self._images else (RENDERED,),
@@ -163,11 +166,19 @@ class GymnasiumSimulator:
             scenario = self._at(slot)
             for c in range(int(limits[row])):
                 played = self._actions(actions[row, c])
-                self._observations[slot], reward, ended, cut, info = self._environments[slot].step(played)
+                self._observations[slot], reward, terminated, truncated, info = self._environments[slot].step(played)
                 self._elapsed[slot] += 1
-                outcome.reward[row, c] = reward
+                earned, ended, cut = as_number(reward), as_flag(terminated), as_flag(truncated)
+                if earned is None:
+                    raise self._unreadable(slot, "reward", reward, "a number")
+                if ended is None or cut is None:
+                    name, found = ("terminated", terminated) if ended is None else ("truncated", truncated)
+                    raise self._unreadable(slot, name, found, "true or false")
+                # A number beyond float32 becomes infinite, which the host refuses.
+                with np.errstate(over="ignore"):
+                    outcome.reward[row, c] = earned
                 outcome.terminated[row, c] = ended
-                outcome.success[row, c] = self._succeeded(bool(ended), info)
+                outcome.success[row, c] = self._succeeded(slot, ended, info)
                 if ended:
                     break
                 if cut and self._elapsed[slot] < self.spec.horizon:
@@ -179,21 +190,29 @@ class GymnasiumSimulator:
         return outcome
 
     def observe(self, slots: Slots, out: Observation) -> None:
-        """Write frames and proprioception of each slot into row `slot` of `out`."""
+        """Write frames and proprioception of each slot into row `slot` of `out`.
+
+        Raises SimulatorError where an environment sends something else than its observation space says.
+        """
         for slot in slots.tolist():
             self._at(slot)
-            observation = self._observations[slot]
-            for camera, frame in enumerate(self._frames(self._environments[slot], observation)):
+            for camera, frame in enumerate(self._frames(slot)):
                 out.frames[slot, camera] = frame
             if self._proprioception is not None:
-                out.proprioception[slot] = value_at(observation, self._proprioception[0])
+                place, size = self._proprioception
+                found = value_at(self._observations[slot], place)
+                vector = np.asarray(found) if isinstance(found, np.ndarray | list | tuple) else None
+                if vector is None or vector.shape != (size,) or vector.dtype.kind not in "biuf":
+                    raise self._unreadable(slot, f"observation {place!r}", found, f"{size} numbers")
+                with np.errstate(over="ignore"):
+                    out.proprioception[slot] = vector
 
     def render(self, slots: Slots, size: int) -> NDArray[np.uint8]:
         """What the environments draw or, where they cannot, their first image, [n, size, size, 3]."""
         frames = np.zeros((len(slots), size, size, 3), np.uint8)
         for frame, slot in zip(frames, slots.tolist(), strict=True):
             environment = self._environments[slot]
-            seen = _drawn(environment) if self._draws else self._frames(environment, self._observations[slot])[0]
+            seen = _drawn(environment) if self._draws else self._frames(slot)[0]
             frame[:] = fit_square(seen, size)
         return frames
 
@@ -231,23 +250,52 @@ class GymnasiumSimulator:
     def _at(self, slot: int) -> Scenario:
         return entry_of(self.spec.name, self._playing, slot)
 
-    def _frames(self, environment: gymnasium.Env[Any, Any], observation: Any) -> list[NDArray[np.uint8]]:
+    def _first_frame(self, environment: gymnasium.Env[Any, Any], observation: Any) -> NDArray[np.uint8]:
+        """The frame that says how large all are. Raises SimulatorError for one that is no image."""
         if self._images is None:
-            return [_drawn(environment)]
-        return [value_at(observation, place) for place in self._images]
+            return _drawn(environment)
+        found = value_at(observation, self._images[0])
+        if not _is_frame(found):
+            raise SimulatorError(
+                f"gymnasium:{self._id}: observation {self._images[0]!r} of reset() is {shown(found)}, no frame "
+                "[H, W, 3] uint8 as its observation space says"
+            )
+        return found
 
-    def _succeeded(self, ended: bool, info: Mapping[str, Any]) -> bool:
+    def _frames(self, slot: int) -> list[NDArray[np.uint8]]:
+        """What the cameras of a slot see now. Raises SimulatorError for a frame of another size or type."""
+        wanted = (self.spec.height, self.spec.width, 3)
+        if self._images is None:
+            seen = {RENDERED: _drawn(self._environments[slot])}
+        else:
+            seen = {place: value_at(self._observations[slot], place) for place in self._images}
+        for place, frame in seen.items():
+            if not _is_frame(frame) or frame.shape != wanted:
+                raise self._unreadable(slot, f"image {place!r}", frame, f"a frame uint8 {list(wanted)}")
+        return list(seen.values())
+
+    def _unreadable(self, slot: int, name: str, found: Any, wanted: str) -> SimulatorError:
+        return SimulatorError(
+            f"{self._at(slot).id}, slot {slot}: at control step {self._elapsed[slot]} the environment sent "
+            f"{name} {shown(found)} where {wanted} belongs; mend the environment, or wrap it in one that converts it"
+        )
+
+    def _succeeded(self, slot: int, ended: bool, info: Mapping[str, Any]) -> bool:
         if self._success == ENDING:
             return ended
         for key in _SUCCESS_KEYS if self._success is None else (self._success,):
             if (found := value_at(info, key)) is not None:
-                return bool(np.all(found))
+                if (flag := as_flag(found)) is None:
+                    raise self._unreadable(slot, f"info {key!r}", found, "true or false")
+                return flag
         if self._success is not None and not ended:
             return False
         wanted = " or ".join(map(repr, _SUCCESS_KEYS)) if self._success is None else repr(self._success)
+        there = ", ".join(f"{key} {shown(value)}" for key, value in info.items())
         raise SimulatorError(
-            f"{self.spec.name}: the info of step() holds no {wanted}, only: {', '.join(info) or 'nothing'}; name the "
-            f"key that says whether the goal holds in {_KEY}success, or {ENDING!r} where every ending is a success"
+            f"{self._at(slot).id}, slot {slot}: the info of control step {self._elapsed[slot]} holds no {wanted}, "
+            f"only: {there or 'nothing'}; name the key that says whether the goal holds in {_KEY}success, or "
+            f"{ENDING!r} where every ending is a success"
         )
 
 
@@ -257,6 +305,10 @@ def _seed(split: Split, index: int) -> int:
 
 def _drawn(environment: gymnasium.Env[Any, Any]) -> NDArray[np.uint8]:
     frame: Any = environment.render()
-    if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
-        raise SimulatorError(f"render() of {environment} gave {type(frame).__name__}, no frame [H, W, 3] uint8")
+    if not _is_frame(frame):
+        raise SimulatorError(f"render() of {environment} gave {shown(frame)}, no frame [H, W, 3] uint8")
     return frame
+
+
+def _is_frame(value: Any) -> TypeGuard[NDArray[np.uint8]]:
+    return isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] == 3 and value.dtype == np.uint8
