@@ -11,6 +11,7 @@ from treadle.reporting.plots import (
     Series,
     chart,
     moving_mean,
+    sparkline_svg,
     standalone_chart,
     ticks,
 )
@@ -23,6 +24,8 @@ from treadle.reporting.plots import (
         (1, 100, [20, 40, 60, 80, 100]),
         (-0.3, 0.3, [-0.2, 0, 0.2]),
         (0, 2e-6, [0, 5e-7, 1e-6, 1.5e-6, 2e-6]),
+        (0, 4e-20, [0, 1e-20, 2e-20, 3e-20, 4e-20]),
+        (0, 4e30, [0, 1e30, 2e30, 3e30, 4e30]),
     ],
 )
 def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
@@ -35,17 +38,37 @@ def test_moving_mean_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [[0.5], [2.0, 2.0], [0.0, 0.0], [1.0, math.nan, 3.0], [-1.0, 1.0], [i / 9 for i in range(3000)]]
+    "values",
+    [
+        [0.5],
+        [2.0, 2.0],
+        [0.0, 0.0],
+        [1.0, math.nan, 3.0],
+        [-1.0, 1.0],
+        [i / 9 for i in range(3000)],
+        [1e30, 1e30],
+        [1e30, math.nextafter(1e30, math.inf)],
+        [-1.7e308, 1.7e308] * 40,
+        [5e-324, 0.0],
+        [1e-310],
+        [1.0, math.inf, 2.0],
+        [1.0, 1.0 + 2**-52],
+    ],
 )
 def test_any_series_draws_inside_its_frame(values: list[float]) -> None:
     x = list(range(len(values)))
     for stacked in (False, True):
-        content = chart(x, [Series("a", values)], Axes("x < y", "value"), stacked)
-        assert len(content) < 40_000
-        for path in ElementTree.fromstring(content).iter("path"):
-            points = re.findall(r"(-?[\d.]+) (-?[\d.]+)", path.attrib["d"])
-            assert "nan" not in path.attrib["d"]
-            assert all(0 <= float(a) <= WIDTH and 0 <= float(b) <= HEIGHT for a, b in points)
+        for axes in (Axes("x < y", "value"), Axes("x", "y", low=0), Axes("x", "y", low=0, high=1, percent=True)):
+            content = chart(x, [Series("a", values)], axes, stacked)
+            assert len(content) < 40_000
+            for path in ElementTree.fromstring(content).iter("path"):
+                points = re.findall(r"(-?[\d.]+) (-?[\d.]+)", path.attrib["d"])
+                assert "nan" not in path.attrib["d"]
+                assert all(0 <= float(a) <= WIDTH and 0 <= float(b) <= HEIGHT for a, b in points)
+    if line := sparkline_svg(values):
+        points = re.findall(r"(-?[\d.]+) (-?[\d.]+)", ElementTree.fromstring(line)[0].attrib["d"])
+        assert points
+        assert all(0 <= float(a) <= 120 and 0 <= float(b) <= 24 for a, b in points)
 
 
 def test_no_values_no_chart() -> None:

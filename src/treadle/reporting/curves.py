@@ -85,7 +85,7 @@ def format_number(value: float) -> str:
     """A number to four digits, without an exponent where that is readable."""
     if value == int(value) and abs(value) < 1e15:
         return f"{value:,.0f}"
-    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.1f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def _single(run: RunFolder, title: str, key: str, axes: Axes, x: list[float] | None = None) -> str:

@@ -40,16 +40,15 @@ def chart(x: Sequence[float], series: Sequence[Series], axes: Axes, stacked: boo
     `stacked`, of areas on top of each other, the first at the bottom.
     """
     known = [i for i, value in enumerate(x) if math.isfinite(value)]
-    x, values = _thin([x[i] for i in known], [[entry.y[i] for i in known] for entry in series])
+    x, values = _thin([x[i] for i in known], [_held([entry.y[i] for i in known]) for entry in series])
     tops = [[sum(column) for column in zip(*values, strict=True)]] if stacked else values
     finite = [value for line in tops for value in line if math.isfinite(value)]
     if not finite:
         return '<p class="missing">No values yet.</p>'
     low = axes.low if axes.low is not None else min(finite)
     high = axes.high if axes.high is not None else max(finite)
-    if high <= low:
-        low, high = low - (abs(low) * 0.1 or 0.5), low + (abs(low) * 0.1 or 0.5)
-        low = max(low, axes.low) if axes.low is not None else low
+    low, high = _apart(low, high)
+    low = max(low, axes.low) if axes.low is not None else low
     grid = ticks(low, high)
     if axes.high is None and grid[-1] < high:
         high += (high - low) * 0.04
@@ -83,12 +82,11 @@ def standalone_chart(
 
 def sparkline_svg(y: Sequence[float]) -> str:
     """A line without axes, for a cell of a table."""
-    x, (values,) = _thin(range(len(y)), [y])
+    x, (values,) = _thin(range(len(y)), [_held(y)])
     finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 2:
         return ""
-    low, high = min(finite), max(finite)
-    place = _Scale(x[0], x[-1], low, high if high > low else low + 1, 2, 118, 22, 2)
+    place = _Scale(x[0], x[-1], *_apart(min(finite), max(finite)), 2, 118, 22, 2)
     return f'<svg class="spark" viewBox="0 0 120 24" aria-hidden="true">{_path(x, values, place, "line s0")}</svg>'
 
 
@@ -98,7 +96,8 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * 0.8)
     first = math.ceil(low / step - 1e-9)
-    return [round(step * i, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    # Twelve digits: what is left of the step's rounding is cut off.
+    return [float(f"{step * i:.12g}") for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def moving_mean(y: Sequence[float], window: int) -> list[float]:
@@ -111,6 +110,24 @@ def moving_mean(y: Sequence[float], window: int) -> list[float]:
         part = [value for value in y[i - reach : i + reach + 1] if math.isfinite(value)]
         means.append(sum(part) / len(part) if part else math.nan)
     return means
+
+
+_LARGEST, _SMALLEST = 1e300, 1e-300
+"""Beyond them sums and differences of a chart's numbers would overflow, or vanish."""
+
+
+def _held(y: Sequence[float]) -> list[float]:
+    """Numbers that can be drawn: those beyond the largest are drawn as the largest, infinite ones leave a gap."""
+    return [min(max(value, -_LARGEST), _LARGEST) if math.isfinite(value) else math.nan for value in y]
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """Ends of an axis from `low` to `high`, moved apart where nothing, or rounding alone, lies between them."""
+    largest = max(abs(low), abs(high))
+    if high - low > max(1e-9 * largest, _SMALLEST):
+        return low, high
+    middle, reach = (low / 2 + high / 2), (0.1 * largest if largest > _SMALLEST else 0.5)
+    return middle - reach, middle + reach
 
 
 _HALF_CHARACTER = 3.4
@@ -203,4 +220,4 @@ def _thin(x: Sequence[float], lines: Sequence[Sequence[float]]) -> tuple[list[fl
 def _tick(value: float) -> str:
     if value and abs(value) < 1e-3:
         return f"{value:.3g}".replace("e-0", "e-")
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.6g}"
