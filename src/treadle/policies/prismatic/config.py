@@ -45,6 +45,8 @@ class PrismaticConfig:
     """A."""
     proprioception_dim: int = 0
     """P; 0 for a policy that takes no proprioception."""
+    cameras: int = 0
+    """Cameras that it has learned from; 0 where nothing says, as in published files of OpenVLA-OFT."""
     normalization: Normalization = "quantiles"
     prompt_length: int = 64
     """Prompts are padded to this many tokens; a longer one is an error."""

@@ -145,6 +145,12 @@ class PrismaticModel(Policy):
             if camera.dtype != np.uint8 or camera.ndim != 4 or camera.shape[-1] != 3:
                 found = f"{camera.dtype} {list(camera.shape)}"
                 raise ConfigError(f"frames of a camera: {found}; they must be uint8 [B, H, W, 3], red first")
+        known = self.config.cameras
+        if known and len(cameras) != known:
+            raise ConfigError(
+                f"frames of {len(cameras)} cameras, the policy has learned from {known}; let the simulator show as "
+                f"many (simulator.options), or set policy.options.cameras={len(cameras)} if it shall learn from them"
+            )
         size, kept = self.config.image_size, self.config.center_crop
         # Frames cross to the device as they are, in bytes, and are resized there.
         moved = [torch.from_numpy(camera.copy()).to(self.device) for camera in cameras]

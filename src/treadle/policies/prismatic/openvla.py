@@ -46,7 +46,9 @@ class OpenVLA(PrismaticPolicy):
     @classmethod
     def configure(cls, found: Directory, overrides: dict[str, Any]) -> OpenVLAConfig:
         """See `PrismaticPolicy.configure`."""
-        return override(from_json(OpenVLAConfig, found.config, found.action_dim), overrides)
+        # Directories of Treadle say it themselves, or are older than the fact.
+        published = {} if "treadle" in found.config else {"cameras": 1}
+        return override(from_json(OpenVLAConfig, found.config, found.action_dim, **published), overrides)
 
     def act(self, inputs: PrismaticInputs, sampling: Sampling, keys: Keys | None = None) -> Decision:
         """See `Policy.act`. The prefix is computed once; each token costs one more column."""

@@ -114,6 +114,7 @@ class PrismaticPolicy(PrismaticModel):
                 image_size=spec.height,
                 action_dim=spec.action_dim,
                 proprioception_dim=spec.proprioception_dim,
+                cameras=len(spec.cameras),
                 **model.model_dump(exclude={"kind"}),
                 **facts,
             )
