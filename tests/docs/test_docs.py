@@ -70,9 +70,10 @@ def test_commands_parse(command):
         if not words and any(param.required for param in parser.params):
             return  # named in prose without its arguments
         context = parser.make_context(parser.name, list(words), parent=context)
+    keys = describe(SupervisedConfig if command.startswith("treadle sft ") else TrainConfig)
     for word in context.params.get("overrides") or []:
         name = word.partition("=")[0]
-        assert any(name == key.name or (key.open and name.startswith(f"{key.name}.")) for key in describe(TrainConfig))
+        assert any(name == key.name or (key.open and name.startswith(f"{key.name}.")) for key in keys)
 
 
 def test_settings_that_are_named_exist():
@@ -163,7 +164,7 @@ def test_recipes_in_the_docs_are_valid(tmp_path, self_imitation):
             if "requirements" in block:
                 read_environment("example", "example", path)
             else:
-                read_config(TrainConfig, path)
+                read_config(SupervisedConfig if "\ndataset" in block else TrainConfig, path)
 
 
 @pytest.fixture

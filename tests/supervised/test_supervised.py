@@ -21,6 +21,7 @@ from treadle.config.schema import (
     SupervisedConfig,
     TinyModelConfig,
 )
+from treadle.data.demonstration_writer import DemonstrationWriter
 from treadle.data.demonstrations import read_demonstrations
 from treadle.data.noise import noise_key, normal
 from treadle.errors import CheckpointError, ConfigError
@@ -29,7 +30,7 @@ from treadle.reporting.metrics import read_metrics
 from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.protocol import ActionDimension, tool_motions
 from treadle.simulators.tabletop import Tabletop
-from treadle.supervised.demonstrations import cut_chunks, record_demonstrations
+from treadle.supervised.demonstrations import cut_chunks, learnable, record_demonstrations
 from treadle.supervised.grounding import cosine
 from treadle.supervised.imitation import dataset_statistics, imitate
 from treadle.supervised.train import train_supervised
@@ -71,6 +72,32 @@ def test_arms_that_are_given_targets_keep_them_past_the_end_of_an_episode():
     chunks = cut_chunks(actions, np.array([7, 7]), 3, TWO_ARMS)
     assert np.array_equal(chunks[0], actions[[0, 1, 1]])
     assert np.array_equal(chunks[1], actions[[1, 1, 1]])
+
+
+def test_motions_are_learned_past_an_end_and_targets_are_not():
+    episode = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2])
+    assert learnable(episode, 3, PUSH).tolist() == list(range(9))
+    assert learnable(episode, 3, TWO_ARMS).tolist() == [0, 5, 6]
+    assert learnable(episode, 1, TWO_ARMS).tolist() == list(range(9))
+    with pytest.raises(ConfigError, match=r"longest episode has 4 frames, a chunk of the policy 5 actions"):
+        learnable(episode, 5, TWO_ARMS)
+
+
+def test_chunks_of_targets_that_pass_the_end_are_never_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    policy, demonstrations = make_policy(tmp_path), make_demonstrations((6, 4))
+    drawn: list[float] = []
+    inner = policy.supervised_loss
+
+    def spy(inputs, targets, **settings):
+        drawn.extend(inputs.proprioception[:, 0].tolist())
+        return inner(inputs, targets, **settings)
+
+    monkeypatch.setattr(policy, "supervised_loss", spy)
+    targets = [ActionDimension(f"a{i}", "absolute") for i in range(7)]
+    settings = ImitationConfig(steps=4, batch=2, grounding_share=0)
+    imitate(policy, demonstrations, targets, settings, 0, None, lambda *_: None)
+    # Chunks of 4: of the episodes of 6 and 4 frames, those that begin at frames 0 to 2 and at frame 6.
+    assert sorted(drawn) == pytest.approx(sorted(demonstrations.state[[0, 1, 2, 6], 0].tolist() * 2), abs=1e-6)
 
 
 def test_both_grippers_of_two_arms_stay_as_they_are_in_statistics():
@@ -392,3 +419,36 @@ def test_a_supervised_run_from_a_checkpoint_and_a_data_set(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="is no LeRobot dataset"):
         train_supervised(again.model_copy(update={"name": "third", "dataset": Path("absent")}))
+
+
+@pytest.mark.integration
+def test_a_data_set_in_other_units_is_refused_or_scaled_by_its_own_statistics(
+    supervised: tuple[SupervisedConfig, Path], tmp_path: Path
+):
+    config, directory = supervised
+    found = read_demonstrations(directory / "demonstrations")
+    with DemonstrationWriter(
+        tmp_path / "millimetres",
+        fps=found.fps,
+        cameras=found.cameras,
+        height=IMAGE,
+        width=IMAGE,
+        action_names=[f"a{i}" for i in range(7)],
+        state_names=[f"s{i}" for i in range(found.state.shape[1])],
+    ) as writer:
+        rows = found.episode_index == 0
+        actions = found.actions[rows] * np.array([1000] * 3 + [1] * 4, np.float32)
+        writer.add_episode(found.frames[rows], found.state[rows], actions, found.instructions[0], True, "0")
+    again = {
+        "output": tmp_path,
+        "checkpoint": str(directory / "policy"),
+        "dataset": tmp_path / "millimetres",
+        "imitation": ImitationConfig(steps=1, batch=2, grounding_share=0),
+    }
+    with pytest.raises(ConfigError, match=r"millimetres does not fit the checkpoint's statistics 'tabletop', which cl"):
+        train_supervised(config.model_copy(update=again))
+    own = ImitationConfig(steps=1, batch=2, grounding_share=0, statistics="dataset")
+    run = train_supervised(config.model_copy(update=again | {"name": "own", "imitation": own}))
+    scaling = load_policy(run / "policy", device="cpu").scaling
+    assert scaling is not None
+    assert scaling.action.high[:3].max() == pytest.approx(np.quantile(actions[:, :3], 0.99, axis=0).max(), rel=1e-5)

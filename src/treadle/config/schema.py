@@ -324,6 +324,9 @@ class ImitationConfig(Section):
     """Weight of their loss beside the cross-entropy."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay."""
+    statistics: Literal["checkpoint", "dataset"] = "checkpoint"
+    """What scales actions and proprioception of a checkpoint that is fine-tuned: its own statistics, or those of the
+    data set, which are then saved in their place under the simulator's name."""
 
     @model_validator(mode="after")
     def _grounding_fits(self) -> Self:
@@ -342,6 +345,9 @@ class SupervisedConfig(RunConfig):
     """Start from this checkpoint, without grounding; None makes a tiny policy from nothing."""
     dataset: Path | None = None
     """Demonstrations in the LeRobot format; None lets the simulator's scripted expert play them."""
+    cameras: tuple[str, ...] = ()
+    """Cameras of the data set, in the order of the simulator's; none takes those of the same names, or the only one of
+    both."""
     policy: FineTuningConfig = FineTuningConfig()
     """How that checkpoint is fine-tuned; a policy made from nothing is trained whole, in float32."""
     model: TinyModelConfig = TinyModelConfig()

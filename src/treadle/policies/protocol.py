@@ -56,6 +56,29 @@ class Evaluation:
     """[B, V] float32, or None where the policy has no value head."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How D numbers are scaled."""
+
+    low: NDArray[np.float64]
+    """[D]; what is below is clipped."""
+    high: NDArray[np.float64]
+    """[D]"""
+    scaled: NDArray[np.bool_]
+    """[D], False for numbers that are left as they are, such as a gripper."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """The statistics that a policy scales by."""
+
+    statistics: str
+    """Their name."""
+    action: Scale
+    proprioception: Scale | None
+    """None for a policy that takes none."""
+
+
 class Policy(nn.Module, ABC):
     """A vision-language-action policy.
 
@@ -136,6 +159,17 @@ class Policy(nn.Module, ABC):
     def value_outputs(self) -> int:
         """V of the value head, 0 without one."""
         return 0
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """What demonstrations are compared with before they are imitated; None for a policy that does not say."""
+        return None
+
+    def rescale(self, name: str, statistics: dict[str, Any]) -> None:
+        """Scale by other statistics from here on, and save these alone: those of a data set, as `create_tiny` takes
+        them.
+        """
+        self._refuse("imitation.statistics", "scales by its own statistics; use 'checkpoint'")
 
     @abstractmethod
     def prepare(

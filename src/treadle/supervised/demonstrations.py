@@ -16,6 +16,7 @@ from treadle.data.step import EpisodeResult
 from treadle.errors import ConfigError
 from treadle.rollout.sources import ScenarioList
 from treadle.simulators.protocol import ActionDimension
+from treadle.supervised.checks import check_dimensions
 from treadle.workers.crew import Crew
 from treadle.workers.lanes import Lanes
 from treadle.workers.messages import ExpertSettings, Session
@@ -92,8 +93,9 @@ def cut_chunks(
 ) -> NDArray[np.float32]:
     """The chunk [N, C, A] that starts at each frame of `actions` [N, A].
 
-    Past the end of an episode the robot stands still: motions are 0, targets and grippers stay what they were.
-    Raises ConfigError for actions of other dimensions than the simulator's.
+    Past the end of an episode the robot stands still: motions are 0, targets and grippers stay what they were
+    (Octo's `chunk_act_obs` with its mask of absolute actions). Raises ConfigError for actions of other dimensions than
+    the simulator's.
     """
     check_dimensions(actions, dimensions)
     count = len(actions)
@@ -105,10 +107,21 @@ def cut_chunks(
     return chunks
 
 
-def check_dimensions(actions: NDArray[np.float32], dimensions: Sequence[ActionDimension]) -> None:
-    """Raises ConfigError where actions [N, A] of a data set are not a simulator's."""
-    if actions.shape[1] != len(dimensions):
+def learnable(episode: NDArray[np.int64], chunk: int, dimensions: Sequence[ActionDimension]) -> NDArray[np.int64]:
+    """The frames whose chunk is learned, of those whose episodes are `episode` [N].
+
+    Motions and grippers are known past an episode's end, so all are. What a target would have been is not known, so
+    with targets only chunks that fit into their episode are, as in OpenVLA-OFT. Raises ConfigError where none does.
+    """
+    rows = np.arange(len(episode))
+    if all(dimension.kind != "absolute" for dimension in dimensions):
+        return rows
+    last = np.searchsorted(episode, episode, side="right") - 1
+    fitting = rows[rows + chunk - 1 <= last]
+    if not len(fitting):
         raise ConfigError(
-            f"dataset: its actions have {actions.shape[1]} dimensions, the simulator's have {len(dimensions)} "
-            f"({', '.join(dimension.name for dimension in dimensions)}); take a data set of this simulator"
+            f"dataset: its longest episode has {np.bincount(episode).max()} frames, a chunk of the policy {chunk} "
+            "actions; targets past the end of an episode are not known, so there is nothing to learn. Take longer "
+            "episodes or a policy with a shorter chunk, or declare motions as 'relative' if the actions are motions"
         )
+    return fitting

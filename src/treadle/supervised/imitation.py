@@ -6,6 +6,7 @@ Shapes: N decisions, C actions of a chunk, A action dimensions.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,7 +14,8 @@ from treadle.config.schema import ImitationConfig
 from treadle.data.demonstrations import Demonstrations, action_statistics
 from treadle.policies.protocol import Policy
 from treadle.simulators.protocol import ActionDimension
-from treadle.supervised.demonstrations import check_dimensions, cut_chunks
+from treadle.supervised.checks import check_dimensions
+from treadle.supervised.demonstrations import cut_chunks, learnable
 from treadle.supervised.grounding import Grounding, cosine, prepare_all
 from treadle.training.optimizer import MasterAdamW
 
@@ -30,11 +32,13 @@ def imitate(
     """Minimise the policy's loss of the demonstrated actions, whose dimensions `actions` explains; `report(step, loss,
     loss with that of grounding)`.
 
-    Batches are drawn from seeded permutations of all decisions, remainders carried into the next one.
+    Batches are drawn from seeded permutations of all decisions, remainders carried into the next one. With targets
+    among the dimensions, chunks that pass the end of their episode are left out.
     """
     # Everything that stays the same: inputs and targets of all decisions.
     parameters = policy.freeze(vision=config.freeze_vision)["policy"]
     chunks = cut_chunks(demonstrations.actions, demonstrations.episode_index, policy.chunk, dimensions)
+    learned = torch.from_numpy(learnable(demonstrations.episode_index, policy.chunk, dimensions))
     targets = policy.targets(torch.from_numpy(chunks))
     frames, instructions, state = demonstrations.frames, demonstrations.instructions, demonstrations.state
     inputs = prepare_all(policy, frames, instructions, state, encode=config.freeze_vision)
@@ -44,12 +48,12 @@ def imitate(
     )
     generator, noise = (torch.Generator().manual_seed(seed) for _ in range(2))
     # Scenes take their share of each batch.
-    order = torch.randperm(len(targets), generator=generator)
+    order = learned[torch.randperm(len(learned), generator=generator)]
     scenes = min(round(config.batch * config.grounding_share), config.batch - 1) if grounding else 0
     policy.train()
     for step in range(config.steps):
         while len(order) < config.batch - scenes:
-            order = torch.cat([order, torch.randperm(len(targets), generator=generator)])
+            order = torch.cat([order, learned[torch.randperm(len(learned), generator=generator)]])
         rows, order = order[: config.batch - scenes], order[config.batch - scenes :]
         loss = imitation = policy.supervised_loss(
             inputs.take(rows).to(policy.device),
@@ -81,5 +85,5 @@ def dataset_statistics(demonstrations: Demonstrations, dimensions: Sequence[Acti
         "action": action_statistics(demonstrations.actions, scaled),
         "proprio": action_statistics(demonstrations.state),
         "num_transitions": len(demonstrations.actions),
-        "num_trajectories": int(demonstrations.episode_index[-1]) + 1,
+        "num_trajectories": len(np.unique(demonstrations.episode_index)),
     }

@@ -29,6 +29,7 @@ from treadle.reporting.machine import write_machine
 from treadle.reporting.metrics import METRICS_FILE, MetricsWriter, read_metrics
 from treadle.reporting.supervised import write_curves
 from treadle.simulators.protocol import Scenes
+from treadle.supervised.checks import check_policy, check_scaling, check_simulator, choose_cameras
 from treadle.supervised.demonstrations import record_demonstrations
 from treadle.supervised.grounding import Groundable, Grounding, pretrain_jointly, pretrain_vision
 from treadle.supervised.imitation import dataset_statistics, imitate
@@ -114,8 +115,9 @@ def train_supervised(config: SupervisedConfig) -> Path:
 def _train(run: _Run) -> dict[str, Any]:
     """Demonstrations, a policy that sees, imitation, evaluation: the report of the last."""
     config, console = run.config, run.console
-    demonstrations = read_demonstrations(config.dataset or _record(run))
-    policy, grounding = _starting_policy(run, demonstrations)
+    dataset = config.dataset or _record(run)
+    demonstrations = read_demonstrations(dataset, choose_cameras(dataset, run.crew.spec, config.cameras))
+    policy, grounding = _starting_policy(run, dataset, demonstrations)
     console.stage("imitating")
     report = run.report("imitation", "loss", "total")
     imitate(policy, demonstrations, run.crew.spec.actions, config.imitation, config.seed, grounding, report)
@@ -125,14 +127,14 @@ def _train(run: _Run) -> dict[str, Any]:
     return evaluate_policy(policy, run.crew, horizon, config.evaluation)
 
 
-def _starting_policy(run: _Run, demonstrations: Demonstrations) -> tuple[Policy, Grounding | None]:
+def _starting_policy(run: _Run, dataset: Path, demonstrations: Demonstrations) -> tuple[Policy, Grounding | None]:
     """The policy that is to imitate: a checkpoint's, or a new one; and the grounding that keeps a new one's perception,
     where the simulator renders scenes.
     """
     config, crew, perception = run.config, run.crew, run.directory / PERCEPTION
     if config.checkpoint is not None:
-        start, frozen = resolve_checkpoint(config.checkpoint), config.imitation.freeze_vision
-        return load_trainable(start, config.policy, run.device, freeze_vision=frozen), None
+        return _load_checkpoint(run, config.checkpoint, dataset, demonstrations), None
+    check_simulator(dataset, demonstrations, crew.spec, None)
     if not crew.renders_scenes:
         return make_tiny_policy(config, crew, demonstrations).to(run.device), None
     run.console.stage("rendering scenes")
@@ -143,6 +145,20 @@ def _starting_policy(run: _Run, demonstrations: Demonstrations) -> tuple[Policy,
             take_vision(policy, resolve_checkpoint(config.grounding.towers))
         _learn_to_see(run, policy, scenes)
     return _resume_perception(run, scenes)
+
+
+def _load_checkpoint(run: _Run, name: str, dataset: Path, demonstrations: Demonstrations) -> Policy:
+    """The policy of a checkpoint, which the demonstrations and the simulator fit. Raises ConfigError."""
+    config, spec = run.config, run.crew.spec
+    start, frozen = resolve_checkpoint(name), config.imitation.freeze_vision
+    policy = load_trainable(start, config.policy, run.device, freeze_vision=frozen)
+    check_policy(dataset, demonstrations, policy)
+    check_simulator(dataset, demonstrations, spec, policy)
+    if config.imitation.statistics == "dataset":
+        policy.rescale(spec.name, dataset_statistics(demonstrations, spec.actions))
+    else:
+        check_scaling(dataset, demonstrations, policy, spec)
+    return policy
 
 
 def make_tiny_policy(config: SupervisedConfig, crew: Crew, demonstrations: Demonstrations) -> Policy:

@@ -27,7 +27,7 @@ from treadle.policies.prismatic.load import OWN, PartFile
 from treadle.policies.prismatic.prompt import PromptTokenizer, read_tokenizer
 from treadle.policies.prismatic.statistics import read_range
 from treadle.policies.prismatic.vision import Mlp, VisionProjector, build_tower
-from treadle.policies.protocol import Policy
+from treadle.policies.protocol import Policy, Scaling
 
 
 @dataclass(slots=True)
@@ -92,8 +92,6 @@ class PrismaticModel(Policy):
         """
         super().__init__()
         self.config = config
-        self.norm_stats = norm_stats
-        self.statistics = statistics
         self.files = files
         self.chunk = config.chunk
         self.action_dim = config.action_dim
@@ -103,18 +101,36 @@ class PrismaticModel(Policy):
         """The file of each of the main weights, as they were read."""
         self.base: Path | None = None
         """The directory that the main weights were read from; what an adapter saved alone belongs to."""
-        entry = norm_stats[statistics]
-        ranges = [
-            read_range(entry, part, config.normalization, checkpoint.STATISTICS)
-            for part in ("action", *(["proprio"] if config.proprioception_dim else []))
-        ]
-        self.codec = ActionCodec(config.vocabulary, config.chunk, ranges[0])
-        self.proprioception_range = ranges[1] if config.proprioception_dim else None
+        self._scale_by(norm_stats, statistics)
         self.prompts = PromptTokenizer(read_tokenizer(files), config.pad_token_id, config.prompt_length)
         self._means, self._stds = read_normalization(files, len(config.towers))
 
         with nullcontext() if allocate else torch.device("meta"):
             self._build(config)
+
+    def _scale_by(self, norm_stats: dict[str, Any], statistics: str) -> None:
+        """Take the statistics of a key for actions and proprioception. Raises CheckpointError."""
+        config = self.config
+        ranges = [
+            read_range(norm_stats[statistics], part, config.normalization, checkpoint.STATISTICS)
+            for part in ("action", *(["proprio"] if config.proprioception_dim else []))
+        ]
+        self.norm_stats, self.statistics = norm_stats, statistics
+        self.codec = ActionCodec(config.vocabulary, config.chunk, ranges[0])
+        self.proprioception_range = ranges[1] if config.proprioception_dim else None
+
+    @property
+    def scaling(self) -> Scaling:
+        """See `Policy.scaling`."""
+        taken = self.proprioception_range
+        return Scaling(self.statistics, self.codec.scale.arrays(), None if taken is None else taken.arrays())
+
+    def rescale(self, name: str, statistics: dict[str, Any]) -> None:
+        """See `Policy.rescale`. Raises ConfigError for statistics of other dimensions."""
+        found = len(statistics["action"]["mask"])
+        if found != self.action_dim:
+            raise ConfigError(f"statistics {name!r}: actions of {found} dimensions; the policy has {self.action_dim}")
+        self._scale_by({name: statistics}, name)
 
     def _build(self, config: PrismaticConfig) -> None:
         self.vision_backbone = nn.Module()

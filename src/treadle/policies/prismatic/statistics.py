@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from treadle.errors import CheckpointError
+from treadle.policies.protocol import Scale
 
 Normalization = Literal["quantiles", "bounds"]
 """`quantiles`: q01 and q99 go to -1 and 1 (LIBERO, Bridge, tabletop); `bounds`: min and max (ALOHA, RoboTwin)."""
@@ -42,6 +43,10 @@ class Range:
         low, high, mask = self._on(values)
         x = values.to(torch.float64)
         return torch.where(mask, 0.5 * (x + 1) * (high - low + _EPSILON) + low, x)
+
+    def arrays(self) -> Scale:
+        """The same, for comparison with data."""
+        return Scale(self.low.numpy(), self.high.numpy(), self.mask.numpy())
 
     def _on(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.low.to(values.device), self.high.to(values.device), self.mask.to(values.device)
