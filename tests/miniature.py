@@ -24,6 +24,7 @@ from treadle.data.rollout import Rollout
 from treadle.data.step import EpisodeResult
 from treadle.policies.prismatic.config import tiny_config
 from treadle.policies.prismatic.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig
+from treadle.policies.prismatic.policy import PrismaticPolicy
 from treadle.policies.prismatic.prompt import build_tokenizer
 from treadle.policies.sampling import Sampling
 
@@ -97,14 +98,18 @@ def learning_config(**sections: dict[str, Any]) -> TrainConfig:
 
 
 def make_rollout(
-    policy: OpenVLAOFT,
+    policy: PrismaticPolicy,
     decisions: int = 3,
     slots: int = 4,
     seed: int = 0,
     sampling: Sampling | None = None,
     version: int = 3,
+    *,
+    encode: bool = True,
 ) -> Rollout:
-    """Decisions of the policy on random frames, with random rewards and some endings inside chunks; state [.., 5]."""
+    """Decisions of the policy on random frames, with random rewards and some endings inside chunks; state [.., 5].
+    Without `encode`, vision is there to be trained.
+    """
     rng = np.random.default_rng(seed)
     sampling = sampling or Sampling()
     shape = (decisions, slots, policy.chunk)
@@ -117,7 +122,7 @@ def make_rollout(
         frames = rng.integers(0, 256, (slots, 1, IMAGE, IMAGE, 3), dtype=np.uint8)
         texts = [INSTRUCTIONS[slot % 2] for slot in range(slots)]
         prepared = policy.prepare(frames, texts, rng.uniform(-1, 1, (slots, 7)).astype(np.float32))
-        inputs.append(policy.encode(prepared))
+        inputs.append(policy.encode(prepared) if encode else prepared)
         decided.append(policy.act(inputs[-1], sampling, noise_key(rng.integers(2**32), np.arange(slots))))
     outputs = max(policy.value_outputs, 1)
     values = [torch.zeros(slots, outputs) if d.values is None else d.values for d in decided]
@@ -142,12 +147,14 @@ def make_rollout(
     )
 
 
-def grouped(policy: OpenVLAOFT, successes: list[bool], scenarios: list[int], seed: int = 0) -> Rollout:
+def grouped(
+    policy: PrismaticPolicy, successes: list[bool], scenarios: list[int], seed: int = 0, *, encode: bool = True
+) -> Rollout:
     """Fixed length, 3 decisions of 2 actions: a success ends its episode with the second decision's first action and
     earns 1; the others are truncated at the end.
     """
     slots = len(successes)
-    rollout = make_rollout(policy, 3, slots, seed)
+    rollout = make_rollout(policy, 3, slots, seed, encode=encode)
     won = torch.tensor(successes)
     shape = rollout.valid.shape
     rollout.valid = torch.ones(shape, dtype=torch.bool)
@@ -156,7 +163,7 @@ def grouped(policy: OpenVLAOFT, successes: list[bool], scenarios: list[int], see
     rollout.terminated = torch.zeros(shape, dtype=torch.bool)
     rollout.terminated[1, won, 0] = True
     rollout.truncated = torch.zeros(shape, dtype=torch.bool)
-    rollout.truncated[2, ~won, 1] = True
+    rollout.truncated[2, ~won, -1] = True
     rollout.reward = rollout.terminated.float()
     rollout.final_values = torch.zeros(3, slots)
     rollout.scenarios = np.tile(np.array([scenario(index) for index in scenarios]), (3, 1))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,8 +19,10 @@ from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout
 from treadle.errors import TreadleError
 from treadle.policies.critic import Critic, NoCritic, PrivilegedCritic, ValueHeadCritic
-from treadle.policies.prismatic.openvla_oft import OpenVLAOFT
+from treadle.policies.prismatic.policy import PrismaticPolicy
 from treadle.training.ranks import ALONE, ProcessRanks, Ranks
+from treadle.training.sharding import ShardedRanks, shard_policy, whole
+from treadle.training.shards import is_sharded
 from update_samples import STATE, make_ppo
 
 R = TypeVar("R")
@@ -75,14 +78,14 @@ def on_threads(count: int, work: Callable[[Ranks], R]) -> list[R]:
 class Case:
     """Updates, and what they begin with."""
 
-    policy: OpenVLAOFT
+    policy: PrismaticPolicy
     config: TrainConfig
     critic: str
     rollouts: list[Rollout]
     sizes: dict[int, tuple[int, ...]]
     """Slots of each rank, by number of ranks."""
     iterations: tuple[int, ...] = (3,)
-    reference: OpenVLAOFT | None = None
+    reference: PrismaticPolicy | None = None
 
 
 @dataclass
@@ -96,7 +99,7 @@ class Result:
     coefficient: float
 
 
-def make_critic(kind: str, policy: OpenVLAOFT) -> Critic:
+def make_critic(kind: str, policy: PrismaticPolicy) -> Critic:
     torch.manual_seed(7)
     critics: dict[str, Callable[[], Critic]] = {
         "none": NoCritic,
@@ -107,10 +110,14 @@ def make_critic(kind: str, policy: OpenVLAOFT) -> Critic:
 
 
 def play(case: Case, rollouts: Sequence[Rollout], ranks: Ranks = ALONE) -> Result:
-    """The updates of a case, from rollouts or this rank's parts of them."""
-    policy = copy.deepcopy(case.policy)
+    """The updates of a case, from rollouts or this rank's parts of them; sharded if the ranks are."""
+    policy, reference = copy.deepcopy(case.policy), copy.deepcopy(case.reference)
     critic = make_critic(case.critic, policy)
-    ppo = make_ppo(policy, case.config, critic, case.reference, ranks)
+    if isinstance(ranks, ShardedRanks):
+        for each in (policy, reference):
+            if each is not None:
+                shard_policy(each, ranks, torch.device("cpu"))
+    ppo = make_ppo(policy, case.config, critic, reference, ranks)
     gradients: list[list[Tensor]] = []
 
     def keep(optimizer: Any, *_: Any) -> None:
@@ -119,8 +126,38 @@ def play(case: Case, rollouts: Sequence[Rollout], ranks: Ranks = ALONE) -> Resul
 
     ppo.optimizer.register_step_pre_hook(keep)
     metrics = [ppo.update(rollouts, iteration) for iteration in case.iterations]
-    parameters = {name: p.detach().clone() for name, p in ppo._named_parameters()}
+    given = [p for _, p in ppo._named_parameters()]
+    gradients = [
+        [torch.cat(ranks.gather(x)) if is_sharded(p) else x for x, p in zip(step, given, strict=True)]
+        for step in gradients
+    ]
+    parameters = {name: whole(p, ranks).clone() for name, p in ppo._named_parameters()}
     return Result(metrics, parameters, gradients, ppo.state_dict()["reference_coefficient"])
+
+
+def assert_same_metrics(found: list[dict[str, float]], wanted: list[dict[str, float]], tolerance: float) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        assert one.keys() == other.keys()
+        for name in (name for name in other if not name.startswith("time/")):
+            assert one[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance * 0.1), name
+
+
+def assert_same_update(ranks: list[Result], alone: Result) -> None:
+    for result in ranks:
+        assert len(result.gradients) == len(alone.gradients) > 1
+        for step, wanted in zip(result.gradients, alone.gradients, strict=True):
+            size = max(float(x.abs().max()) for x in wanted)
+            assert size > 1e-3
+            for one, other in zip(step, wanted, strict=True):
+                assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * size)
+        for name, parameter in alone.parameters.items():
+            # A step is 1e-4; where a gradient is all but 0, Adam makes a share of one from rounding.
+            gap = (result.parameters[name] - parameter).abs()
+            assert gap.max() <= 1e-5, f"{name}: {gap.max():.2g}"
+        assert result.coefficient == pytest.approx(alone.coefficient)
+        assert_same_metrics(result.metrics, alone.metrics, 1e-4)
+        assert_same_metrics(result.metrics, ranks[0].metrics, 0.0)
+        assert all(torch.equal(x, ranks[0].parameters[name]) for name, x in result.parameters.items())
 
 
 def play_cases(cases: dict[str, Case], ranks: ProcessRanks, count: int) -> dict[str, Result]:

@@ -2,9 +2,11 @@
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 
+from treadle.errors import CheckpointError
 from treadle.training.optimizer import MasterAdamW
 
 
@@ -57,3 +59,28 @@ def test_resuming_is_exact() -> None:
     resumed.load_state_dict(state)
     train(second, resumed, range(5, 8))
     assert all(torch.equal(a, b) for a, b in zip(through, second, strict=True))
+
+
+def test_offloading_changes_nothing() -> None:
+    """Here nothing moves, because all is on the CPU; the next step ends it, and a state may be saved meanwhile."""
+    plain, moved = ([nn.Parameter(torch.linspace(-1, 1, 5, dtype=torch.bfloat16))] for _ in range(2))
+    train(plain, MasterAdamW(plain, lr=1e-3), range(4))
+    optimizer = MasterAdamW(moved, lr=1e-3)
+    for seed in range(4):
+        optimizer.offload()
+        assert optimizer.offloaded
+        state = copy.deepcopy(optimizer.state_dict())
+        train(moved, optimizer, range(seed, seed + 1))
+        assert not optimizer.offloaded
+    assert torch.equal(plain[0], moved[0])
+    optimizer.offload()
+    optimizer.load_state_dict(state)
+    assert not optimizer.offloaded
+
+
+def test_a_state_of_other_parameters_is_refused() -> None:
+    one, other = ([nn.Parameter(torch.ones(size))] for size in (3, 4))
+    optimizer = MasterAdamW(one)
+    train(one, optimizer, range(1))
+    with pytest.raises(CheckpointError, match=r"the state of a parameter \[4\] has shape \[3\]: it is of another"):
+        MasterAdamW(other).load_state_dict(optimizer.state_dict())

@@ -10,7 +10,7 @@ import torch.multiprocessing
 from hypothesis import strategies
 
 from miniature import grouped, learning_config, make_policy, make_rollout
-from rank_samples import Case, Result, on_threads, play, run_rank, shards
+from rank_samples import Case, assert_same_update, on_threads, play, run_rank, shards
 from treadle.algorithms.advantages import Moments, normalize
 from treadle.config.on_policy import PPOConfig
 from treadle.training.on_policy.batch import Samples, estimate_advantages, join_moments, measure_shares
@@ -83,31 +83,6 @@ def make_cases(folder: Path) -> dict[str, Case]:
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     return make_cases(tmp_path_factory.mktemp("tokenizer"))
-
-
-def assert_same_metrics(found: list[dict[str, float]], wanted: list[dict[str, float]], tolerance: float) -> None:
-    for one, other in zip(found, wanted, strict=True):
-        assert one.keys() == other.keys()
-        for name in (name for name in other if not name.startswith("time/")):
-            assert one[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance * 0.1), name
-
-
-def assert_same_update(ranks: list[Result], alone: Result) -> None:
-    for result in ranks:
-        assert len(result.gradients) == len(alone.gradients) > 1
-        for step, whole in zip(result.gradients, alone.gradients, strict=True):
-            size = max(float(x.abs().max()) for x in whole)
-            assert size > 1e-3
-            for one, other in zip(step, whole, strict=True):
-                assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * size)
-        for name, parameter in alone.parameters.items():
-            # A step is 1e-4; where a gradient is all but 0, Adam makes a share of one from rounding.
-            gap = (result.parameters[name] - parameter).abs()
-            assert gap.max() <= 1e-5, f"{name}: {gap.max():.2g}"
-        assert result.coefficient == pytest.approx(alone.coefficient)
-        assert_same_metrics(result.metrics, alone.metrics, 1e-4)
-        assert_same_metrics(result.metrics, ranks[0].metrics, 0.0)
-        assert all(torch.equal(x, ranks[0].parameters[name]) for name, x in result.parameters.items())
 
 
 def test_normalisation_by_hand():

@@ -248,10 +248,19 @@ class Policy(nn.Module, ABC):
         if enabled:
             self._refuse("policy.compile", "does not have it; use false")
 
+    def shard_units(self) -> list[nn.Module]:
+        """Modules whose weights are gathered together when the policy is divided among devices, such as transformer
+        blocks; none lies in another. All else is gathered for as long as a pass lasts; by default that is everything.
+
+        The weights of a unit may be read in calls of its `forward` alone, and all of them have one type.
+        """
+        return []
+
     @abstractmethod
     def save(self, directory: Path, *, merge: bool = True) -> None:
         """Write a directory that `load` reads, whole or not at all, with `kind` under `treadle.policy` in its
-        config.json (see `checkpoint.write_directory`).
+        config.json (see `checkpoint.write_directory`). It reads weights from `state_dict` and `named_parameters` alone,
+        which may be those of a copy.
 
         Adapters are merged; or, without `merge`, saved alone beside the path of their base.
         """

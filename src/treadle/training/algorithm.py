@@ -29,9 +29,10 @@ class Training:
     device: torch.device
     """Where updates are computed."""
     load_reference: Callable[[], Policy]
-    """Loads a copy of the run's first policy, to keep it frozen."""
+    """Loads a copy of the run's first policy, to keep it frozen; a sharded one, where the policy is sharded."""
     ranks: Ranks = ALONE
-    """Processes that make the update together, each with rollouts of its own slots."""
+    """Processes that make the update together, each with rollouts of its own slots. With a sharded policy they are
+    `treadle.training.sharding.ShardedRanks`."""
 
 
 class Algorithm(ABC):
@@ -63,6 +64,11 @@ class Algorithm(ABC):
     @abstractmethod
     def trained(self) -> list[nn.Parameter]:
         """The policy's parameters that updates change, without a value head."""
+
+    def offload(self) -> None:  # noqa: B027 - there may be nothing to move
+        """Move to the CPU's memory what only updates need, such as by `MasterAdamW.offload`; the next update brings it
+        back. Called after an update if the configuration asks for it.
+        """
 
     def alarms(self, metrics: dict[str, float]) -> list[str]:
         """Sentences that a person should read, from an update's metrics."""

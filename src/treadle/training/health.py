@@ -1,5 +1,6 @@
 """Checks that numbers of an update are finite."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor, nn
 
 from treadle.data.rollout import Rollout
 from treadle.errors import DivergenceError
+from treadle.training.ranks import ALONE, Ranks
+from treadle.training.shards import own_rows
 
 
 def check_finite(name: str, x: Tensor | float) -> None:
@@ -27,13 +30,21 @@ def check_rollouts(rollouts: Sequence[Rollout]) -> None:
             check_finite(f"rollout.{name}", getattr(rollout, name))
 
 
-def check_gradients(owner: str, norm: Tensor, module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
-    """Stop if a gradient's norm is not finite. Raises DivergenceError, which names the first parameter to blame."""
+def check_gradients(
+    owner: str, norm: Tensor, module: nn.Module, parameters: Iterable[nn.Parameter], ranks: Ranks = ALONE
+) -> None:
+    """Stop if a gradient's norm is not finite; it is the same on all ranks. Raises DivergenceError, which names the
+    first parameter to blame.
+    """
     if bool(torch.isfinite(norm)):
         return
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            check_finite(f"gradient of the {owner}, {names[id(parameter)]},", parameter.grad)
+    parts = [(names[id(p)], own_rows(p.grad)) for p in parameters if p.grad is not None]
+    # A rank may hold no more than some rows of each.
+    finite = [bool(torch.isfinite(part).all()) for _, part in parts]
+    faults = [0 if fine else 1 + bool(part.isnan().any()) for fine, (_, part) in zip(finite, parts, strict=True)]
+    worst = torch.stack(ranks.gather(torch.tensor([faults]))).amax(0)[0].tolist()
+    for (name, _), fault in zip(parts, worst, strict=True):
+        check_finite(f"gradient of the {owner}, {name},", (0.0, math.inf, math.nan)[fault])
     # Finite entries whose squares overflow.
     check_finite(f"gradient of the {owner}", norm)

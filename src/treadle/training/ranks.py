@@ -13,6 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from treadle.errors import RankError, TreadleError
 
@@ -25,6 +26,8 @@ class Ranks:
 
     rank: int = 0
     """The number of this rank."""
+    count: int = 1
+    """How many ranks there are."""
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """Each rank's x [n, ..], in order of rank; n may differ."""
@@ -61,8 +64,25 @@ class Ranks:
         """
         yield
 
+    def passes(self, count: int) -> int:
+        """How many passes through a policy this rank makes, given how many its own samples need: as many, unless passes
+        are collective. Passes beyond `count` are of any samples, and their gradient is 0.
+        """
+        return count
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace gradients by their sums over ranks. A gradient stays None if no rank has one."""
+
+    def clip_gradients(self, parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+        """Scale gradients, which are sums over ranks, so that their joint norm is at most `limit`; returns the norm."""
+        return nn.utils.clip_grad_norm_(parameters, limit)
+
+    @contextmanager
+    def collective(self, what: str) -> Generator[None, None, None]:
+        """If a collective of torch.distributed fails in the block, the error is a RankError that names the rank which
+        is missing. `what` it was for: "the sum of gradients".
+        """
+        yield
 
     def check_same(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
         """Stop if a rank's parameters differ from those of the others.
@@ -92,6 +112,8 @@ class ProcessRanks(Ranks):
     of all ranks, but for `time/..`. Gradients on a CPU are summed by gloo, on another device by the group's own backend
     (NCCL was not tested); all else is small, and goes from process to process by gloo.
 
+    With a policy that is sharded, use `treadle.training.sharding.ShardedRanks`.
+
     Args:
         timeout: seconds that a rank waits for another. The group's own backend has a time-out of its own.
         group: its processes; all by default.
@@ -102,15 +124,41 @@ class ProcessRanks(Ranks):
 
     def __init__(self, timeout: float, group: dist.ProcessGroup | None = None) -> None:
         members = dist.get_process_group_ranks(group or dist.group.WORLD)
-        self._group = group
+        self.count = len(members)
         self._timeout = timedelta(seconds=timeout)
-        control = dist.new_group(
-            members, timeout=self._timeout, backend="gloo", use_local_synchronization=group is not None
-        )
-        assert isinstance(control, dist.ProcessGroup)
-        self._control = control
+        self._group = group or dist.group.WORLD
+        # Two groups: a collective that fails cuts the connections of its group, and who is missing is then asked in
+        # the other.
+        self._control, self._cpu = (self._new_group(members, group is not None) for _ in range(2))
         self.rank = dist.get_rank(self._control)
         self._others = [rank for rank in range(len(members)) if rank != self.rank]
+
+    def _new_group(self, members: list[int], some: bool) -> dist.ProcessGroup:
+        made = dist.new_group(members, timeout=self._timeout, backend="gloo", use_local_synchronization=some)
+        assert isinstance(made, dist.ProcessGroup)
+        return made
+
+    def mesh(self, device: torch.device) -> DeviceMesh:
+        """The ranks as a mesh of one dimension, whose collectives are on this kind of device."""
+        group = self._cpu if device.type == "cpu" else self._group
+        assert group is not None
+        return DeviceMesh.from_group(group, device.type)
+
+    @contextmanager
+    def collective(self, what: str) -> Generator[None, None, None]:
+        """See `Ranks`. NCCL's collectives go on after the call; if one fails later, the group's own time-out ends the
+        process.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._exchange(torch.zeros(1))
+            raise RankError(
+                f"rank {self.rank}: {what} did not finish within {self._timeout.total_seconds():g} s, and all ranks "
+                f"are there ({_line(error)}); see the output of all"
+            ) from error
 
     @contextmanager
     def together(self, kind: type[TreadleError]) -> Generator[None, None, None]:
@@ -130,17 +178,14 @@ class ProcessRanks(Ranks):
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """See `Ranks`. All travel in one float32 buffer."""
         all_of_them = list(parameters)
+        if not all_of_them:
+            return
         device = all_of_them[0].device
         present = torch.tensor([p.grad is not None for p in all_of_them], device=device)
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in all_of_them]
         flat = torch.cat([*(part.flatten().float() for part in parts), present.float()])
-        try:
-            dist.all_reduce(flat, group=self._control if device.type == "cpu" else self._group)
-        except RuntimeError as error:
-            raise RankError(
-                f"rank {self.rank}: the sum of gradients did not finish within {self._timeout}: a rank has stopped, or "
-                f"is cut off ({_line(error)}); see its own output"
-            ) from error
+        with self.collective("the sum of gradients"):
+            dist.all_reduce(flat, group=self._cpu if device.type == "cpu" else self._group)
         *sums, counts = flat.split([*(p.numel() for p in all_of_them), len(all_of_them)])
         for parameter, total, count in zip(all_of_them, sums, counts.tolist(), strict=True):
             parameter.grad = total.view_as(parameter).to(parameter.dtype) if count else None
@@ -148,8 +193,11 @@ class ProcessRanks(Ranks):
     @torch.no_grad()
     def check_same(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
         """See `Ranks`. Sums of their bits are compared."""
-        names, all_of_them = zip(*parameters, strict=True)
-        sums = [p.detach().flatten().view(_BITS[p.element_size()]).sum() for p in all_of_them]
+        entries = list(parameters)
+        if not entries:
+            return
+        names, all_of_them = zip(*entries, strict=True)
+        sums = [p.detach().reshape(-1).view(_BITS[p.element_size()]).sum() for p in all_of_them]
         each = self._exchange(torch.stack(sums).cpu())
         for rank, found in enumerate(each):
             different = (found != each[0]).nonzero()[:, 0]

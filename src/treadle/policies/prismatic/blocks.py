@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 BLOCK_BYTES = 2**23
 """Of the largest activation of a block."""
@@ -19,11 +20,12 @@ BLOCK_BYTES = 2**23
 def in_blocks(work: Callable[[slice], Tensor], count: int, largest: int, like: Tensor) -> Tensor:
     """`work` of all of `count` samples, block by block: results [n, ...] for n samples, joined.
 
-    `largest`: numbers in a sample's largest activation; `like` has their device and type. On other devices, which need
-    many samples at once, and where gradients are kept, all samples are one block.
+    `largest`: numbers in a sample's largest activation; `like` is a weight of the layers at work. On other devices,
+    which need many samples at once, where gradients are kept, and where the weight is a shard, so that every pass is
+    one of all ranks, all samples are one block.
     """
     most = max(1, BLOCK_BYTES // (largest * like.element_size()))
-    if count <= most or like.device.type != "cpu" or torch.is_grad_enabled():
+    if count <= most or like.device.type != "cpu" or torch.is_grad_enabled() or isinstance(like, DTensor):
         return work(slice(None))
     number = -(-count // most)
     # As equal as can be.

@@ -148,7 +148,8 @@ def walk(
             hidden = layer(hidden, context=some, read=read if index == end else None, past=kept)
         return hidden
 
-    hidden = in_blocks(through, samples, columns * model.config.intermediate_size, embeddings)
+    first: Any = model.model.layers[0]
+    hidden = in_blocks(through, samples, columns * model.config.intermediate_size, first.mlp.gate_proj.weight)
     return rms_norm(model.model.norm, hidden)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from treadle.data.noise import Keys
@@ -192,6 +192,10 @@ class OpenVLAOFT(PrismaticPolicy):
         if vision and self.config.film:
             raise ConfigError("policy.lora with FiLM: adapters go on the language model alone; use freeze_vision=true")
         super().add_lora(rank, alpha, targets, vision)
+
+    def heads(self) -> tuple[nn.Module | None, ...]:
+        """See `PrismaticPolicy.heads`."""
+        return self.action_head, self.action_scale
 
     def make_part(self, name: str, device: torch.device) -> bool:
         """A published regression head has no scale; its first one is `initial_scale`."""

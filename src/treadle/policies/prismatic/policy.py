@@ -296,6 +296,27 @@ class PrismaticPolicy(PrismaticModel):
             if isinstance(module, Block | LeanLayer):
                 module.fast = enabled
 
+    def shard_units(self) -> list[nn.Module]:
+        """See `Policy.shard_units`: blocks, the projector, and heads of files of their own. Embeddings, language head
+        and final norm are read outside of their modules. Raises ConfigError for a policy with adapters.
+        """
+        if adapters.layers(self):
+            raise ConfigError(
+                "placement.sharding 'full': a policy with adapters is not divided, because each pass would gather its "
+                "frozen base again; use placement.sharding=none, or policy.lora.rank=0"
+            )
+        parts = (self.proprio_projector, self.value_head, *self.heads())
+        return [
+            *(unit for tower in self.towers() for unit in tower.shard_units()),
+            self.projector,
+            *self.language_model.model.layers,
+            *(part for part in parts if part is not None),
+        ]
+
+    def heads(self) -> tuple[nn.Module | None, ...]:
+        """What decides on actions in place of the language head."""
+        return ()
+
     def save(self, directory: Path, *, merge: bool = True) -> None:
         """See `Policy.save`: in the published layout. Adapters without `merge` name the directory that the policy was
         loaded from, which must stay where it is.

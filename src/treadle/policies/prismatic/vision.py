@@ -32,6 +32,10 @@ class Tower(nn.Module):
         """Parameters that are stored but take no part in the output, hence get no gradient."""
         return []
 
+    def shard_units(self) -> list[nn.Module]:
+        """See `Policy.shard_units`: the whole tower by default."""
+        return [self]
+
 
 class LayerScale(nn.Module):
     """A learned factor per channel."""
@@ -175,6 +179,10 @@ class ViT(Tower):
             else:
                 x = block(x, *language)
         return x[:, self.prefix :]
+
+    def shard_units(self) -> list[nn.Module]:
+        """See `Tower.shard_units`: the blocks."""
+        return list(self.blocks)
 
     def unused(self) -> list[nn.Parameter]:
         """The last block, the final norm and the pool."""

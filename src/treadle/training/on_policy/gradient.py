@@ -15,7 +15,7 @@ from treadle.algorithms.levels import valid_entries
 from treadle.algorithms.losses import Loss, PolicyBatch, PolicyMetrics, PolicyObjective, policy_loss
 from treadle.config.on_policy import OnPolicyConfig
 from treadle.config.schema import TrainConfig
-from treadle.errors import DivergenceError
+from treadle.errors import DivergenceError, RankError
 from treadle.plugins import import_callable
 from treadle.policies.protocol import Evaluation, Policy, Sampling
 from treadle.training.health import check_finite
@@ -96,10 +96,15 @@ class PolicyGradient:
         self.objective = replace(self.objective, reference_coefficient=coefficient)
 
     @torch.no_grad()
-    def log_probs(self, policy: Policy, samples: Samples, rows: Tensor) -> Tensor:
-        """[rows, P, E] of the samples' choices under a policy."""
-        found = [self._evaluate(policy, samples, part).log_probs.cpu() for part in self._micro_batches(rows)]
-        return torch.cat(found) if found else samples.log_probs[:0]
+    def log_probs(self, policy: Policy, batch: Batch, rows: Tensor) -> Tensor:
+        """[rows, P, E] of trained decisions' choices under a policy."""
+        found = [batch.trained.log_probs[:0]]
+        for part in self._micro_batches(rows):
+            if len(part):
+                found.append(self._evaluate(policy, batch.trained, part).log_probs.cpu())
+            else:
+                self._evaluate(policy, *_any(batch))
+        return torch.cat(found)
 
     def accumulate(self, batch: Batch, minibatch: Tensor, version: int) -> MinibatchResult:
         """Add the gradient of this rank's part of a minibatch to the parameters; the result is that of all ranks.
@@ -124,9 +129,18 @@ class PolicyGradient:
         if len(chosen) < len(minibatch):
             totals = totals * (len(chosen) / len(minibatch))
         # Forward and backward, one micro-batch after another.
+        results: list[MinibatchResult] = []
+        faults: list[DivergenceError] = []
+        for rows in self._micro_batches(chosen[chosen >= 0]):
+            try:
+                results.append(self._pass(batch, rows, version, totals) if len(rows) else self._accompany(batch))
+            except DivergenceError as error:
+                # Not yet: other ranks may count on this rank's further passes.
+                faults.append(error)
         with self._ranks.together(DivergenceError):
-            parts = self._micro_batches(chosen[chosen >= 0])
-            own = join_results(self._pass(batch, rows, version, totals) for rows in parts)
+            if faults:
+                raise faults[0]
+            own = join_results(results)
             check_finite("policy loss", own["loss"])
             check_finite("value loss", own["value_loss"])
         each = self._ranks.gather(torch.tensor([list(own.values())], dtype=torch.float64))
@@ -161,9 +175,20 @@ class PolicyGradient:
             "gap_count": gap.numel(),
         }
 
+    def _accompany(self, batch: Batch) -> MinibatchResult:
+        """A pass beside those of other ranks, whose gradient is 0."""
+        evaluation = self._evaluate(self._policy, *_any(batch))
+        # The same parameters get a gradient as in the others' passes.
+        outputs = [evaluation.log_probs]
+        if self._critic.is_head and evaluation.values is not None:
+            outputs.append(evaluation.values)
+        torch.autograd.backward(outputs, [torch.zeros_like(output) for output in outputs])
+        return _NOTHING
+
     def _micro_batches(self, rows: Tensor) -> Sequence[Tensor]:
-        """Parts of the rows; no part if there are no rows, where `split` would make an empty one."""
-        return rows.split(self._micro_batch) if len(rows) else ()
+        """Parts of the rows; empty ones at the end, if other ranks have more and each pass is of all ranks."""
+        parts = rows.split(self._micro_batch) if len(rows) else ()
+        return (*parts, *[rows[:0]] * (self._ranks.passes(len(parts)) - len(parts)))
 
     def _evaluate(self, policy: Policy, samples: Samples, rows: Tensor) -> Evaluation:
         inputs = samples.inputs.take(rows).to(self._device)
@@ -185,3 +210,13 @@ class PolicyGradient:
         if evaluation.values is not None:
             check_finite("values of the policy's head", evaluation.values.detach())
         check_finite("advantages", batch.advantages)
+
+
+def _any(batch: Batch) -> tuple[Samples, Tensor]:
+    """A decision of this rank, whichever. Raises RankError if there is none."""
+    if not len(batch.samples):
+        raise RankError(
+            "this rank has no decision that was played: passes of a sharded policy are of all ranks, and each needs "
+            "samples; give every rank slots that play"
+        )
+    return batch.samples, torch.zeros(1, dtype=torch.long)

@@ -143,9 +143,9 @@ class PPO(Algorithm):
         # For fresh data the proximal policy is the one that acted, but its weight is capped like that of stale data.
         if self._algorithm.decoupled and bool(self._ranks.sum(torch.tensor(len(stale)))):
             batch.proximal = samples.log_probs.clone()
-            batch.proximal[stale] = self._gradient.log_probs(self.policy, samples, stale)
+            batch.proximal[stale] = self._gradient.log_probs(self.policy, batch, stale)
         if self._reference is not None:
-            batch.reference = self._gradient.log_probs(self._reference, samples, torch.arange(len(samples)))
+            batch.reference = self._gradient.log_probs(self._reference, batch, torch.arange(len(samples)))
 
     def _follow_reference(self, kl: float) -> dict[str, float]:
         """Metrics of the divergence; it also adapts the coefficient of the next iteration where asked."""
@@ -165,11 +165,11 @@ class PPO(Algorithm):
         self._ranks.sum_gradients(
             [*self._policy_parameters, *(self._critic_parameters if self._critic_fit.is_head else [])]
         )
-        norm = nn.utils.clip_grad_norm_(self._policy_parameters, limit)
-        check_gradients("policy", norm, self.policy, self._policy_parameters)
+        norm = self._ranks.clip_gradients(self._policy_parameters, limit)
+        check_gradients("policy", norm, self.policy, self._policy_parameters, self._ranks)
         if self._critic_fit.is_head:
-            value_norm = nn.utils.clip_grad_norm_(self._critic_parameters, limit)
-            check_gradients("critic", value_norm, self.policy, self._critic_parameters)
+            value_norm = self._ranks.clip_gradients(self._critic_parameters, limit)
+            check_gradients("critic", value_norm, self.policy, self._critic_parameters, self._ranks)
             if iteration < self._config.critic_warmup:
                 for parameter in self._policy_parameters:
                     parameter.grad = None
@@ -209,6 +209,10 @@ class PPO(Algorithm):
             f"{limit:g}): ratios carry noise of that size; compare dtype, kernels and sampling of the two"
         )
         return [said] if gap > limit else []
+
+    def offload(self) -> None:
+        """See `Algorithm.offload`."""
+        self.optimizer.offload()
 
     def state_dict(self) -> dict[str, Any]:
         """See `Algorithm.state_dict`."""
