@@ -1,20 +1,23 @@
 """Checkpoints: whole or absent, whatever goes wrong."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from treadle.errors import CheckpointError, OutputError
 from treadle.training import checkpoints
-from treadle.training.checkpoints import FORMAT, list_checkpoints, load_trainer, save_checkpoint
+from treadle.training.checkpoints import FORMAT, CheckpointWriter, list_checkpoints, load_trainer
 
 
-class FakePolicy:
+class FakePolicy(nn.Module):
     """Saves a file, or fails halfway."""
 
     def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
         self.error = error
 
     def save(self, directory: Path, *, merge: bool = True) -> None:
@@ -25,7 +28,7 @@ class FakePolicy:
 
 
 def save(directory: Path, iteration: int, policy: FakePolicy | None = None, **state: Any) -> Path:
-    return save_checkpoint(directory, iteration, policy or FakePolicy(), state)  # type: ignore[arg-type]
+    return CheckpointWriter().save(directory, iteration, policy or FakePolicy(), state)  # type: ignore[arg-type]
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path):
@@ -108,3 +111,61 @@ def test_a_damaged_trainer_file_is_named(tmp_path: Path, damage: str):
         path.write_bytes(damaged[damage])
     with pytest.raises(CheckpointError, match=r"trainer.pt: cannot be read .*; remove .*iteration-000003 to resume"):
         load_trainer(checkpoint)
+
+
+class Waiting(nn.Module):
+    """Saves its state when it is let, and fails if it is told to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.let = threading.Event()
+        self.error = error
+
+    def save(self, directory: Path, *, merge: bool = True) -> None:
+        assert self.let.wait(30)
+        if self.error is not None:
+            raise self.error
+        directory.mkdir()
+        torch.save({**self.state_dict(), "named": dict(self.named_parameters())["weight"]}, directory / "weights")
+
+
+def test_in_the_background_a_checkpoint_is_of_the_moment_of_the_call(tmp_path: Path):
+    policy: Any = Waiting()
+    writer, tensor = CheckpointWriter(background=True), torch.arange(3.0)
+    path = writer.save(tmp_path, 1, policy, {"nested": [{"tensor": tensor}]})
+    with torch.no_grad():
+        tensor.zero_()
+        policy.weight.zero_()
+    assert list_checkpoints(tmp_path) == []
+    policy.let.set()
+    writer.finish()
+    assert list_checkpoints(tmp_path) == [path]
+    assert load_trainer(path)["nested"][0]["tensor"].tolist() == [0, 1, 2]
+    saved = torch.load(path / "policy" / "weights")
+    assert [saved["weight"].tolist(), saved["named"].tolist()] == [[1.0] * 3] * 2
+
+
+def test_an_error_in_the_background_is_raised_by_the_next_save(tmp_path: Path):
+    policy: Any = Waiting(OutputError("full"))
+    policy.let.set()
+    writer = CheckpointWriter(background=True)
+    writer.save(tmp_path, 1, policy, {})
+    with pytest.raises(OutputError, match="full"):
+        writer.save(tmp_path, 2, policy, {})
+    policy.error = OSError(28, "No space left on device")
+    writer.save(tmp_path, 2, policy, {})
+    with pytest.raises(OutputError, match=r"iteration-000002: cannot save the checkpoint .*No space"):
+        writer.finish()
+    writer.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rank_0_does_not_wait_for_ever(tmp_path: Path):
+    """Two ranks that do not see one folder, and one that could not write."""
+    (tmp_path / "trainer-00001-of-00002.safetensors").touch()
+    with pytest.raises(OSError, match=r"trainer-00002-of-00002.safetensors of rank 1 was not there within 0.05 s"):
+        checkpoints._await_parts(tmp_path, 2, 0.05)
+    (tmp_path / "trainer-00002-of-00002.failed").write_text("disk full")
+    with pytest.raises(OSError, match="rank 1 could not write its part: disk full"):
+        checkpoints._await_parts(tmp_path, 2, 30)

@@ -1,6 +1,7 @@
 """The trainer: it owns the algorithm, the average of weights, and the weights that are published."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,33 @@ from treadle.errors import VersionError
 from treadle.runtime.weights import Weights, trained_state
 from treadle.training.algorithm import Training, make_algorithm
 from treadle.training.averaging import WeightAverage
-from treadle.training.checkpoints import save_checkpoint
+from treadle.training.checkpoints import CheckpointWriter
+from treadle.training.saving import save_policy
+from treadle.training.sharding import unsharded
 
 
 class Trainer:
     """Turns rollouts into versions of a policy.
 
     Args:
-        training: policy, critic and settings of the training.
+        training: policy, critic and settings of the training. On several ranks each has a trainer, and all make the
+            same calls.
         shared: the player acts with the trained parameters themselves, so nothing has to be copied.
+        background: files of checkpoints are written while training goes on, from a copy in the CPU's memory.
+        offload: between updates, optimizer state is in the CPU's memory.
     """
 
-    def __init__(self, training: Training, *, shared: bool = True) -> None:
+    def __init__(
+        self, training: Training, *, shared: bool = True, background: bool = False, offload: bool = False
+    ) -> None:
         self.policy = training.policy
         self.algorithm = make_algorithm(training)
         self._average = WeightAverage(self.algorithm.trained, training.config.optimizer.average)
         self._critic = training.critic
-        self._first = training.ranks.rank == 0
         self._shared = shared
+        self._offload = offload
+        self._ranks = training.ranks
+        self._writer = CheckpointWriter(self._ranks, background=background)
 
     def wants_more(self, rollouts: Sequence[Rollout]) -> bool:
         """See `Algorithm.wants_more`."""
@@ -47,7 +57,10 @@ class Trainer:
                     f"the trainer is at version {version} of the weights, and was given decisions of version "
                     f"{', '.join(map(str, acted))}: a player did not receive what was published"
                 )
-        return self.algorithm.update(rollouts, version)
+        metrics = self.algorithm.update(rollouts, version)
+        if self._offload:
+            self.algorithm.offload()
+        return metrics
 
     def alarms(self, metrics: dict[str, float]) -> list[str]:
         """See `Algorithm.alarms`."""
@@ -58,24 +71,26 @@ class Trainer:
         self._average.update()
 
     def publish(self, version: int) -> Weights:
-        """The weights as they are now, after `version` updates; those of the first rank hold them."""
-        if self._shared or not self._first:
+        """The weights as they are now, after `version` updates; on other ranks than 0, no tensors."""
+        if self._shared:
             return Weights(version)
-        critic = trained_state(self._critic) if isinstance(self._critic, nn.Module) else None
-        return Weights(version, trained_state(self.policy), critic)
+        critic = trained_state(self._critic, self._ranks) if isinstance(self._critic, nn.Module) else None
+        return Weights(version, trained_state(self.policy, self._ranks), critic)
+
+    def playing(self) -> AbstractContextManager[None]:
+        """The policy may act, without other ranks, for as long as the block lasts; see `sharding.unsharded`."""
+        return unsharded(self.policy)
 
     def finish(self, directory: Path) -> None:
-        """Put the average of weights in their place, and save the policy; the first rank writes."""
+        """Put the average of weights in their place, and save the policy. Raises OutputError."""
+        self._writer.finish()
         self._average.swap_in()
-        if self._first:
-            self.policy.save(directory)
+        save_policy(self.policy, directory, self._ranks)
 
     def save(self, directory: Path, version: int, state: dict[str, Any]) -> None:
         """Write a checkpoint: the policy, the trainer's own state, and others' `state`; the first rank writes."""
-        if not self._first:
-            return
         own = {"algorithm": self.algorithm.state_dict(), "average": self._average.state_dict()}
-        save_checkpoint(directory, version, self.policy, own | state)
+        self._writer.save(directory, version, self.policy, own | state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `save` wrote; the policy has its saved weights already."""

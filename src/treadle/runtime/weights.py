@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from treadle.training.ranks import ALONE, Ranks
+from treadle.training.sharding import gather_state
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -19,9 +22,14 @@ class Weights:
     """Parameters of a critic with its own network; None where there is none, or it is shared."""
 
 
-def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's trained parameters by name, on the CPU; there they share its memory, and must be sent at once."""
-    return {name: p.detach().cpu() for name, p in module.named_parameters() if p.requires_grad}
+def trained_state(module: nn.Module, ranks: Ranks = ALONE) -> dict[str, Tensor]:
+    """A module's trained parameters by name, on the CPU: on rank 0, and nothing on other ranks. All ranks call it; parts
+    of a sharded policy are gathered one by one. A whole one on the CPU shares its memory, and must be sent at once.
+
+    Raises:
+        RankError: A rank does not come.
+    """
+    return gather_state(((name, p) for name, p in module.named_parameters() if p.requires_grad), ranks, copy=False)
 
 
 @torch.no_grad()

@@ -175,9 +175,9 @@ def whole(tensor: Tensor, ranks: Ranks) -> Tensor:
     return found[: len(tensor)]
 
 
-def gather_state(tensors: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
-    """Copies of tensors on the CPU by name, whole and apart from training: on rank 0, and nothing on the others.
-    Collective. They go through the device one by one.
+def gather_state(tensors: Iterable[tuple[str, Tensor]], ranks: Ranks, *, copy: bool = True) -> dict[str, Tensor]:
+    """Tensors on the CPU by name, whole: on rank 0, and nothing on the others. Collective. They go through the device
+    one by one. Without `copy`, one that is whole and on the CPU is itself.
 
     Raises:
         RankError: A rank does not come.
@@ -187,7 +187,7 @@ def gather_state(tensors: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[st
         if is_sharded(tensor) or ranks.rank == 0:
             rows = whole(tensor, ranks)
             if ranks.rank == 0:
-                found[name] = rows.to("cpu", copy=True)
+                found[name] = rows.to("cpu", copy=copy)
     return found
 
 
