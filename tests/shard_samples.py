@@ -168,9 +168,10 @@ class Run:
         critic = make_critic(case.critic, policy)
         if isinstance(ranks, ShardedRanks):
             shard_policy(policy, ranks, CPU)
-        self.trainer = Trainer(
-            Training(policy, critic, case.config, CPU, lambda: policy, ranks), shared=False, **settings
-        )
+        placement = case.config.placement.model_copy(update={"offload": settings.pop("offload", False)})
+        saves = {"save_in_background": settings.pop("background", False), "placement": placement}
+        config = case.config.model_copy(update=saves)
+        self.trainer = Trainer(Training(policy, critic, config, CPU, lambda: policy, ranks), shared=False)
         if checkpoint is not None:
             self.trainer.load_state_dict(load_trainer(checkpoint))
         self.rollouts = shards(case.rollouts, case.sizes[ranks.count])[ranks.rank] if ranks.count > 1 else case.rollouts

@@ -199,6 +199,8 @@ class TrainConfig(RunConfig):
     """Decisions per slot and rollout."""
     save_every: Natural = 10
     """Iterations between checkpoints; 0 saves at the end only."""
+    save_in_background: bool = False
+    """Write checkpoints while training goes on, from a copy in host memory."""
     simulator: SimulatorConfig = SimulatorConfig()
     collection: CollectionConfig = CollectionConfig()
     placement: PlacementConfig = PlacementConfig()

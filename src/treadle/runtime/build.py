@@ -57,6 +57,8 @@ class Run:
         """Checkpoint the run as it is."""
         state = {"player": self.player.state_dict(), "recorder": self.recorder.state_dict()}
         self.trainer.save(self.directory / "checkpoints", self.version, state)
+        if self.recorder.stop_asked:
+            self.trainer.finish_saving()
         self.saved = self.version
 
     def go_back(self, lost: MemberLostError) -> None:

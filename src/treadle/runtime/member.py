@@ -19,7 +19,8 @@ from treadle.runtime.player import Player, check_decisions
 from treadle.runtime.trainer import Trainer
 from treadle.training.algorithm import Training
 from treadle.training.finetuning import load_trainable
-from treadle.training.ranks import ALONE, Ranks
+from treadle.training.ranks import ALONE, ProcessRanks, Ranks
+from treadle.training.sharding import shard_policy
 from treadle.workers.crew import Crew, check_dimensions
 from treadle.workers.plan import plan_crew
 
@@ -60,9 +61,10 @@ class Member:
         prepare_cpu(config.torch_threads or _threads(self.place))
         # Every member draws the same numbers for whatever it adds to the policy.
         torch.manual_seed(config.seed)
-        self.policy = load_trainable(
-            start.policy, config.policy, self.device, freeze_vision=config.policy.freeze_vision
-        )
+        self._sharded = placement.sharded and self.place.rank is not None
+        # A policy that is to be divided is moved to the device part by part.
+        where = torch.device(CPU) if self._sharded else self.device
+        self.policy = load_trainable(start.policy, config.policy, where, freeze_vision=config.policy.freeze_vision)
         check_decisions(config, self.policy.chunk)
         try:
             self._open_simulators(placement)
@@ -103,6 +105,18 @@ class Member:
         """
         config = self._config
         critic = build_critic(config, self.policy, state_dim, self.device)
+
+        def divide(policy: Policy) -> Policy:
+            if not self._sharded:
+                return policy
+            assert isinstance(ranks, ProcessRanks)
+            return shard_policy(policy, ranks, self.device)
+
+        def load_reference() -> Policy:
+            where = CPU if self._sharded else str(self.device)
+            return divide(load_configured(self._base, config.policy, device=where).eval())
+
+        divide(self.policy)
         if self.crew is not None:
             assert self.place.player is not None
             self._player = Player(
@@ -114,7 +128,7 @@ class Member:
                 cores=self.place.player.generate if self._pins else (),
             )
         if self.place.rank is not None:
-            training = Training(self.policy, critic, config, self.device, self._load_reference, ranks)
+            training = Training(self.policy, critic, config, self.device, load_reference, ranks)
             self._trainer = Trainer(training, shared=shared)
         else:
             # As the trainer does: what changes here is what is published.
@@ -142,9 +156,6 @@ class Member:
         )
         self.crew = self._exit.enter_context(Crew(plan))
         check_dimensions(self.crew, self.policy.action_dim)
-
-    def _load_reference(self) -> Policy:
-        return load_configured(self._base, self._config.policy, device=str(self.device)).eval()
 
 
 def build_critic(config: TrainConfig, policy: Policy, state_dim: int, device: torch.device) -> Critic:

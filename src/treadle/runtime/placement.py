@@ -94,6 +94,8 @@ class Placement:
     slots: int
     """Of all players."""
     processes: tuple[ProcessPlace, ...]
+    sharded: bool = False
+    """Ranks divide weights, gradients and optimizer state among them."""
 
     @property
     def players(self) -> list[PlayerPlace]:
@@ -150,7 +152,8 @@ def place(config: TrainConfig, machines: Machines) -> Placement:
             processes[shared] = replace(processes[shared], rank=place)
     played = {*simulate, *generate}
     mode = "colocated" if simulate == generate == train else "hybrid" if played & set(train) else "disaggregated"
-    return _unpinned(Placement(machines, mode, config.simulator.slots, tuple(processes)))
+    sharded = _is_sharded(config, len(ranks), machines)
+    return _unpinned(Placement(machines, mode, config.simulator.slots, tuple(processes), sharded))
 
 
 def _resolve(key: str, text: str, machines: Machines) -> list[tuple[int, int]]:
@@ -235,6 +238,18 @@ def _shares(process: ProcessPlace, node: int, devices: tuple[int, ...], machines
         return False
     own = process.player.generate if machines.kind != CPU else process.devices
     return bool(set(own) & set(devices))
+
+
+def _is_sharded(config: TrainConfig, ranks: int, machines: Machines) -> bool:
+    """Whether ranks hold a part of the weights each. Raises PlacementError."""
+    wanted, adapters = config.placement.sharding, config.policy.lora.rank
+    if wanted == "full" and adapters:
+        raise PlacementError(
+            f"placement.sharding: found 'full' with policy.lora.rank {adapters}: frozen weights would be gathered "
+            "in every pass, to train little; use placement.sharding none, or policy.lora.rank=0"
+        )
+    chosen = wanted == "full" or (wanted == "auto" and machines.kind != CPU and not adapters)
+    return chosen and ranks > 1
 
 
 def _unpinned(placement: Placement) -> Placement:

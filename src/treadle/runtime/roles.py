@@ -78,6 +78,10 @@ class Trainers(Protocol):
         """Write a checkpoint: the policy, the trainer's own state, and the `state` of other roles."""
         ...
 
+    def finish_saving(self) -> None:
+        """Wait until checkpoints are written."""
+        ...
+
     def finish(self, directory: Path) -> None:
         """Put the average of weights in their place, and save the policy."""
         ...

@@ -24,21 +24,20 @@ class Trainer:
         training: policy, critic and settings of the training. On several ranks each has a trainer, and all make the
             same calls.
         shared: the player acts with the trained parameters themselves, so nothing has to be copied.
-        background: files of checkpoints are written while training goes on, from a copy in the CPU's memory.
-        offload: between updates, optimizer state is in the CPU's memory.
     """
 
-    def __init__(
-        self, training: Training, *, shared: bool = True, background: bool = False, offload: bool = False
-    ) -> None:
+    def __init__(self, training: Training, *, shared: bool = True) -> None:
+        config = training.config
         self.policy = training.policy
         self.algorithm = make_algorithm(training)
-        self._average = WeightAverage(self.algorithm.trained, training.config.optimizer.average)
+        self._average = WeightAverage(self.algorithm.trained, config.optimizer.average)
         self._critic = training.critic
         self._shared = shared
-        self._offload = offload
+        self._offload = config.placement.offload
         self._ranks = training.ranks
-        self._writer = CheckpointWriter(self._ranks, background=background)
+        self._writer = CheckpointWriter(
+            self._ranks, background=config.save_in_background, deadline=config.runtime.timeout
+        )
 
     def wants_more(self, rollouts: Sequence[Rollout]) -> bool:
         """See `Algorithm.wants_more`."""
@@ -50,13 +49,8 @@ class Trainer:
         Raises:
             VersionError: Some decision was made with other weights than those of this version.
         """
-        for rollout in rollouts:
-            acted = rollout.versions[rollout.valid.any(-1)].unique().tolist()
-            if acted not in ([], [version]):
-                raise VersionError(
-                    f"the trainer is at version {version} of the weights, and was given decisions of version "
-                    f"{', '.join(map(str, acted))}: a player did not receive what was published"
-                )
+        with self._ranks.together(VersionError):
+            check_versions(rollouts, version)
         metrics = self.algorithm.update(rollouts, version)
         if self._offload:
             self.algorithm.offload()
@@ -81,6 +75,10 @@ class Trainer:
         """The policy may act, without other ranks, for as long as the block lasts; see `sharding.unsharded`."""
         return unsharded(self.policy)
 
+    def finish_saving(self) -> None:
+        """Wait until checkpoints are written. Raises OutputError."""
+        self._writer.finish()
+
     def finish(self, directory: Path) -> None:
         """Put the average of weights in their place, and save the policy. Raises OutputError."""
         self._writer.finish()
@@ -96,3 +94,14 @@ class Trainer:
         """Go on from what `save` wrote; the policy has its saved weights already."""
         self.algorithm.load_state_dict(state["algorithm"])
         self._average.load_state_dict(state["average"])
+
+
+def check_versions(rollouts: Sequence[Rollout], version: int) -> None:
+    """Raises VersionError where decisions were made with other weights than those of this version."""
+    for rollout in rollouts:
+        acted = rollout.versions[rollout.valid.any(-1)].unique().tolist()
+        if acted not in ([], [version]):
+            raise VersionError(
+                f"the trainer is at version {version} of the weights, and was given decisions of version "
+                f"{', '.join(map(str, acted))}: a player did not receive what was published"
+            )

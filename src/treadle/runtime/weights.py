@@ -23,8 +23,8 @@ class Weights:
 
 
 def trained_state(module: nn.Module, ranks: Ranks = ALONE) -> dict[str, Tensor]:
-    """A module's trained parameters by name, on the CPU: on rank 0, and nothing on other ranks. All ranks call it; parts
-    of a sharded policy are gathered one by one. A whole one on the CPU shares its memory, and must be sent at once.
+    """A module's trained parameters by name, on the CPU: on rank 0, and nothing on other ranks. All ranks call it;
+    parts of a sharded policy are gathered one by one. Whole ones on the CPU share its memory, and are sent at once.
 
     Raises:
         RankError: A rank does not come.

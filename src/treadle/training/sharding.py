@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+from treadle.errors import PlacementError
 from treadle.policies.protocol import Policy
 from treadle.training.ranks import ProcessRanks, Ranks
 from treadle.training.shards import is_sharded, own_rows
@@ -104,8 +105,14 @@ def shard_policy(policy: Policy, ranks: ProcessRanks, device: torch.device) -> P
         device: where the parts are; a GPU is the process's current one.
 
     Raises:
+        PlacementError: torch is too old.
         RankError: The policy is not the same on all ranks, or a rank is missing.
     """
+    if not hasattr(dist, "all_gather_single"):
+        raise PlacementError(
+            f"placement.sharding: this needs torch 2.13 or later, found {torch.__version__}; update torch, or use "
+            "placement.sharding none"
+        )
     ranks.check_same(policy.named_parameters())
     mesh, precision = ranks.mesh(device), MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     units = [unit for unit in policy.shard_units() if any(True for _ in unit.parameters())]

@@ -9,6 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +31,7 @@ from treadle.runtime.player import PlayReport
 from treadle.runtime.weights import Weights
 from treadle.training.checkpoints import load_trainer
 from treadle.training.ranks import ALONE, ProcessRanks, Ranks
+from treadle.training.sharding import ShardedRanks
 
 
 class MemberActor:
@@ -52,6 +54,8 @@ class MemberActor:
         """Rollouts of the own player for the next update, while a rank here may need them."""
         self._taken: list[Rollout] = []
         """This rank's rollouts for the next update."""
+        self._whole = ExitStack()
+        """It keeps the whole policy, where ranks hold parts."""
         self._progress = (0, 0)
         self._records: list[str] = []
         logging.getLogger("treadle").addHandler(_Keeper(self._records))
@@ -156,6 +160,20 @@ class MemberActor:
         self._collected.clear()
         return self._here.trainer.update(rollouts, version)
 
+    def gather_policy(self) -> None:
+        """Hold the whole policy for a while, where it acts; every rank takes part. See `Trainer.playing`."""
+        self._whole.enter_context(self._here.trainer.playing())
+        if self._place.player is None:
+            self._whole.close()
+
+    def divide_policy(self) -> None:
+        """Hold the own part alone again."""
+        self._whole.close()
+
+    def finish_saving(self) -> None:
+        """See `Trainer.finish_saving`."""
+        self._here.trainer.finish_saving()
+
     def average(self) -> None:
         """See `Trainer.average`."""
         self._here.trainer.average()
@@ -248,7 +266,8 @@ class MemberActor:
             world_size=len(ranks),
             timeout=timeout,
         )
-        return ProcessRanks(self._config.runtime.timeout)
+        kind = ShardedRanks if self._placement.sharded else ProcessRanks
+        return kind(self._config.runtime.timeout)
 
 
 class _Keeper(logging.Handler):

@@ -74,13 +74,14 @@ class RemotePlayers:
         players = self._team.players()
 
         def play() -> list[list[EpisodeResult]]:
-            return self._team.engine.ask(
-                self._team.players(),
-                "evaluate",
-                suite,
-                each=lambda handle: ((_number(handle), len(players)),),
-                meanwhile=lambda: progress(*self._team.progress()),
-            )
+            with self._team.playing():
+                return self._team.engine.ask(
+                    self._team.players(),
+                    "evaluate",
+                    suite,
+                    each=lambda handle: ((_number(handle), len(players)),),
+                    meanwhile=lambda: progress(*self._team.progress()),
+                )
 
         results = [result for part in self._surely(play) for result in part]
         progress(len(results), len(results))
@@ -88,7 +89,12 @@ class RemotePlayers:
 
     def film(self, size: int) -> list[Film]:
         """See `Players.film`."""
-        return self._surely(lambda: self._team.engine.ask(self._team.players()[:1], "film", size))[0]
+
+        def play() -> list[Film]:
+            with self._team.playing():
+                return self._team.engine.ask(self._team.players()[:1], "film", size)[0]
+
+        return self._surely(play)
 
     def state_dict(self) -> dict[str, Any]:
         """See `Players.state_dict`."""
@@ -105,7 +111,8 @@ class RemotePlayers:
     ) -> tuple[list[Shares], PlayReport, dict[str, Any]]:
         rollouts: list[Shares] = []
         while wants_more(rollouts):
-            rollouts.append(Shares(self._team.collect()))
+            with self._team.playing():
+                rollouts.append(Shares(self._team.collect()))
         report = PlayReport.join(self._team.ask_players("report"))
         return rollouts, report, join_states(self._team.ask_players("player_state"))
 
@@ -177,6 +184,10 @@ class RemoteTrainers:
     def save(self, directory: Path, version: int, state: dict[str, Any]) -> None:
         """See `Trainers.save`."""
         self.team.ask_ranks("save", directory.resolve(), version, state)
+
+    def finish_saving(self) -> None:
+        """See `Trainers.finish_saving`."""
+        self.team.ask_ranks("finish_saving")
 
     def finish(self, directory: Path) -> None:
         """See `Trainers.finish`."""

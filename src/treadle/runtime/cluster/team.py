@@ -2,7 +2,8 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 """The members of a run: how they start, what passes between them, and how lost ones are replaced."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from treadle.config.schema import TrainConfig
@@ -92,6 +93,18 @@ class Team:
         for handle in players:
             self.engine.value(handle, answers[handle][0] if isinstance(answers[handle], tuple) else answers[handle])
         return where
+
+    @contextmanager
+    def playing(self) -> Generator[None, None, None]:
+        """Players may act, for as long as the block lasts: where ranks hold parts of a policy that also acts, they
+        gather it. Raises as `Engine.ask`.
+        """
+        gathers = self._placement.sharded and any(handle.place.rank for handle in self.players())
+        if gathers:
+            self.ask_ranks("gather_policy")
+        yield
+        if gathers:
+            self.ask_ranks("divide_policy")
 
     def hand_over(self, parts: dict[tuple[int, Part], Any]) -> None:
         """Give every rank its parts of a rollout. Raises as `Engine.ask`."""
