@@ -106,6 +106,18 @@ def gradient(
     benchmark.run(recipe, json, overrides or [], against or [], batches)
 
 
+@app.command("runtime")
+def runtime(
+    iterations: Annotated[int, typer.Option(min=4, help="Iterations of each placement.")] = 10,
+    json: JsonFile = None,
+) -> None:
+    """Measure what a run costs beside its roles, in one process and over Ray, and how long publishing weights takes."""
+    check_destination(json)
+    from benchmarks import runtime as benchmark
+
+    benchmark.run(json, iterations)
+
+
 @app.command("collect")
 def collect(
     overrides: Annotated[

@@ -52,6 +52,10 @@ class AlgorithmConfig(Section):
     def needs(self) -> DataNeeds:
         """What rollouts must hold."""
 
+    def count_steps(self, decisions: int) -> int | None:
+        """Optimizer steps of the policy in an update from so many decisions, at most; None where it cannot be told."""
+        return None
+
     def check(self, config: Any) -> None:
         """Raise ValueError where other sections of the run, a `TrainConfig`, do not suit the algorithm."""
 

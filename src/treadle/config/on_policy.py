@@ -117,6 +117,10 @@ class OnPolicyConfig(AlgorithmConfig):
     log_prob_alarm: Rate = 0.05
     """Warn when the log-probs of rollout and trainer differ by more nats in the mean, before the first step."""
 
+    def count_steps(self, decisions: int) -> int:
+        """See `AlgorithmConfig.count_steps`."""
+        return self.epochs * -(-decisions * self.rounds // self.minibatch)
+
     @property
     def needs(self) -> DataNeeds:
         """What rollouts must hold. Episode estimators read no values, and none is needed after an episode's end."""

@@ -15,10 +15,11 @@ from treadle.config.schema import TrainConfig
 from treadle.cores import usable_cores
 from treadle.devices import choose_device
 from treadle.errors import MemberLostError
+from treadle.reporting.console import RunConsole
 from treadle.reporting.machine import write_machine
 from treadle.runtime.evaluator import Evaluator
 from treadle.runtime.member import Member, Start
-from treadle.runtime.placement import CPU, Machines, place
+from treadle.runtime.placement import CPU, Machines, Placement, describe, place
 from treadle.runtime.recorder import Recorder
 from treadle.runtime.roles import Players, Trainers
 from treadle.training.checkpoints import list_checkpoints, load_trainer
@@ -92,9 +93,16 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
     state, start = load_trainer(last) if last else None, _start(last, base)
     machine = machine_of(device)
     placement = place(config, machine) if config.runtime.address is None else None
+    console = RunConsole(config.name, config.iterations)
+
+    def announce(placement: Placement) -> None:
+        for line in describe(placement, config):
+            console.message(line)
+
     with ExitStack() as opened:
         cluster: Cluster | None = None
         if placement is not None and placement.alone:
+            announce(placement)
             member = opened.enter_context(Member(config, placement, 0, start))
             assert member.crew is not None
             member.begin(member.crew.spec.state_dim)
@@ -104,14 +112,14 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
         else:
             from treadle.runtime.cluster import run as processes
 
-            cluster = opened.enter_context(processes.Cluster(config, machine, start))
+            cluster = opened.enter_context(processes.Cluster(config, machine, start, announce))
             player, trainer = cluster.players, cluster.trainer
             if last is not None and state is not None:
                 cluster.go_on(last, state["iteration"])
         # Only now: if checkpoint or simulator cannot be used, no folder is left behind.
         directory = create_run_directory(config)
-        recorder = Recorder(config, directory, trainer.alarms)
-        evaluator = Evaluator(config, directory, player, recorder.console)
+        recorder = Recorder(config, directory, trainer.alarms, console)
+        evaluator = Evaluator(config, directory, player, console)
         version = 0
         if state is not None:
             version = state["iteration"]

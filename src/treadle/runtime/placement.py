@@ -265,3 +265,39 @@ def _unpinned(placement: Placement) -> Placement:
     player = replace(process.player, simulate=free(process.player.simulate), generate=free(process.player.generate))
     rank = replace(process.rank, train=free(process.rank.train))
     return replace(placement, processes=(ProcessPlace(process.node, player, rank),))
+
+
+def describe(placement: Placement, config: TrainConfig) -> list[str]:
+    """What follows from a placement, in lines for a person: where each role is, and how much work it has."""
+    machines, decisions = placement.machines, config.decisions * placement.slots
+    steps = config.algorithm.count_steps(decisions)
+    work = f"{decisions:,} decisions a rollout" + (f", at most {steps} steps an update" if steps else "")
+    if placement.alone:
+        return [f"{placement.mode}, one process: {placement.slots} slots, {work}"]
+    kept = "a part of the weights" if placement.sharded else "the weights"
+    lines = [
+        (
+            f"{placement.mode}, {len(placement.processes)} processes: players {len(placement.players)}, ranks "
+            f"{len(placement.ranks)}, each with {kept}; {placement.slots} slots, {work}"
+        )
+    ]
+    for process in placement.processes:
+        parts: list[str] = []
+        if player := process.player:
+            parts.append(
+                f"simulates on {_numbers(player.simulate)} and generates on {_numbers(player.generate)}, "
+                f"slots {player.slots.start} to {player.slots.stop - 1}"
+            )
+        if rank := process.rank:
+            count = rank.slots.stop - rank.slots.start
+            parts.append(
+                f"trains on {_numbers(rank.train)}, slots {rank.slots.start} to {rank.slots.stop - 1}, "
+                f"{count * config.decisions:,} decisions"
+            )
+        where = f" on {machines.names[process.node]}" if len(machines.names) > 1 else ""
+        lines.append(f"  {process.name}{where}: {'; '.join(parts)} ({machines.word}s)")
+    return lines
+
+
+def _numbers(devices: Sequence[int]) -> str:
+    return ", ".join(map(str, devices))

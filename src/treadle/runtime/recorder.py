@@ -30,13 +30,18 @@ class Recorder:
         config: the run's settings.
         directory: its folder.
         alarms: from an iteration's metrics to warnings that a person should read.
+        console: what a person watches.
     """
 
     def __init__(
-        self, config: TrainConfig, directory: Path, alarms: Callable[[dict[str, float]], Sequence[str]]
+        self,
+        config: TrainConfig,
+        directory: Path,
+        alarms: Callable[[dict[str, float]], Sequence[str]],
+        console: RunConsole,
     ) -> None:
         self.directory = directory
-        self.console = RunConsole(config.name, config.iterations)
+        self.console = console
         self.stop_asked = False
         """The user asked to stop after the present iteration."""
         self.config = config

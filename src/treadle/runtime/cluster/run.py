@@ -1,6 +1,7 @@
 """The processes of a run, and the roles that they have for the loop."""
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ from treadle.runtime.cluster.engine import Engine
 from treadle.runtime.cluster.roles import RemotePlayers, RemoteTrainers
 from treadle.runtime.cluster.team import Team
 from treadle.runtime.member import Start
-from treadle.runtime.placement import Machines
+from treadle.runtime.placement import Machines, Placement
 
 _log = logging.getLogger(__name__)
 
@@ -24,16 +25,19 @@ class Cluster:
         config: the run's settings.
         machine: the devices of this machine.
         start: what members load.
+        announce: called with each placement before its members start.
 
     Raises:
         TreadleError: A mistake that the user can mend.
         MemberLostError: A member died while it started.
     """
 
-    def __init__(self, config: TrainConfig, machine: Machines, start: Start) -> None:
+    def __init__(
+        self, config: TrainConfig, machine: Machines, start: Start, announce: Callable[[Placement], None]
+    ) -> None:
         with ExitStack() as opened:
             engine = opened.enter_context(Engine(config, machine.kind, machine.devices[0]))
-            self.team = Team(config, engine, start)
+            self.team = Team(config, engine, start, announce)
             self.trainer = RemoteTrainers(self.team)
             self.players = RemotePlayers(self.team, self.trainer)
             self.players.receive(self.trainer.publish(0))

@@ -39,18 +39,21 @@ class Team:
         config: the run's settings.
         engine: it starts members and waits for them.
         start: what they load.
+        announce: called with each placement before its members start.
 
     Raises:
         TreadleError: A mistake that the user can mend.
         MemberLostError: A member died while it started.
     """
 
-    def __init__(self, config: TrainConfig, engine: Engine, start: Start) -> None:
+    def __init__(
+        self, config: TrainConfig, engine: Engine, start: Start, announce: Callable[[Placement], None]
+    ) -> None:
         self.engine = engine
         self._config = config
         self._start = start
+        self._announce = announce
         self._failures = 0
-        self._generation = 0
         self.state_dim = 0
         self._open()
 
@@ -196,6 +199,7 @@ class Team:
         engine, config = self.engine, self._config
         self._placement = place(config, engine.machines())
         self._routes = routes(self._placement)
+        self._announce(self._placement)
         handles = engine.start_members(self._placement, range(len(self._placement.processes)))
         dimensions = engine.ask(handles, "open", self._start)
         self.state_dim = next(dim for dim in dimensions if dim is not None)
