@@ -16,7 +16,7 @@ from treadle.cores import usable_cores
 from treadle.devices import choose_device
 from treadle.errors import MemberLostError
 from treadle.reporting.console import RunConsole
-from treadle.reporting.machine import write_machine
+from treadle.reporting.machine import peak_rss_mb, write_machine
 from treadle.runtime.evaluator import Evaluator
 from treadle.runtime.member import Member, Start
 from treadle.runtime.placement import CPU, Machines, Placement, describe, place
@@ -61,6 +61,10 @@ class Run:
         if self.recorder.stop_asked:
             self.trainer.finish_saving()
         self.saved = self.version
+
+    def peak_rss_mb(self) -> float:
+        """The most memory that the run's processes have held, each at its own time."""
+        return peak_rss_mb() + (sum(self.cluster.team.peak_memory()) if self.cluster else 0.0)
 
     def go_back(self, lost: MemberLostError) -> None:
         """Go on from the last checkpoint with new members, because some that train were lost.

@@ -38,5 +38,5 @@ def train(config: TrainConfig) -> Path:
         trainer.finish(run.directory / "policy")
         player.receive(trainer.publish(run.version))
         run.evaluator.evaluate("final", run.directory / "policy")
-        recorder.finish()
+        recorder.finish(run.peak_rss_mb())
     return run.directory

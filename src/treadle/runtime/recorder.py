@@ -15,7 +15,7 @@ from treadle.data.step import EpisodeResult
 from treadle.files import read_json
 from treadle.reporting.console import RunConsole
 from treadle.reporting.log import RunLog
-from treadle.reporting.machine import peak_rss_mb, versions
+from treadle.reporting.machine import versions
 from treadle.reporting.metrics import METRICS_FILE, MetricsWriter
 from treadle.reporting.report import write_report
 from treadle.reporting.summary import RunSummary, suite_results, write_summary
@@ -111,14 +111,14 @@ class Recorder:
         self._writer = self._exit.enter_context(MetricsWriter(self.directory, iteration))
         self._began = time.perf_counter()
 
-    def finish(self) -> None:
-        """Write summary and report, from the evaluations in the run's folder."""
+    def finish(self, peak_rss_mb: float) -> None:
+        """Write summary and report, from the evaluations in the run's folder; the run held so much memory at most."""
         base, trained = (read_json(self.directory / "evaluation" / f"{name}.json") for name in ("base", "final"))
         summary = RunSummary(
             base=suite_results(base),
             final=suite_results(trained),
             seconds={"evaluate_base": base["seconds"], "train": self._elapsed, "evaluate_final": trained["seconds"]},
-            peak_rss_mb=peak_rss_mb(),
+            peak_rss_mb=peak_rss_mb,
             env_steps=self._control_steps,
             control_steps_per_second=self._control_steps / self._elapsed,
             versions=versions(),

@@ -24,6 +24,7 @@ from treadle.data.rollout import Rollout
 from treadle.data.span import Span
 from treadle.data.step import EpisodeResult
 from treadle.errors import TreadleError
+from treadle.reporting.machine import peak_rss_mb
 from treadle.runtime.cluster.messages import Answer, Fault, Part
 from treadle.runtime.member import Member, Start
 from treadle.runtime.placement import CPU, Placement
@@ -67,6 +68,10 @@ class MemberActor:
     def progress(self) -> tuple[int, int]:
         """Episodes done and wanted, of the evaluation that it plays."""
         return self._progress
+
+    def peak_memory(self) -> float:
+        """The most memory that this process has held, in MB."""
+        return peak_rss_mb()
 
     def process(self) -> int:
         """The number of this process."""
@@ -162,6 +167,7 @@ class MemberActor:
 
     def gather_policy(self) -> None:
         """Hold the whole policy for a while, where it acts; every rank takes part. See `Trainer.playing`."""
+        self._whole.close()
         self._whole.enter_context(self._here.trainer.playing())
         if self._place.player is None:
             self._whole.close()

@@ -152,7 +152,8 @@ class Engine:
 
     def end_members(self, handles: Sequence[Handle], grace: float = 5.0) -> None:
         """Let members close their simulators, and end them; those that do not answer are killed."""
-        ending = [handle.actor.call.remote("close") for handle in handles if self._alive(handle)]
+        nodes = self._nodes() if handles else {}
+        ending = [handle.actor.call.remote("close") for handle in handles if nodes[handle.machine]["Alive"]]
         if ending:
             _ray().wait(ending, num_returns=len(ending), timeout=grace)
         for handle in handles:
@@ -215,7 +216,8 @@ class Engine:
                         "cannot be reached" if isinstance(error, exceptions.ActorUnavailableError) else "has died"
                     )
             # Ray may never say that a machine is gone: its members are given up by its state.
-            for handle in [handle for handle in left if not self._alive(handle)]:
+            nodes = self._nodes() if left else {}
+            for handle in [handle for handle in left if not nodes[handle.machine]["Alive"]]:
                 del left[handle]
                 lost[handle] = "was on a machine that is gone"
             if lost:
@@ -241,14 +243,21 @@ class Engine:
         """Start Ray on this machine, reachable from it alone, and ended with the run."""
         prepare_ray()
         self._folder = Path(tempfile.mkdtemp(prefix="treadle-"))
-        _ray().init(
-            num_cpus=len(devices) if kind == CPU else None,
-            num_gpus=len(devices) if kind == "cuda" else 0,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(self._folder / "ray"),
-        )
+        try:
+            _ray().init(
+                num_cpus=len(devices) if kind == CPU else None,
+                num_gpus=len(devices) if kind == "cuda" else 0,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(self._folder / "ray"),
+            )
+        except (OSError, RuntimeError, ValueError, _ray("exceptions").RayError) as error:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise PlacementError(
+                f"placement: Ray cannot be started on this machine ({_first_line(error)}); its files are in "
+                f"{self._folder.parent}, which needs room; TMPDIR names another folder"
+            ) from error
 
     def _join(self, address: str) -> None:
         try:
@@ -271,9 +280,6 @@ class Engine:
 
     def _nodes(self) -> dict[str, dict[str, Any]]:
         return {node["NodeID"]: node for node in _ray().nodes()}
-
-    def _alive(self, handle: Handle) -> bool:
-        return bool(self._nodes()[handle.machine]["Alive"])
 
     def _reserve(self, placement: Placement) -> dict[int, int]:
         """Reserve the devices of a placement, all or none of them; returns the bundle of each machine."""
