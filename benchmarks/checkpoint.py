@@ -25,7 +25,7 @@ from benchmarks.sizes import TEXT_TOKENS, make_statistics, sized_config
 from benchmarks.timing import peak_memory
 from treadle.errors import ConfigError
 from treadle.policies import checkpoint, load_policy
-from treadle.policies.prismatic.image import PREPROCESSOR, make_preprocessor
+from treadle.policies.prismatic.preprocessor import PREPROCESSOR, make_preprocessor
 from treadle.policies.prismatic.prompt import build_tokenizer
 from treadle.policies.sampling import Sampling
 

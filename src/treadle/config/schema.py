@@ -82,7 +82,7 @@ class LoadingConfig(Section):
     statistics: str | None = None
     """Key of the action statistics; may be left out where the checkpoint has one only."""
     kind: str | None = None
-    """openvla or openvla_oft, for a published directory of the latter without `.pt` parts; else it tells itself."""
+    """openvla or openvla_oft, for a published directory that does not tell (a warning says so)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights; `auto` keeps the checkpoint's. What is trained in bfloat16 has a float32 master."""
     options: dict[str, Any] = {}

@@ -58,12 +58,22 @@ def read_carried(directory: Path) -> dict[str, bytes]:
     return {name: (directory / name).read_bytes() for name in names}
 
 
+def named_policy(config: Mapping[str, Any], source: Path) -> str | None:
+    """The policy that a config.json names; None for published files. Raises CheckpointError."""
+    facts = config.get("treadle", {})
+    if not isinstance(facts, dict) or not isinstance(facts.get("policy"), str | None):
+        raise CheckpointError(
+            f"{source}: treadle: found {json.dumps(facts)}; allowed: an object whose policy is a name"
+        )
+    return facts.get("policy")
+
+
 def read_norm_stats(directory: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Statistics of all data sets, and the file: `dataset_statistics.json` replaces those in config.json."""
     path = directory / STATISTICS
     if path.is_file():
         return read_json(path), str(path)
-    if "norm_stats" not in config:
+    if config.get("norm_stats") is None:
         raise CheckpointError(f"{directory}: neither {STATISTICS} nor norm_stats in {CONFIG}")
     return config["norm_stats"], str(directory / CONFIG)
 

@@ -109,7 +109,7 @@ def find_policy(directory: Path) -> "type[Policy]":
 
     source = directory / checkpoint.CONFIG
     config = checkpoint.read_json(source) if source.is_file() else {}
-    named = config.get("treadle", {}).get("policy")
+    named = checkpoint.named_policy(config, source)
     if named is not None:
         try:
             return policy_class(named, "treadle.policy")

@@ -6,10 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.sizes import make_statistics
-from treadle.errors import CheckpointError
 from treadle.policies.prismatic.action_tokens import ActionCodec, soft_labels
-from treadle.policies.prismatic.statistics import Range, read_range, select_key
+from treadle.policies.prismatic.statistics import Range
 
 
 def interval(low: list[float], high: list[float], mask: list[bool]) -> Range:
@@ -68,33 +66,6 @@ def test_normalize_by_hand() -> None:
     scale = interval([-1.0, 0.0], [3.0, 1.0], [True, False])
     assert scale.normalize(torch.tensor([0.0, 0.7])).tolist() == pytest.approx([-0.5, 0.7], abs=1e-7)
     assert scale.unnormalize(torch.tensor([0.0, 0.7])).tolist() == pytest.approx([1.0, 0.7], abs=1e-7)
-
-
-def test_bounds_use_min_and_max() -> None:
-    entry = {"action": {"q01": [0.0], "q99": [1.0], "min": [-5.0], "max": [5.0]}}
-    assert read_range(entry, "action", "bounds", "x").low.item() == -5.0
-    assert read_range(entry, "action", "quantiles", "x").low.item() == 0.0
-
-
-def test_select_key_prefers_no_noops_and_names_what_there_is() -> None:
-    stats = {"libero_no_noops": {}, "libero": {}, "bridge": {}}
-    assert select_key(stats, "libero", "f.json") == "libero_no_noops"
-    assert select_key(stats, "libero_no_noops", "f.json") == "libero_no_noops"
-    assert select_key({"bridge": {}}, None, "f.json") == "bridge"
-    with pytest.raises(CheckpointError, match=r"f\.json: no statistics 'kuka'; there are: bridge, libero, libero_no"):
-        select_key(stats, "kuka", "f.json")
-    with pytest.raises(CheckpointError, match="choose one of: bridge"):
-        select_key(stats, None, "f.json")
-
-
-def test_statistics_that_do_not_fit() -> None:
-    entry = make_statistics("x", [0.0], [1.0], [0.0], [1.0])["x"]
-    with pytest.raises(CheckpointError, match=r"f\.json: no 'proprio' statistics; there are: action"):
-        read_range({"action": entry["action"]}, "proprio", "quantiles", "f.json")
-    with pytest.raises(CheckpointError, match="lack 'q99'"):
-        read_range({"action": {"q01": [0.0]}}, "action", "quantiles", "f.json")
-    with pytest.raises(CheckpointError, match="has 1 q01, 2 q99"):
-        read_range({"action": {"q01": [0.0], "q99": [1.0, 2.0]}}, "action", "quantiles", "f.json")
 
 
 def test_soft_labels_are_gaussians_around_the_label() -> None:

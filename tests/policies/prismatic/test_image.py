@@ -8,7 +8,7 @@ import torch
 from policy_samples import INSTRUCTIONS, Official, make_tiny
 
 from treadle.errors import ConfigError
-from treadle.policies.prismatic.image import crop_centre
+from treadle.policies.prismatic.image import Strategy, crop_centre, fit
 from treadle.policies.prismatic.openvla_oft import OpenVLAOFT
 
 
@@ -22,6 +22,18 @@ def test_crop_is_tensorflows(official: Official) -> None:
     cropped = crop_centre(frames, 0.9)[0].numpy()
     np.testing.assert_array_equal(cropped[3::14, 5::14], strided)
     np.testing.assert_array_equal(cropped.astype(np.int64).sum((0, 1)), sums)
+
+
+@pytest.mark.parametrize("strategy", ["resize-naive", "letterbox", "resize-crop"])
+def test_frames_become_square_as_torchvision_makes_them(strategy: Strategy) -> None:
+    """`resize_strategies.npz`: frames wider and taller than a square, one by a single pixel, and what the official
+    image processor's steps (torchvision 0.28: pad, resize and center_crop of Pillow images) make of them at 16 pixels.
+    """
+    with np.load(Path(__file__).parents[2] / "fixtures" / "resize_strategies.npz") as archive:
+        for index in range(3):
+            frame, expected = archive[f"frame_{index}"], archive[f"{strategy}_{index}"]
+            square = fit(torch.from_numpy(frame)[None], (16, 16), strategy, (123, 116, 103))[0]
+            np.testing.assert_array_equal(square.numpy(), expected)
 
 
 def test_crop_by_hand() -> None:
@@ -39,7 +51,7 @@ def test_crop_in_prepare(tokenizer: Path) -> None:
     policy = make_tiny(tokenizer, center_crop=0.9)
     inputs = policy.prepare(frames, INSTRUCTIONS[:2], np.zeros((2, 4), np.float32))
     assert torch.equal(inputs.frames[:, 0], crop_centre(torch.from_numpy(frames[:, 0]), 0.9))
-    with pytest.raises(ConfigError, match="center_crop: 0; allowed: above 0"):
+    with pytest.raises(ConfigError, match="center_crop: found 0; allowed: greater than 0"):
         make_tiny(tokenizer, center_crop=0)
 
 

@@ -40,7 +40,7 @@ def test_what_would_keep_it_from_loading(official: Official, tmp_path: Path) -> 
     config["text_config"]["vocab_size"] = 40064
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        CheckpointError, match=r"tokenizer\.json: 32001 tokens, but .*vocab_size 40064, of .* 40000 are"
+        CheckpointError, match=r"tokenizer\.json: 32000 tokens, 32001 with .*vocab_size 40064, of .* 40000 are"
     ):
         load_policy(folder, statistics="libero_spatial")
     config["text_config"] |= {"vocab_size": 32064, "hidden_size": 32}

@@ -39,7 +39,7 @@ def test_pixel_values(official: Official, policy: OpenVLAOFT) -> None:
     for observation in (0, 1):
         for index, camera in enumerate(("primary", "wrist")):
             frames = resize(torch.tensor(official.frames(observation, 2)[index]), (224, 224))
-            pixels = torch.cat(pixel_values(frames, policy._means, policy._stds, torch.float32), dim=1)[0]
+            pixels = torch.cat(pixel_values(frames, policy._images.means, policy._images.stds, torch.float32), dim=1)[0]
             expected = official.arrays[f"pixel_values_strided_{observation}_{camera}"]
             np.testing.assert_allclose(pixels[:, 5::14, 5::14], expected, atol=1e-6)
             mean = official.arrays[f"pixel_values_mean_{observation}_{camera}"]

@@ -50,7 +50,9 @@ def test_resize_is_pillows_exactly(official_openvla: Official, index: int) -> No
 @pytest.mark.parametrize("index", SAMPLES)
 def test_pixel_values(official_openvla: Official, policy: OpenVLA, inputs: list[PrismaticInputs], index: int) -> None:
     assert inputs[index].frames is not None
-    pixels = torch.cat(pixel_values(inputs[index].frames[:, 0], policy._means, policy._stds, torch.float32), dim=1)[0]
+    pixels = torch.cat(
+        pixel_values(inputs[index].frames[:, 0], policy._images.means, policy._images.stds, torch.float32), dim=1
+    )[0]
     arrays = official_openvla.arrays
     np.testing.assert_allclose(pixels[:, 3::7, 3::7], arrays[f"pixel_values_strided_{index}"], atol=1e-6)
     np.testing.assert_allclose(pixels.double().mean(dim=(1, 2)), arrays[f"pixel_values_mean_{index}"], atol=1e-6)

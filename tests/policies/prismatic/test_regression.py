@@ -131,7 +131,7 @@ def test_a_density_has_no_most_likely_tokens(tokenizer: Path) -> None:
     policy = make_regressing(tokenizer)
     with pytest.raises(ConfigError, match=r"top_k 5, top_p 1\.0: this policy regresses actions"):
         policy.act(sample_inputs(policy, 2), Sampling(top_k=5))
-    with pytest.raises(ConfigError, match="head: 'cauchy'; allowed: tokens, laplace, gaussian"):
+    with pytest.raises(ConfigError, match="head: found \"cauchy\"; allowed: 'tokens', 'laplace' or 'gaussian'"):
         make_regressing(tokenizer, "cauchy")
 
 

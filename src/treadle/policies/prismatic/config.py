@@ -6,20 +6,29 @@ Published files lack a few facts (they are constants in the official code): thos
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
+from pydantic import Field
+
+from treadle.config.section import Natural, Positive
 from treadle.errors import CheckpointError, ConfigError
 from treadle.policies.prismatic.action_tokens import BINS
+from treadle.policies.prismatic.image import NAIVE
+from treadle.policies.prismatic.prompt import PromptStyle
+from treadle.policies.prismatic.published import read_published
+from treadle.policies.prismatic.settings import check_fields
 from treadle.policies.prismatic.statistics import Normalization
 
+CONFIG = "config.json"
 OVERRIDES = "treadle_tower_overrides"
 TOWER_NAMES = ("featurizer", "fused_featurizer")
 PADDING = 64
 """The rows of the vocabulary are a multiple of this; published padding adds as many."""
-RESIZE = "resize-naive"
-"""Height and width are resized independently; the other strategies of the official processor are in no published file.
-"""
-STRUCTURE = ("text", "towers", "tower_overrides", "image_size", "pad_token_id", "pad_to_multiple_of", "published")
+VICUNA_LENGTH = 256
+"""Room for Vicuna's longer prompt."""
+STRUCTURE = (
+    *("text", "towers", "tower_overrides", "image_size", "pad_token_id", "pad_to_multiple_of", "prompt", "published"),
+)
 """Fields that the published keys hold; all others are facts under `treadle`."""
 
 
@@ -39,34 +48,35 @@ class PrismaticConfig:
     image_size: tuple[int, int]
     pad_token_id: int
     pad_to_multiple_of: int = PADDING
-    chunk: int = 1
+    prompt: PromptStyle = "llama2"
+    """How the language model is asked."""
+    chunk: Positive = 1
     """C, actions per decision."""
-    action_dim: int = 7
+    action_dim: Positive = 7
     """A."""
-    proprioception_dim: int = 0
+    proprioception_dim: Natural = 0
     """P; 0 for a policy that takes no proprioception."""
-    cameras: int = 0
+    cameras: Natural = 0
     """Cameras that it has learned from; 0 where nothing says, as in published files of OpenVLA-OFT."""
     normalization: Normalization = "quantiles"
-    prompt_length: int = 64
+    prompt_length: Positive = 64
     """Prompts are padded to this many tokens; a longer one is an error."""
-    center_crop: float = 1.0
+    center_crop: Annotated[
+        float, Field(gt=0, le=1, description="the share of the image's area that is kept: 0.9 as published, 1 is all")
+    ] = 1.0
     """Share of each image's area that is kept, around its centre; policies trained on random crops, as published ones
     of OpenVLA-OFT are, were evaluated with 0.9.
     """
-    value_outputs: int = 0
+    value_outputs: Natural = 0
     """V of the value head: 0 none, 1 per decision, C per action."""
-    value_hidden: tuple[int, ...] = (512, 128)
+    value_hidden: tuple[Positive, ...] = (512, 128)
     published: dict[str, Any] = field(default_factory=dict)
     """The config.json it was read from; keys that mean nothing here are written back."""
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.towers) <= 2:
-            raise CheckpointError(f"config.json: timm_model_ids has {len(self.towers)} towers; allowed: 1 or 2")
+        check_fields(self, tuple(self.facts()), ConfigError)
         if self.value_outputs not in (0, 1, self.chunk):
             raise ConfigError(f"value_outputs: {self.value_outputs}; allowed: 0 (none), 1, {self.chunk} (the chunk)")
-        if not 0 < self.center_crop <= 1:
-            raise ConfigError(f"center_crop: {self.center_crop}; allowed: above 0, at most 1 (the whole image)")
 
     def facts(self) -> dict[str, Any]:
         """The fields that published keys do not hold, by name."""
@@ -80,7 +90,7 @@ class PrismaticConfig:
     @property
     def width(self) -> int:
         """Width of the language model."""
-        return self.text.get("hidden_size", 4096)
+        return self.text["hidden_size"]
 
     @property
     def tokens(self) -> int:
@@ -94,40 +104,30 @@ AnyConfig = TypeVar("AnyConfig", bound=PrismaticConfig)
 def from_json(config: type[AnyConfig], raw: dict[str, Any], action_dim: int, **constants: Any) -> AnyConfig:
     """The config of a published or own config.json.
 
-    `action_dim` is that of the statistics; `constants` are facts of the official code, for published files.
+    `action_dim` is that of the statistics; `constants` are facts of the official code, for published files. Raises
+    CheckpointError.
     """
-    for key in ("text_config", "timm_model_ids", "image_sizes", "pad_token_id", "pad_to_multiple_of"):
-        if key not in raw:
-            raise CheckpointError(f"config.json: no {key!r}; not a checkpoint of OpenVLA")
-    if raw["text_config"].get("vocab_size") is None:
-        raise CheckpointError("config.json: text_config has no 'vocab_size'")
-    if raw.get("n_action_bins", BINS) != BINS:
-        raise CheckpointError(f"config.json: n_action_bins {raw['n_action_bins']}; supported: {BINS}")
-    facts = {"action_dim": action_dim, **constants, **raw.get("treadle", {})}
+    found, text = read_published(raw, CONFIG)
+    facts = {"action_dim": found.action_dim or action_dim, **constants, **_tuples(found.treadle)}
     facts.pop("policy", None)
-    if "value_hidden" in facts:
-        facts["value_hidden"] = tuple(facts["value_hidden"])
+    if found.prompt == "vicuna":
+        facts.setdefault("prompt_length", VICUNA_LENGTH)
     if facts["action_dim"] != action_dim:
-        raise CheckpointError(f"config.json: action_dim {facts['action_dim']}, but the statistics have {action_dim}")
-    strategy = raw.get("image_resize_strategy", RESIZE)
-    if strategy != RESIZE:
-        raise CheckpointError(f"config.json: image_resize_strategy {strategy!r}; supported: {RESIZE}")
-    towers = tuple(raw["timm_model_ids"])
-    if not raw.get("use_fused_vision_backbone", len(towers) == 2):
-        towers = towers[:1]
+        raise CheckpointError(f"{CONFIG}: action_dim {facts['action_dim']}, but the statistics have {action_dim}")
     try:
         return config(
-            text=raw["text_config"],
-            towers=towers,
-            tower_overrides=raw.get(OVERRIDES, {}),
-            image_size=(raw["image_sizes"][0], raw["image_sizes"][0]),
-            pad_token_id=raw["pad_token_id"],
-            pad_to_multiple_of=raw["pad_to_multiple_of"],
+            text=text.llama(),
+            towers=found.towers,
+            tower_overrides={str(name): sizes for name, sizes in found.treadle_tower_overrides.items()},
+            image_size=(found.sizes[0], found.sizes[0]),
+            pad_token_id=found.pad_token_id,
+            pad_to_multiple_of=found.pad_to_multiple_of,
+            prompt=found.prompt,
             published=raw,
             **facts,
         )
-    except TypeError as error:
-        raise CheckpointError(f"config.json: key 'treadle': {error}") from error
+    except (TypeError, ConfigError) as error:
+        raise CheckpointError(f"{CONFIG}: key 'treadle': {error}") from error
 
 
 def to_json(config: PrismaticConfig, norm_stats: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +141,15 @@ def override(config: AnyConfig, settings: dict[str, Any]) -> AnyConfig:
     for name in settings:
         if name not in known:
             raise ConfigError(f"policy.options: no setting {name!r} of {config.kind}; there are: {', '.join(known)}")
-    return replace(config, **settings)
+    try:
+        return replace(config, **_tuples(settings))
+    except ConfigError as error:
+        raise ConfigError(f"policy.options.{error}") from None
+
+
+def _tuples(facts: dict[str, Any]) -> dict[str, Any]:
+    """Lists, which is what files have, as tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
 
 
 def make_config(
@@ -164,13 +172,12 @@ def make_config(
         "text_config": text,
         "timm_model_ids": [tower for tower, _ in towers],
         "image_sizes": [image_size] * len(towers),
-        "image_resize_strategy": RESIZE,
+        "image_resize_strategy": NAIVE,
         "use_fused_vision_backbone": len(towers) == 2,
         "torch_dtype": "float32",
         OVERRIDES: {name: sizes for name, (_, sizes) in zip(TOWER_NAMES, towers, strict=False) if sizes},
     }
-    made = from_json(config, {**published, "treadle": facts}, facts.get("action_dim", 7))
-    return replace(made, published=published)
+    return replace(from_json(config, published, facts.get("action_dim", 7)), **facts)
 
 
 def tiny_config(

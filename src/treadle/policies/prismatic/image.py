@@ -3,16 +3,42 @@
 All of it runs in batches, where the frames are. Shapes: B samples, H x W pixels.
 """
 
-import json
-from collections.abc import Mapping
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from treadle.errors import CheckpointError
+Strategy = Literal["resize-naive", "letterbox", "resize-crop"]
+"""How frames that are not square become square: each side stretched on its own; bars added; or the middle cut out."""
+NAIVE: Strategy = "resize-naive"
 
-PREPROCESSOR = "preprocessor_config.json"
+
+def fit(pixels: Tensor, size: tuple[int, int], strategy: Strategy, fill: tuple[int, int, int]) -> Tensor:
+    """Frames [B, H, W, 3] uint8 to [B, *size, 3] uint8; `fill` is the colour of the bars of a letterbox."""
+    if strategy == "resize-naive":
+        return resize(pixels, size)
+    if strategy == "letterbox":
+        pixels = _letterbox(pixels, fill)
+    height, width = pixels.shape[1:3]
+    short, side = min(height, width), min(size)
+    # The longer side keeps its share, rounded down; its middle is kept.
+    pixels = resize(pixels, (int(side * height / short), int(side * width / short)))
+    top, left = (round((have - want) / 2) for have, want in zip(pixels.shape[1:3], size, strict=True))
+    return pixels[:, top : top + size[0], left : left + size[1]]
+
+
+def _letterbox(pixels: Tensor, fill: tuple[int, int, int]) -> Tensor:
+    """Bars of equal width on both sides of the shorter direction; with an odd difference one pixel is left over."""
+    batch, height, width, _ = pixels.shape
+    longest = max(height, width)
+    above, beside = (longest - height) // 2, (longest - width) // 2
+    if not above and not beside:
+        return pixels
+    colour = torch.tensor(fill, dtype=torch.uint8, device=pixels.device)
+    padded = colour.expand(batch, height + 2 * above, width + 2 * beside, 3).clone()
+    padded[:, above : above + height, beside : beside + width] = pixels
+    return padded
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -93,36 +119,3 @@ def pixel_values(frames: Tensor, means: Tensor, stds: Tensor, dtype: torch.dtype
             values = (unit - mean.repeat(across)).div_(std.repeat(across)).to(dtype)
             seen[key] = values.unflatten(2, (across, 3)).permute(0, 3, 1, 2)
     return [seen[key] for key in keys]
-
-
-def read_normalization(files: Mapping[str, bytes], towers: int) -> tuple[Tensor, Tensor]:
-    """Means and stds, each [towers, 3], of `preprocessor_config.json` among `files`.
-
-    What applies is `tvf_normalize_params`; the `means` and `stds` beside it are the unrounded values.
-    """
-    if PREPROCESSOR not in files:
-        raise CheckpointError(f"{PREPROCESSOR}: missing; it holds the image normalisation of each tower")
-    try:
-        entries = json.loads(files[PREPROCESSOR])["tvf_normalize_params"]
-        means, stds = (torch.tensor([entry[key] for entry in entries[:towers]]) for key in ("mean", "std"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{PREPROCESSOR}: no tvf_normalize_params with mean and std: {error!r}") from error
-    if means.shape != (towers, 3) or stds.shape != (towers, 3):
-        raise CheckpointError(f"{PREPROCESSOR}: tvf_normalize_params has {len(means)} entries for {towers} towers")
-    return means, stds
-
-
-def make_preprocessor(size: tuple[int, int], towers: int) -> bytes:
-    """A `preprocessor_config.json` that scales pixels to [-1, 1]."""
-    half = [0.5, 0.5, 0.5]
-    content = {
-        "image_processor_type": "PrismaticImageProcessor",
-        "image_resize_strategy": "resize-naive",
-        "input_sizes": [[3, *size]] * towers,
-        "interpolations": ["bicubic"] * towers,
-        "means": [half] * towers,
-        "stds": [half] * towers,
-        "tvf_normalize_params": [{"inplace": False, "mean": half, "std": half}] * towers,
-        "use_fused_vision_backbone": towers == 2,
-    }
-    return (json.dumps(content, indent=2) + "\n").encode()

@@ -15,7 +15,7 @@ from treadle.errors import CheckpointError
 from treadle.policies import checkpoint
 from treadle.policies.inspection import LORA_RANK, CheckpointContents, Memory, count_parameters, full_memory, main_type
 from treadle.policies.prismatic import adapters
-from treadle.policies.prismatic.statistics import select_key
+from treadle.policies.prismatic.statistics import count_actions, select_key
 
 if TYPE_CHECKING:
     from treadle.policies.prismatic.policy import PrismaticPolicy
@@ -98,6 +98,8 @@ class Directory:
     """Its config.json."""
     norm_stats: dict[str, Any]
     """Statistics of all data sets."""
+    source: str
+    """The file of the statistics."""
     statistics: str
     """The data set whose statistics scale actions."""
     action_dim: int
@@ -114,10 +116,8 @@ def read_directory(path: Path, statistics: str | None) -> Directory:
     config = checkpoint.read_json(path / checkpoint.CONFIG)
     norm_stats, source = checkpoint.read_norm_stats(path, config)
     key = select_key(norm_stats, statistics, source)
-    action = norm_stats[key].get("action", {})
-    if not action.get("q99") and not action.get("max"):
-        raise CheckpointError(f"{source}: {key} has no action statistics")
-    return Directory(path, weights, adapter, config, norm_stats, key, len(action.get("q99") or action["max"]))
+    dimensions = count_actions(norm_stats, key, source)
+    return Directory(path, weights, adapter, config, norm_stats, source, key, dimensions)
 
 
 def settings_directory(path: Path) -> Path:
@@ -171,7 +171,8 @@ def examine(policy_class: "type[PrismaticPolicy]", directory: Path) -> Checkpoin
     """Look into a directory without loading its weights. Raises CheckpointError for what would keep it from loading."""
     settings = settings_directory(directory)
     keys, _ = checkpoint.read_norm_stats(settings, checkpoint.read_json(settings / checkpoint.CONFIG))
-    policy, found = policy_class.skeleton(directory, next(iter(sorted(keys)), None))
+    first = min(keys) if isinstance(keys, dict) and len(keys) > 1 else None
+    policy, found = policy_class.skeleton(directory, first)
     files = sorted(set(policy.layout.values()))
     headers = {name: x for file in files for name, x in checkpoint.tensor_shapes(found.weights / file).items()}
     expected = checkpoint.shapes(policy.main_state())
@@ -183,6 +184,7 @@ def examine(policy_class: "type[PrismaticPolicy]", directory: Path) -> Checkpoin
         "actions": f"{policy.chunk} of {policy.action_dim} dimensions, head: {facts.get('head', 'tokens')}",
         "proprioception": f"{state} numbers" if state else "none",
     }
+    descriptions |= policy_class.conventions(found, policy.config)
     if facts.get("film"):
         descriptions["FiLM"] = "the instruction modulates the towers"
     return CheckpointContents(
@@ -195,7 +197,7 @@ def examine(policy_class: "type[PrismaticPolicy]", directory: Path) -> Checkpoin
         memory_bytes=estimate(policy, width),
         settings=facts,
         descriptions=descriptions,
-        statistics={key: len(entry.get("action", {}).get("q99", [])) for key, entry in keys.items()},
+        statistics={key: count_actions(keys, key, found.source) for key in keys},
         adapter=found.adapter,
     )
 

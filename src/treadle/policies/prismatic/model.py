@@ -21,11 +21,13 @@ from treadle.policies.critic import ValueHead
 from treadle.policies.prismatic.action_tokens import ActionCodec
 from treadle.policies.prismatic.blocks import in_blocks
 from treadle.policies.prismatic.config import TOWER_NAMES, PrismaticConfig
-from treadle.policies.prismatic.image import crop_centre, pixel_values, read_normalization, resize
+from treadle.policies.prismatic.image import crop_centre, fit, pixel_values
 from treadle.policies.prismatic.llama import make_lean
 from treadle.policies.prismatic.load import OWN, PartFile
-from treadle.policies.prismatic.prompt import PromptTokenizer, read_tokenizer
+from treadle.policies.prismatic.preprocessor import read_images
+from treadle.policies.prismatic.prompt import PromptTokenizer
 from treadle.policies.prismatic.statistics import read_range
+from treadle.policies.prismatic.tokenizer import check_vocabulary, read_tokenizer
 from treadle.policies.prismatic.vision import Mlp, VisionProjector, build_tower
 from treadle.policies.protocol import Policy, Scaling
 
@@ -85,10 +87,12 @@ class PrismaticModel(Policy):
         statistics: str,
         files: dict[str, bytes],
         allocate: bool = True,
+        source: str = checkpoint.STATISTICS,
     ) -> None:
         """`norm_stats` of all data sets; `statistics`: the key that scales actions; `files`: tokenizer, preprocessor.
 
         Without `allocate` the parameters are on the meta device, for tensors of a checkpoint to take their place.
+        `source`: the file of the statistics, for errors.
         """
         super().__init__()
         self.config = config
@@ -101,19 +105,27 @@ class PrismaticModel(Policy):
         """The file of each of the main weights, as they were read."""
         self.base: Path | None = None
         """The directory that the main weights were read from; what an adapter saved alone belongs to."""
-        self._scale_by(norm_stats, statistics)
-        self.prompts = PromptTokenizer(read_tokenizer(files), config.pad_token_id, config.prompt_length)
-        self._means, self._stds = read_normalization(files, len(config.towers))
+        self._scale_by(norm_stats, statistics, source)
+        tokenizer = read_tokenizer(files)
+        check_vocabulary(tokenizer, config.vocabulary, config.text["vocab_size"], config.pad_token_id)
+        self.prompts = PromptTokenizer(tokenizer, config.pad_token_id, config.prompt_length, config.prompt)
+        self._images = read_images(
+            files, config.image_size[0], len(config.towers), config.published.get("image_resize_strategy")
+        )
 
         with nullcontext() if allocate else torch.device("meta"):
             self._build(config)
 
-    def _scale_by(self, norm_stats: dict[str, Any], statistics: str) -> None:
-        """Take the statistics of a key for actions and proprioception. Raises CheckpointError."""
+    def _scale_by(self, norm_stats: dict[str, Any], statistics: str, source: str) -> None:
+        """Take the statistics of a key for actions and proprioception; `source` names them in errors. Raises
+        CheckpointError.
+        """
         config = self.config
+        sizes = {"action": config.action_dim, "proprio": config.proprioception_dim}
         ranges = [
-            read_range(norm_stats[statistics], part, config.normalization, checkpoint.STATISTICS)
-            for part in ("action", *(["proprio"] if config.proprioception_dim else []))
+            read_range(norm_stats, statistics, part, config.normalization, source, size)
+            for part, size in sizes.items()
+            if size
         ]
         self.norm_stats, self.statistics = norm_stats, statistics
         self.codec = ActionCodec(config.vocabulary, config.chunk, ranges[0])
@@ -130,7 +142,7 @@ class PrismaticModel(Policy):
         found = len(statistics["action"]["mask"])
         if found != self.action_dim:
             raise ConfigError(f"statistics {name!r}: actions of {found} dimensions; the policy has {self.action_dim}")
-        self._scale_by({name: statistics}, name)
+        self._scale_by({name: statistics}, name, "imitation.statistics")
 
     def _build(self, config: PrismaticConfig) -> None:
         self.vision_backbone = nn.Module()
@@ -170,7 +182,8 @@ class PrismaticModel(Policy):
         size, kept = self.config.image_size, self.config.center_crop
         # Frames cross to the device as they are, in bytes, and are resized there.
         moved = [torch.from_numpy(camera.copy()).to(self.device) for camera in cameras]
-        parts = [crop_centre(resize(camera, size), kept) for camera in moved]
+        strategy, fill = self._images.strategy, self._images.fill
+        parts = [crop_centre(fit(camera, size, strategy, fill), kept) for camera in moved]
         if len({len(part) for part in parts}) != 1:
             raise ConfigError(f"frames: cameras of {[len(part) for part in parts]} samples; all must have as many")
         pixels = torch.stack(parts, dim=1)
@@ -206,7 +219,7 @@ class PrismaticModel(Policy):
     def _project(self, images: Tensor, language: list[Tensor]) -> Tensor:
         """Projected patches [n, S, W] of images [n, H, W, 3]."""
         dtype = self.projector.fc1.weight.dtype
-        pixels = pixel_values(images, self._means.to(self.device), self._stds.to(self.device), dtype)
+        pixels = pixel_values(images, self._images.means.to(self.device), self._images.stds.to(self.device), dtype)
         patches = [tower(part, *language) for tower, part in zip(self.towers(), pixels, strict=True)]
         return self.projector(torch.cat(patches, dim=-1) if len(patches) > 1 else patches[0])
 
@@ -242,8 +255,13 @@ class PrismaticModel(Policy):
         if proprioception is None:
             raise ConfigError(f"the policy takes proprioception [B, {self.config.proprioception_dim}]; none was given")
         raw = torch.as_tensor(np.asarray(proprioception, dtype=np.float64))
-        if raw.shape[-1] != self.config.proprioception_dim:
+        if raw.ndim != 2 or raw.shape[-1] != self.config.proprioception_dim:
             raise ConfigError(
-                f"proprioception has {raw.shape[-1]} numbers, the policy takes {self.config.proprioception_dim}"
+                f"proprioception {list(raw.shape)} has {raw.shape[-1] if raw.ndim else 1} numbers, the policy takes "
+                f"{self.config.proprioception_dim} of each sample"
+            )
+        for sample, number in torch.nonzero(~raw.isfinite()).tolist()[:1]:
+            raise ConfigError(
+                f"proprioception: number {number} of sample {sample} is {raw[sample, number]}; it must be finite"
             )
         return self.proprioception_range.normalize(raw).clamp(-1, 1).float()

@@ -3,6 +3,7 @@
 Shapes: B samples, K tokens, N columns of the prefix, W width.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,11 +16,14 @@ from treadle.errors import ConfigError
 from treadle.policies.prismatic import action_tokens
 from treadle.policies.prismatic.config import PrismaticConfig, from_json, override
 from treadle.policies.prismatic.llama import Decoder, causal
-from treadle.policies.prismatic.load import Directory, has_published_parts
+from treadle.policies.prismatic.load import Directory
 from treadle.policies.prismatic.model import PrismaticInputs
 from treadle.policies.prismatic.policy import PrismaticPolicy
+from treadle.policies.prismatic.recognition import DOUBT, Family, recognize
 from treadle.policies.protocol import Decision
 from treadle.policies.sampling import Sampling
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,13 @@ class OpenVLA(PrismaticPolicy):
 
     @classmethod
     def recognizes_published(cls, directory: Path, config: dict[str, Any]) -> bool:
-        """A published directory without the parts of OpenVLA-OFT."""
-        return "treadle" not in config and not has_published_parts(directory)
+        """A published directory that nothing tells to be OpenVLA-OFT's; where either is possible, a warning says so."""
+        if "treadle" in config:
+            return False
+        family, reason = recognize(directory, config)
+        if family is Family.UNKNOWN:
+            _log.warning("%s: taken for OpenVLA; %s (%s)", directory, DOUBT, reason)
+        return family is not Family.OFT
 
     @classmethod
     def configure(cls, found: Directory, overrides: dict[str, Any]) -> OpenVLAConfig:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from treadle.config.section import Natural, Positive, Rate
 from treadle.data.noise import Keys
 from treadle.errors import CheckpointError, ConfigError
 from treadle.policies.prismatic import action_tokens, regression
@@ -22,13 +23,14 @@ from treadle.policies.prismatic.load import (
     Directory,
     PartFile,
     find_part,
-    has_published_parts,
     published_proprioception,
     read_part,
 )
 from treadle.policies.prismatic.model import PrismaticInputs
 from treadle.policies.prismatic.policy import PrismaticPolicy
+from treadle.policies.prismatic.recognition import Family, recognize
 from treadle.policies.prismatic.regression import ActionScale, RegressionHead
+from treadle.policies.prismatic.statistics import Normalization
 from treadle.policies.prismatic.vision import ViT
 from treadle.policies.protocol import Decision, Evaluation
 from treadle.policies.sampling import Sampling
@@ -38,7 +40,35 @@ FILM_FILE = PartFile("vision_backbone--latest_checkpoint.pt")
 """Where towers with FiLM go that were in no file, under a name that the official code finds."""
 
 Head = Literal["tokens", "laplace", "gaussian"]
-HEADS: tuple[Head, ...] = ("tokens", "laplace", "gaussian")
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What the official code has as constants of a robot, and no file of a checkpoint says."""
+
+    chunk: int
+    """C."""
+    normalization: Normalization
+
+
+PLATFORMS = {
+    "libero": Platform(8, "quantiles"),
+    "aloha": Platform(25, "bounds"),
+    "bridge": Platform(5, "quantiles"),
+}
+"""By a part of the data set's name, in the order in which the official code looks."""
+
+
+def find_platform(statistics: str, action_dim: int) -> tuple[Platform, str]:
+    """The constants of a data set, and why they: by its name; else ALOHA's for 14 dimensions (two arms), else LIBERO's.
+
+    The official code looks for the name in its command line.
+    """
+    for name, platform in PLATFORMS.items():
+        if name in statistics.lower():
+            return platform, f"{name}'s, by the name of the data set {statistics!r}"
+    name = "aloha" if action_dim == 14 else "libero"
+    return PLATFORMS[name], f"{name}'s, by the {action_dim} dimensions of the data set {statistics!r}"
 
 
 @dataclass(frozen=True)
@@ -47,23 +77,16 @@ class OpenVLAOFTConfig(PrismaticConfig):
 
     kind: ClassVar[str] = "openvla_oft"
 
-    chunk: int = 8
+    chunk: Positive = 8
     """C, actions per decision."""
     head: Head = "tokens"
     """What decides on actions: discrete tokens, or a density around what the L1 regression head says."""
-    initial_scale: float = 0.1
+    initial_scale: Rate = 0.1
     """Scale of that density where a checkpoint has none yet, in normalised units: actions span [-1, 1]."""
     film: bool = False
     """The instruction modulates the vision towers (FiLM)."""
-    film_rank: int = 0
+    film_rank: Natural = 0
     """Rank of the adapters in the published file of such towers, which the official code expects there; 0 none."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.head not in HEADS:
-            raise ConfigError(f"head: {self.head!r}; allowed: {', '.join(HEADS)}")
-        if not self.initial_scale > 0:
-            raise ConfigError(f"initial_scale: {self.initial_scale}; it must be above 0")
 
 
 class OpenVLAOFT(PrismaticPolicy):
@@ -79,11 +102,8 @@ class OpenVLAOFT(PrismaticPolicy):
 
     @classmethod
     def recognizes_published(cls, directory: Path, config: dict[str, Any]) -> bool:
-        """Published parts of OpenVLA-OFT lie there, or it is an own directory of old, which names no policy.
-
-        A policy with discrete actions alone has no such parts.
-        """
-        return "treadle" in config or has_published_parts(directory)
+        """OpenVLA-OFT's parts or code lie there, or it is an own directory of old, which names no policy."""
+        return "treadle" in config or recognize(directory, config)[0] is Family.OFT
 
     @classmethod
     def configure(cls, found: Directory, overrides: dict[str, Any]) -> OpenVLAOFTConfig:
@@ -91,10 +111,18 @@ class OpenVLAOFT(PrismaticPolicy):
 
         What lies in files of its own is used where there is such a file: a proprioception projector
         (`proprioception_dim=0` leaves it out), an L1 action head (`head="tokens"` leaves it out), towers with FiLM.
-        What else published files lack is as in the official code: ALOHA's for 14 dimensions (two arms), else LIBERO's.
+        What else published files lack is as in the official code: see `find_platform`.
         """
-        two_arms = {"chunk": 25, "normalization": "bounds"} if found.action_dim == 14 else {}
-        config = from_json(OpenVLAOFTConfig, found.config, found.action_dim, **two_arms)
+        platform, _ = find_platform(found.statistics, found.action_dim)
+        constants = {"chunk": found.config.get("num_action_chunks") or platform.chunk}
+        config = from_json(
+            OpenVLAOFTConfig, found.config, found.action_dim, **constants, normalization=platform.normalization
+        )
+        if config.prompt != "llama2":
+            raise CheckpointError(
+                f"config.json: llm_backbone_id: found {found.config['llm_backbone_id']!r}; allowed for OpenVLA-OFT, "
+                "whose code asks in Llama 2's form alone: llama2-7b-pure, llama2-13b-pure"
+            )
         parts: dict[str, Any] = {}
         if not config.proprioception_dim:
             parts["proprioception_dim"] = published_proprioception(found.path)
@@ -107,6 +135,17 @@ class OpenVLAOFT(PrismaticPolicy):
         if config.head != "tokens" and head is None:
             raise CheckpointError(f"{found.path}: head {config.head!r} needs an action_head file, and there is none")
         return config
+
+    @classmethod
+    def conventions(cls, found: Directory, config: PrismaticConfig) -> dict[str, str]:
+        """See `PrismaticPolicy.conventions`."""
+        _, reason = find_platform(found.statistics, found.action_dim)
+        if "num_action_chunks" in found.config:
+            reason += "; num_action_chunks in config.json"
+        lines = super().conventions(found, config)
+        if "treadle" not in found.config:
+            lines["constants"] = f"chunk {config.chunk}, {config.normalization} ({reason})"
+        return lines
 
     def _build(self, config: PrismaticConfig) -> None:
         super()._build(config)

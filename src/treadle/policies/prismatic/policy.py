@@ -16,13 +16,12 @@ from torch.nn import functional as F
 
 from treadle.data import noise
 from treadle.data.noise import Keys
-from treadle.errors import CheckpointError, ConfigError
+from treadle.errors import ConfigError
 from treadle.policies import checkpoint
 from treadle.policies.critic import ValueHead
 from treadle.policies.inspection import CheckpointContents
 from treadle.policies.prismatic import action_tokens, adapters
 from treadle.policies.prismatic.config import PrismaticConfig, tiny_config, to_json
-from treadle.policies.prismatic.image import PREPROCESSOR, make_preprocessor
 from treadle.policies.prismatic.llama import LeanLayer
 from treadle.policies.prismatic.load import (
     LORA_TARGETS,
@@ -34,7 +33,9 @@ from treadle.policies.prismatic.load import (
     settings_directory,
 )
 from treadle.policies.prismatic.model import PrismaticInputs, PrismaticModel
+from treadle.policies.prismatic.preprocessor import PREPROCESSOR, make_preprocessor
 from treadle.policies.prismatic.prompt import TOKENIZER, build_tokenizer
+from treadle.policies.prismatic.recognition import DOUBT, Family, recognize
 from treadle.policies.prismatic.statistics import select_key
 from treadle.policies.prismatic.vision import Block, Tower
 from treadle.policies.protocol import Decision, Evaluation
@@ -60,7 +61,7 @@ class PrismaticPolicy(PrismaticModel):
         if not (directory / checkpoint.CONFIG).is_file():
             return False
         config = checkpoint.read_json(directory / checkpoint.CONFIG)
-        named = config.get("treadle", {}).get("policy")
+        named = checkpoint.named_policy(config, directory / checkpoint.CONFIG)
         if named is not None:
             return named == cls.kind
         return config.get("model_type") == MODEL_TYPE and cls.recognizes_published(directory, config)
@@ -145,14 +146,7 @@ class PrismaticPolicy(PrismaticModel):
         files = checkpoint.read_carried(found.path)
         if TOKENIZER not in files:
             raise checkpoint.missing(found.path / TOKENIZER)
-        made = cls(config, found.norm_stats, found.statistics, files, allocate=False)
-        # The padding token may be the first of the rows that fill the vocabulary up.
-        most, tokens = config.vocabulary + config.pad_to_multiple_of, made.prompts.size
-        if not config.vocabulary <= tokens <= most:
-            raise CheckpointError(
-                f"{found.path / TOKENIZER}: {tokens} tokens, but config.json has text_config.vocab_size {most}, of "
-                f"which {config.vocabulary} are words and actions; they are of different checkpoints"
-            )
+        made = cls(config, found.norm_stats, found.statistics, files, allocate=False, source=found.source)
         made.base = found.weights
         made.layout = checkpoint.read_layout(found.weights)
         return made, found
@@ -161,6 +155,17 @@ class PrismaticPolicy(PrismaticModel):
     def examine(cls, directory: Path) -> CheckpointContents:
         """See `Policy.examine`. No weights are read, but every name and shape is checked."""
         return examine(cls, directory)
+
+    @classmethod
+    def conventions(cls, found: Directory, config: PrismaticConfig) -> dict[str, str]:
+        """What was taken for granted of a directory, and from where: lines for people, by title."""
+        lines = {} if config.prompt == "llama2" else {"prompt": f"{config.prompt}'s, by llm_backbone_id"}
+        if "treadle" in found.config:
+            return lines
+        family, reason = recognize(found.path, found.config)
+        if family is Family.UNKNOWN:
+            reason = f"{DOUBT}; {reason}"
+        return {"taken for": f"{cls.kind} ({reason})", **lines}
 
     @property
     def width(self) -> int:

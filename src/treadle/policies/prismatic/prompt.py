@@ -1,16 +1,17 @@
-"""The published prompt, tokenised once per instruction, and a small Llama-like tokenizer for tiny policies."""
+"""The published prompts, tokenised once per instruction, and a small Llama-like tokenizer for tiny policies."""
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from treadle.errors import CheckpointError, ConfigError
+from treadle.errors import ConfigError
 
 HEAD = "In: What action should the robot take to "
 TAIL = "?\nOut:"
@@ -18,30 +19,38 @@ TOKENIZER = "tokenizer.json"
 SPACE = "\u2581"
 """Llama's space; as a token of its own (29871 in Llama-2) it ends every prompt."""
 
+PromptStyle = Literal["llama2", "vicuna"]
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions. USER: What action should the robot take to "
+)
+PROMPTS: dict[PromptStyle, tuple[str, str]] = {"llama2": (HEAD, TAIL), "vicuna": (VICUNA, "? ASSISTANT:")}
+"""What stands before and behind the instruction: of OpenVLA, and of its first release (v0.1), which was a Vicuna."""
 
-def prompt(instruction: str) -> str:
+
+def prompt(instruction: str, style: PromptStyle = "llama2") -> str:
     """The published prompt of an instruction."""
-    return f"{HEAD}{instruction.lower()}{TAIL}"
+    head, tail = PROMPTS[style]
+    return f"{head}{instruction.lower()}{tail}"
 
 
 class PromptTokenizer:
     """Instructions to padded prompt tokens; each instruction is tokenised once."""
 
-    def __init__(self, tokenizer: Tokenizer, pad_id: int, length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, pad_id: int, length: int, style: PromptStyle = "llama2") -> None:
         end_id = tokenizer.token_to_id(SPACE)
         if end_id is None:
             raise ConfigError(f"tokenizer: no token {SPACE!r}, which ends every prompt")
         self.end_id = end_id
         self.pad_id = pad_id
         self.length = length
-        self.size = tokenizer.get_vocab_size(with_added_tokens=True)
-        """Tokens, those that were added to the vocabulary included."""
+        self.style: PromptStyle = style
         self._tokenizer = tokenizer
-        self._rows: dict[str, Tensor] = {}
+        self._rows: dict[str, tuple[Tensor, int]] = {}
 
     def ids(self, instruction: str) -> list[int]:
         """Token ids of one prompt, unpadded, from the beginning-of-sequence token to the ending token."""
-        ids = self._tokenizer.encode(prompt(instruction)).ids
+        ids = self._tokenizer.encode(prompt(instruction, self.style)).ids
         return ids if ids[-1] == self.end_id else [*ids, self.end_id]
 
     def encode(self, instructions: list[str]) -> tuple[Tensor, Tensor]:
@@ -49,10 +58,12 @@ class PromptTokenizer:
 
         Raises ConfigError for a prompt longer than `length`.
         """
-        ids = torch.stack([self._row(instruction) for instruction in instructions])
-        return ids, ids != self.pad_id
+        rows = [self._row(instruction) for instruction in instructions]
+        lengths = torch.tensor([length for _, length in rows])
+        return torch.stack([row for row, _ in rows]), torch.arange(self.length) < lengths[:, None]
 
-    def _row(self, instruction: str) -> Tensor:
+    def _row(self, instruction: str) -> tuple[Tensor, int]:
+        """Padded ids [length] and how many of them are the prompt; its padding may be a word of the vocabulary."""
         if instruction not in self._rows:
             ids = self.ids(instruction)
             if len(ids) > self.length:
@@ -60,21 +71,8 @@ class PromptTokenizer:
                     f"prompt_length {self.length} is too short: {instruction!r} has {len(ids)} tokens; "
                     f"raise prompt_length to {len(ids)} or shorten the instruction"
                 )
-            self._rows[instruction] = torch.tensor(ids + [self.pad_id] * (self.length - len(ids)))
+            self._rows[instruction] = (torch.tensor(ids + [self.pad_id] * (self.length - len(ids))), len(ids))
         return self._rows[instruction]
-
-
-def read_tokenizer(files: Mapping[str, bytes]) -> Tokenizer:
-    """The tokenizer of `tokenizer.json` among `files`. Raises CheckpointError where it is missing or corrupt."""
-    if TOKENIZER not in files:
-        raise CheckpointError(f"{TOKENIZER}: missing; there are: {', '.join(sorted(files)) or 'none'}")
-    try:
-        return Tokenizer.from_str(files[TOKENIZER].decode())
-    except Exception as error:
-        # The library raises bare Exception for a file that it cannot parse.
-        if type(error) is not Exception and not isinstance(error, UnicodeDecodeError):
-            raise
-        raise CheckpointError(f"{TOKENIZER}: not a tokenizer: {error}") from error
 
 
 def build_tokenizer(texts: Iterable[str], directory: Path, text_tokens: int = 512) -> int:

@@ -1,5 +1,6 @@
 """Statistics of a data set, that ship with the weights: how actions and proprioception are scaled to [-1, 1]."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from treadle.errors import CheckpointError
+from treadle.policies.prismatic.settings import shown
 from treadle.policies.protocol import Scale
 
 Normalization = Literal["quantiles", "bounds"]
@@ -52,38 +54,95 @@ class Range:
         return self.low.to(values.device), self.high.to(values.device), self.mask.to(values.device)
 
 
-def select_key(norm_stats: dict[str, Any], key: str | None, source: str) -> str:
-    """The data set whose statistics apply: `<key>_no_noops` if there is one, else `key`; the only one for None.
+def select_key(norm_stats: object, key: str | None, source: str) -> str:
+    """The data set whose statistics apply: `key`, else its twin `<key>_no_noops`; the only one for None.
 
     Raises CheckpointError, naming `source` and the keys there are.
     """
-    available = ", ".join(sorted(norm_stats)) or "none"
+    if not isinstance(norm_stats, dict):
+        raise CheckpointError(f"{source}: the statistics are {shown(norm_stats)}; allowed: an object of data sets")
+    if not norm_stats:
+        raise CheckpointError(f"{source}: no statistics of any data set; those of the training data must be there")
+    available = ", ".join(sorted(norm_stats))
     if key is None:
         if len(norm_stats) == 1:
             return next(iter(norm_stats))
         raise CheckpointError(f"{source}: statistics of several data sets; choose one of: {available}")
-    for candidate in (f"{key}_no_noops", key):
+    # The official evaluation adds the ending only where the plain key is missing.
+    for candidate in (key, f"{key}_no_noops"):
         if candidate in norm_stats:
             return candidate
     raise CheckpointError(f"{source}: no statistics {key!r}; there are: {available}")
 
 
-def read_range(entry: dict[str, Any], part: str, normalization: Normalization, source: str) -> Range:
-    """The range of `part` ("action" or "proprio") of one data set's statistics.
-
-    Raises CheckpointError where it is missing or its lists differ in length.
-    """
-    if part not in entry:
-        raise CheckpointError(f"{source}: no {part!r} statistics; there are: {', '.join(sorted(entry))}")
-    numbers = entry[part]
-    low_name, high_name = _ENDS[normalization]
-    for name in (low_name, high_name):
-        if name not in numbers:
-            raise CheckpointError(f"{source}: {part} statistics lack {name!r}; there are: {', '.join(sorted(numbers))}")
-    low, high = numbers[low_name], numbers[high_name]
-    mask = numbers.get("mask", [True] * len(low))
-    if not len(low) == len(high) == len(mask):
-        raise CheckpointError(f"{source}: {part} has {len(low)} {low_name}, {len(high)} {high_name}, {len(mask)} mask")
-    return Range(
-        torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64), torch.tensor(mask).bool()
+def count_actions(norm_stats: dict[str, Any], key: str, source: str) -> int:
+    """A, the dimensions of a data set's actions. Raises CheckpointError where there are no statistics of actions."""
+    numbers = _part(norm_stats, key, "action", source)
+    for name in ("q01", "q99", "min", "max"):
+        if name in numbers:
+            return len(_finite(numbers, name, f"{source}: {key}: action"))
+    raise CheckpointError(
+        f"{source}: {key}: action lacks q01 and q99; there are: {', '.join(sorted(numbers)) or 'none'}"
     )
+
+
+def read_range(
+    norm_stats: dict[str, Any], key: str, part: str, normalization: Normalization, source: str, size: int | None = None
+) -> Range:
+    """The range of `part` ("action" or "proprio") of the data set `key`, which must have `size` dimensions.
+
+    Without a mask, or with null for it, all dimensions are scaled, as in the official code. Raises CheckpointError,
+    naming `source`, data set, list and index, for what is missing, is no finite number, or is the wrong way round.
+    """
+    numbers, where = _part(norm_stats, key, part, source), f"{source}: {key}: {part}"
+    names = _ENDS[normalization]
+    for name in names:
+        if name not in numbers:
+            other = " (normalization=bounds takes min and max)" if "max" in numbers else ""
+            raise CheckpointError(f"{where} lacks {name!r}{other}; there are: {', '.join(sorted(numbers))}")
+    low, high = (_finite(numbers, name, where) for name in names)
+    mask = _flags(numbers.get("mask"), len(low), where)
+    if not len(low) == len(high) == len(mask):
+        raise CheckpointError(f"{where} has {len(low)} {names[0]}, {len(high)} {names[1]}, {len(mask)} mask")
+    if size is not None and len(low) != size:
+        raise CheckpointError(f"{where} has {len(low)} {names[0]}; the policy takes {size} numbers")
+    for index, (below, above, scaled) in enumerate(zip(low, high, mask, strict=True)):
+        if scaled and below > above:
+            raise CheckpointError(
+                f"{where}: {names[0]}[{index}] is {below}, above {names[1]}[{index}] {above}; they must be in order"
+            )
+    return Range(torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64), torch.tensor(mask))
+
+
+def _part(norm_stats: dict[str, Any], key: str, part: str, source: str) -> dict[str, Any]:
+    entry = norm_stats[key]
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{source}: {key}: found {shown(entry)}; allowed: an object with action statistics")
+    if part not in entry:
+        raise CheckpointError(
+            f"{source}: {key}: no {part!r} statistics; there are: {', '.join(sorted(entry)) or 'none'}"
+        )
+    if not isinstance(entry[part], dict):
+        raise CheckpointError(f"{source}: {key}: {part}: found {shown(entry[part])}; allowed: an object of lists")
+    return entry[part]
+
+
+def _finite(numbers: dict[str, Any], name: str, where: str) -> list[float]:
+    found = numbers[name]
+    if not isinstance(found, list) or not found:
+        raise CheckpointError(f"{where}: {name}: found {shown(found)}; allowed: a list of numbers, one per dimension")
+    for index, number in enumerate(found):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) <= sys.float_info.max:
+            raise CheckpointError(f"{where}: {name}[{index}]: found {shown(number)}; allowed: a finite number")
+    return [float(number) for number in found]
+
+
+def _flags(found: object, size: int, where: str) -> list[bool]:
+    if found is None:
+        return [True] * size
+    if not isinstance(found, list):
+        raise CheckpointError(f"{where}: mask: found {shown(found)}; allowed: null, or a list of true and false")
+    for index, flag in enumerate(found):
+        if flag not in (False, True):
+            raise CheckpointError(f"{where}: mask[{index}]: found {shown(flag)}; allowed: true or false")
+    return [bool(flag) for flag in found]
