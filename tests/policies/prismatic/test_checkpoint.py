@@ -133,6 +133,8 @@ def test_spoilt_directories(saved: Path, spoil: Callable[[Path], object], messag
     [
         ("timm_model_ids", ["resnet18"], "'resnet18'; known: treadle_conv"),
         ("treadle_tower_overrides", {"featurizer": {"depht": 3}}, "treadle_tower_overrides of treadle_conv: .*depht"),
+        ("treadle_tower_overrides", {"featurizer": {"widths": [10**30]}}, r"featurizer\.widths\[0\]: found 1000"),
+        ("treadle_tower_overrides", {"featurizer": {"widths": 4}}, "treadle_tower_overrides of treadle_conv"),
         ("n_action_bins", 128, "n_action_bins: found 128; allowed: 256"),
         ("treadle", {"chonk": 3}, "'treadle'.*chonk"),
         ("treadle", {"action_dim": 4}, "action_dim 4, but the statistics have 3"),

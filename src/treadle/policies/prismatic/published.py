@@ -31,6 +31,7 @@ GENERIC = frozenset(
 
 Size = Annotated[int, Field(gt=0, le=2**20)]
 """Of a layer, a vocabulary or an image; a larger one is a slip of the pen."""
+TowerSize = bool | Annotated[int, Field(ge=0, le=2**16)] | list[Size]
 Zero = Annotated[float, Field(ge=0, le=0)]
 
 
@@ -152,7 +153,7 @@ class PublishedConfig(Table):
     action_dim: Positive | None = None
     norm_stats: Any = None
     treadle: dict[str, Any] = {}
-    treadle_tower_overrides: dict[Literal["featurizer", "fused_featurizer"], dict[str, Any]] = {}
+    treadle_tower_overrides: dict[Literal["featurizer", "fused_featurizer"], dict[str, TowerSize]] = {}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -252,8 +252,14 @@ def build_tower(model_id: str, image_size: tuple[int, int], overrides: dict[str,
     if model_id not in TOWERS:
         raise CheckpointError(f"config.json: timm_model_ids has {model_id!r}; known: {', '.join(sorted(TOWERS))}")
     tower, defaults = TOWERS[model_id]
+    sizes = {**defaults, **overrides}
+    width, heads = sizes.get("embed_dim", 1), sizes.get("num_heads", 1)
     try:
-        return tower(image_size, **{**defaults, **overrides})
+        if not heads or width % heads:
+            raise CheckpointError(
+                f"config.json: treadle_tower_overrides of {model_id}: num_heads {heads} must divide embed_dim {width}"
+            )
+        return tower(image_size, **sizes)
     except TypeError as error:
         raise CheckpointError(f"config.json: treadle_tower_overrides of {model_id}: {error}") from error
 
