@@ -33,6 +33,7 @@ def remote(repository: str) -> dict[str, Any]:
         ({}, remote("openvla/openvla-7b"), Family.OPENVLA),
         ({}, remote("someone/openvla-7b-oft-finetuned-libero"), Family.OFT),
         ({}, {"auto_map": LOCAL}, Family.UNKNOWN),
+        ({}, {"llm_backbone_id": "vicuna-v15-7b"}, Family.OPENVLA),
         ({}, {"auto_map": None}, Family.UNKNOWN),
         ({}, {}, Family.UNKNOWN),
     ],

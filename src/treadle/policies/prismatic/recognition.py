@@ -34,6 +34,8 @@ def recognize(directory: Path, config: dict[str, Any]) -> tuple[Family, str]:
         for name in OFT_NAMES:
             if name in text:
                 return Family.OFT, f"{name} in {path.name}"
+    if str(config.get("llm_backbone_id")).startswith("vicuna"):
+        return Family.OPENVLA, "llm_backbone_id in config.json: a Vicuna"
     auto_map = config.get("auto_map")
     for value in auto_map.values() if isinstance(auto_map, dict) else ():
         repository, _, code = str(value).rpartition("--")
