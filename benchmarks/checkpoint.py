@@ -28,6 +28,7 @@ from treadle.policies import checkpoint, load_policy
 from treadle.policies.prismatic.preprocessor import PREPROCESSOR, make_preprocessor
 from treadle.policies.prismatic.prompt import build_tokenizer
 from treadle.policies.sampling import Sampling
+from treadle.policies.tensors import read_tensors
 
 INSTRUCTION = "put the red cube on the white plate"
 STATISTICS = "random"
@@ -140,11 +141,11 @@ def _peak(work: Callable[[], object]) -> float:
 
 def _same(source: Path, target: Path) -> bool:
     """Whether both directories hold the same tensors, read one by one."""
-    files = [checkpoint.read_layout(folder) for folder in (source, target)]
-    if files[0] != files[1]:
+    layouts = [checkpoint.read_layout(folder) for folder in (source, target)]
+    if layouts[0] != layouts[1]:
         return False
-    for name in sorted(set(files[0].values())):
-        before, after = (checkpoint.read_tensors(folder / name) for folder in (source, target))
+    for name in sorted({stored.file for stored in layouts[0].values()}):
+        before, after = (read_tensors(folder / name) for folder in (source, target))
         if not all(torch.equal(before[key], after[key]) for key in before):
             return False
     return True

@@ -50,6 +50,12 @@ class EvalConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
+class InspectConfig(Section):
+    """What `treadle policy inspect` takes as key=value."""
+
+    policy: LoadingConfig = LoadingConfig()
+
+
 def show_version(asked: bool) -> None:
     """Show the version and exit, where asked."""
     if asked:
@@ -234,17 +240,25 @@ def view(
 @policy_app.command("inspect")
 def inspect_policy(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or the name of one that ships with Treadle.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="How it is read: settings of the section policy."),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
-    """What a checkpoint holds, the memory it needs, and the recipes that fit; its weights are not loaded."""
+    """Check a checkpoint before it is used: what it holds, whether all numbers are finite, the memory it needs, and the
+    commands that come next. Exits with 2 where it would not load or act.
+    """
+    config = read_config(InspectConfig, None, overrides or [])
     folder = resolve_checkpoint(checkpoint)
     check_destination(json)
-    from treadle.commands.policy import contents_report, contents_table
+    from treadle.commands.policy import check_finite, contents_report, show_contents
     from treadle.policies.load import examine_policy
 
-    contents = examine_policy(folder)
-    Console().print(contents_table(contents))
-    write_result(json, contents_report(contents))
+    contents = examine_policy(folder, config.policy if overrides else None)
+    show_contents(Console(), contents, overrides or [])
+    write_result(json, contents_report(contents, overrides or []))
+    check_finite(contents)
 
 
 def main() -> None:

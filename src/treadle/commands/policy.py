@@ -1,23 +1,38 @@
-"""`treadle policy inspect`: what a checkpoint directory holds, needs, and is good for."""
+"""`treadle policy inspect`: what a checkpoint directory holds, what it needs, and the commands that come next."""
 
-from collections.abc import Collection
+import shlex
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
+from treadle.config.describe import toml_text
 from treadle.config.loading import load_recipe, recipes
-from treadle.errors import ConfigError
-from treadle.policies.inspection import LORA_RANK, CheckpointContents
+from treadle.config.schema import TrainConfig
+from treadle.errors import CheckpointError, ConfigError
+from treadle.policies.inspection import LORA_RANK, USES, CheckpointContents
+from treadle.simulators.build import installed_simulators
 
-GB = 1e9
+SHOWN = 3
+"""How many tensors of a kind are named."""
+UNKNOWN = "NAME"
+"""Stands for a simulator that no recipe and no name tells."""
+_TITLES = {"lora": f"LoRA of rank {LORA_RANK}", "full": "full fine-tuning"}
 
 
 def fitting_recipes(kind: str, statistics: Collection[str]) -> list[str]:
     """Recipes of reinforcement learning that a checkpoint can be given to: their simulator's actions are those of one
     of its statistics. A policy without statistics fits recipes that name its kind.
     """
+    return [name for name, _ in _fitting(kind, statistics)]
+
+
+def _fitting(kind: str, statistics: Collection[str]) -> list[tuple[str, TrainConfig]]:
     fitting = []
     for name in recipes():
         try:
@@ -27,43 +42,164 @@ def fitting_recipes(kind: str, statistics: Collection[str]) -> list[str]:
         wanted = config.policy.statistics or config.simulator.name
         there = any(key in statistics for key in (wanted, f"{wanted}_no_noops"))
         if config.policy.kind == kind if not statistics else there and config.policy.kind in (None, kind):
-            fitting.append(name)
+            fitting.append((name, config))
     return fitting
 
 
-def contents_report(contents: CheckpointContents) -> dict[str, Any]:
+def next_commands(contents: CheckpointContents, settings: Sequence[str] = ()) -> list[str]:
+    """What to run next: an evaluation in the simulator of each fitting recipe, and their trainings.
+
+    Where no recipe fits, an evaluation for each of the statistics, in the simulator whose name they begin with, or
+    NAME. `settings` say how the directory is read, as key=value.
+    """
+    folder = shlex.quote(str(contents.directory))
+    fitting = _fitting(contents.policy, contents.statistics)
+    evaluations: list[str] = []
+    trainings: list[str] = []
+    for name, config in fitting:
+        simulator = config.simulator
+        keys = _statistics(contents, config.policy.statistics or simulator.name, settings)
+        given = [f"simulator.name={simulator.name}", f"simulator.horizon={simulator.horizon}"]
+        options = {"simulator": simulator.options, "policy": config.policy.options}
+        given += [f"{part}.options.{key}={_value(x)}" for part, found in options.items() for key, x in found.items()]
+        evaluation = " ".join(map(shlex.quote, [*given, *keys]))
+        evaluations.append(f"treadle eval {folder} --suite {config.evaluation.suites[0]} {evaluation}")
+        trainings.append(" ".join([f"treadle train {name} policy.checkpoint={folder}", *map(shlex.quote, keys)]))
+    if not fitting:
+        for key in sorted(contents.statistics) or [""]:
+            named = next((name for name in installed_simulators() if key.startswith(name)), UNKNOWN)
+            given = [f"simulator.name={named}", *_statistics(contents, key, settings)]
+            evaluations.append(f"treadle eval {folder} {' '.join(map(shlex.quote, given))}")
+    return list(dict.fromkeys([*evaluations, *trainings]))
+
+
+def _statistics(contents: CheckpointContents, wanted: str, settings: Sequence[str]) -> list[str]:
+    """How the directory is read: what was set, and the statistics where there are several."""
+    chosen = any(setting.startswith("policy.statistics=") for setting in settings)
+    return [*settings, *([f"policy.statistics={wanted}"] if len(contents.statistics) > 1 and not chosen else [])]
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else toml_text(value)
+
+
+def contents_report(contents: CheckpointContents, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Everything as plain data."""
-    return {**asdict(contents), "recipes": fitting_recipes(contents.policy, contents.statistics)}
+    return {
+        **asdict(contents),
+        "recipes": fitting_recipes(contents.policy, contents.statistics),
+        "commands": next_commands(contents, settings),
+    }
 
 
-def contents_table(contents: CheckpointContents) -> Table:
-    """The same for people."""
-    memory = contents.memory_bytes
-    table = Table(box=box.SIMPLE_HEAD, show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    total = sum(contents.parameters.values())
-    table.add_row("policy", f"{contents.policy}, {_count(total)} parameters")
-    table.add_row("parts", "\n".join(f"{part}: {_count(count)}" for part, count in contents.parameters.items()))
-    files = "one file" if contents.files == 1 else f"{contents.files} files"
-    types = ", ".join(f"{count} {dtype}" for dtype, count in contents.types.items())
-    table.add_row("weights", f"{types} tensors, {contents.stored_bytes / GB:.3g} GB in {files}")
-    if contents.adapter is not None:
-        table.add_row("adapter", f"{contents.adapter}, beside its base")
+def check_finite(contents: CheckpointContents) -> None:
+    """Raises CheckpointError where weights are NaN or infinite."""
+    if contents.not_finite:
+        tensor, count = next(iter(contents.not_finite.items()))
+        raise CheckpointError(
+            f"{contents.directory}: {len(contents.not_finite)} tensors with numbers that are not finite, such as "
+            f"{count} in {tensor}; it loads, and acts on NaN. Take an earlier checkpoint"
+        )
+
+
+def show_contents(console: Console, contents: CheckpointContents, settings: Sequence[str] = ()) -> None:
+    """The same for people. Nothing is cut: tables wrap, and each command is one line that can be copied."""
+    total = _count(sum(contents.parameters.values()))
+    console.print(Text.assemble((contents.policy, "bold"), f", {total} parameters, {contents.dtype}"))
+    console.print(Text(str(contents.directory), "dim"), soft_wrap=True)
+    for title, body in (
+        ("Policy", _facts(contents)),
+        ("Weights", _weights(contents)),
+        ("Memory", _memory(contents)),
+        ("Note", _notes(contents)),
+    ):
+        if body is not None:
+            console.print(Text(f"\n{title}", "bold"))
+            console.print(Padding(body, (0, 0, 0, 2)))
+    console.print(Text("\nNext", "bold"))
+    commands = next_commands(contents, settings)
+    for command in commands:
+        console.print(Text(f"  {command}"), soft_wrap=True)
+    if any(f"simulator.name={UNKNOWN}" in command for command in commands):
+        hint = f"{UNKNOWN}: a simulator that `treadle simulators list` shows"
+        console.print(Padding(Text(hint, "dim"), (0, 0, 0, 2)))
+
+
+def _facts(contents: CheckpointContents) -> RenderableType:
+    table = _pairs()
     for title, text in contents.descriptions.items():
         table.add_row(title, text)
     keys = [f"{key} ({dimensions} dimensions)" for key, dimensions in sorted(contents.statistics.items())]
     table.add_row("statistics", "\n".join(keys) or "none")
-    table.add_row("memory, acting", f"{memory.acting / GB:.3g} GB")
-    if memory.lora is not None:
-        table.add_row(f"memory, LoRA of rank {LORA_RANK}", f"{memory.lora / GB:.3g} GB")
-    table.add_row("memory, full fine-tuning", f"{memory.full / GB:.3g} GB")
-    if memory.further_sample is not None:
-        table.add_row("a further sample", f"{memory.further_sample / GB:.3g} GB with gradient checkpointing")
-    fitting = fitting_recipes(contents.policy, contents.statistics)
-    commands = [f"treadle train {name} policy.checkpoint={contents.directory}" for name in fitting]
-    table.add_row("recipes", "\n".join(commands) or "none that is installed is for the robots of these statistics")
+    if len(keys) > 1:
+        table.add_row("", Text("choose one by policy.statistics", "dim"))
     return table
+
+
+def _weights(contents: CheckpointContents) -> RenderableType:
+    table = _pairs()
+    files = "one file" if contents.files == 1 else f"{contents.files} files"
+    types = ", ".join(f"{count} {dtype}" for dtype, count in contents.types.items())
+    table.add_row("main weights", f"{types} tensors, {_bytes(contents.stored_bytes)} in {files}")
+    if contents.part_types:
+        table.add_row("in own files", "\n".join(f"{file}, {dtype}" for file, dtype in contents.part_types.items()))
+    if contents.adapter is not None:
+        table.add_row("adapter", f"{contents.adapter}, apart from its base; merged when it is loaded to act")
+    parts = ", ".join(f"{part} {_count(count)}" for part, count in contents.parameters.items())
+    table.add_row("parameters", parts)
+    bad = list(contents.not_finite.items())
+    if not bad:
+        table.add_row("numbers", Text("all finite", "green"))
+    for name, count in bad[:SHOWN]:
+        table.add_row("not finite", Text(f"{count} numbers of {name}", "red"))
+    if len(bad) > SHOWN:
+        table.add_row("", Text(f"and {len(bad) - SHOWN} tensors more", "red"))
+    return table
+
+
+def _memory(contents: CheckpointContents) -> RenderableType:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", overflow="fold")
+    ways = [("acting", contents.memory_bytes.acting, {"weights": contents.memory_bytes.acting})]
+    ways += [(_TITLES[way], sum(parts.values()), parts) for way, parts in contents.training_bytes.items()]
+    for title, _, _ in ways:
+        table.add_column(title, justify="right", overflow="fold")
+    for use in USES:
+        if any(parts.get(use) for _, _, parts in ways):
+            table.add_row(use, *(_bytes(parts[use]) if parts.get(use) else "" for _, _, parts in ways))
+    table.add_row("in all", *(_bytes(size) for _, size, _ in ways), style="bold")
+    further = contents.memory_bytes.further_sample
+    if further is None:
+        return table
+    said = f"Each further sample of a micro-batch takes {_bytes(further)} more, with gradient checkpointing."
+    return Group(table, Text(said, "dim"))
+
+
+def _notes(contents: CheckpointContents) -> RenderableType | None:
+    """What is not used, warnings first."""
+    remarks = sorted(contents.remarks, key=lambda remark: not remark.warning)
+    if not remarks:
+        return None
+    table = Table.grid(padding=(0, 1))
+    table.add_column()
+    table.add_column(overflow="fold")
+    for remark in remarks:
+        table.add_row(Text("!", "bold yellow") if remark.warning else "-", remark.text)
+    return table
+
+
+def _pairs() -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="cyan", overflow="fold")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _bytes(count: int) -> str:
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"
 
 
 def _count(parameters: int) -> str:

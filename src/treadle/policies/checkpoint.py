@@ -5,23 +5,28 @@ Weights are mapped from their files, not read: a tensor that keeps its type and 
 """
 
 import json
-import pickle
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from treadle.errors import CheckpointError, OutputError
+from treadle.policies.tensors import Stored, missing, read_headers, read_tensors, wrapped
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model*.bin*"
+"""Weights in the format of old, which may run code when they are read."""
+MAIN = (WEIGHTS, INDEX, PICKLED)
+"""Files that hold main weights, or say where they are."""
+COMPUTED = ("rotary_emb.inv_freq",)
+"""Ends of names of buffers that are computed from the config."""
 STATISTICS = "dataset_statistics.json"
 CONFIG = "config.json"
 CARRIED = (
@@ -78,72 +83,65 @@ def read_norm_stats(directory: Path, config: Mapping[str, Any]) -> tuple[dict[st
     return config["norm_stats"], str(directory / CONFIG)
 
 
-def read_layout(directory: Path) -> dict[str, str]:
-    """The file of each tensor of the main weights: one file, or the shards that the index names.
+def read_layout(directory: Path) -> dict[str, Stored]:
+    """The tensors of the main weights: of one file, or of the shards that the index names.
 
-    Raises CheckpointError for missing or corrupt files, and for an index that does not fit its shards.
+    Names are without what wrappers left in front of all of them. Buffers that older transformers stored and that are
+    computed today are left out. Raises CheckpointError for files that are missing, corrupt, ambiguous or of another
+    format, and for an index that does not fit its shards.
     """
-    index = directory / INDEX
-    if not index.is_file():
-        return dict.fromkeys(tensor_shapes(directory / WEIGHTS), WEIGHTS)
-    content = read_json(index)
-    if not isinstance(content.get("weight_map"), dict):
+    single, index = directory / WEIGHTS, directory / INDEX
+    if single.is_file() and index.is_file():
+        raise CheckpointError(
+            f"{directory}: both {WEIGHTS} and {INDEX}, whose shards are other weights; transformers would read "
+            f"{WEIGHTS}. Delete that one, or the index with its shards"
+        )
+    pickled = sorted(path.name for path in directory.glob(PICKLED))
+    if pickled and not single.is_file() and not index.is_file():
+        raise CheckpointError(
+            f"{directory}: weights as {', '.join(pickled)}; only safetensors files are read. Convert them: load the "
+            "model with transformers and save it with save_pretrained(directory)"
+        )
+    found = _read_shards(index) if index.is_file() else read_headers(single)
+    kept = {name: stored for name, stored in found.items() if not name.endswith(COMPUTED)}
+    prefix = wrapped(kept)
+    return {name.removeprefix(prefix): stored for name, stored in kept.items()}
+
+
+def _read_shards(index: Path) -> dict[str, Stored]:
+    placed = read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
         raise CheckpointError(f"{index}: no weight_map")
-    placed: dict[str, str] = content["weight_map"]
+    tensors: dict[str, Stored] = {}
     for name in sorted(set(placed.values())):
-        found = tensor_shapes(directory / name)
+        found = read_headers(index.parent / name)
         expected = {key for key, file in placed.items() if file == name}
         if expected != found.keys():
-            raise CheckpointError(f"{directory / name}: {_difference(expected, found)} by {INDEX}")
-    return placed
+            raise CheckpointError(
+                f"{index.parent / name}: {_difference(expected, found)} by {INDEX}; take index and shards from the "
+                "same checkpoint"
+            )
+        tensors |= found
+    return tensors
 
 
 def read_weights(
-    directory: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    directory: Path,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    layout: Mapping[str, Stored] | None = None,
 ) -> dict[str, Tensor]:
-    """All tensors of the main weights, on `device`; `dtype` None keeps the stored types. Raises as `read_layout`."""
-    weights: dict[str, Tensor] = {}
-    for name in sorted(set(read_layout(directory).values())):
-        weights.update(read_tensors(directory / name, dtype, device))
-    return weights
+    """Tensors of the main weights, on `device`: all, or those of `layout`. `dtype` None keeps the stored types.
 
-
-def read_tensors(path: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Tensors of one safetensors file. Raises CheckpointError where it is missing or corrupt."""
-    with _opened(path) as file:
-        return {name: file.get_tensor(name).to(device, dtype) for name in file.keys()}  # noqa: SIM118
-
-
-def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type ("BF16", ...) of each tensor of a safetensors file, from its header alone."""
-    with _opened(path) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-
-
-def _opened(path: Path) -> Any:
-    if not path.is_file():
-        raise missing(path)
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: corrupt or cut off ({path.stat().st_size} bytes): {error}") from error
-
-
-def read_torch(path: Path) -> dict[str, Tensor]:
-    """A published `.pt` state dict; nothing but tensors is unpickled. Names are as stored: distributed training leaves
-    `module.` in front of them.
+    Raises as `read_layout`.
     """
-    try:
-        # A file of torch's format of old would be read before its content is checked.
-        if not zipfile.is_zipfile(path):
-            raise CheckpointError(f"{path}: not readable as a torch state dict: not a zip file")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: not readable as a torch state dict: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict of tensors alone")
-    return state
+    layout = read_layout(directory) if layout is None else layout
+    weights: dict[str, Tensor] = {}
+    for file in sorted({stored.file for stored in layout.values()}):
+        names = {stored.name: name for name, stored in layout.items() if stored.file == file}
+        tensors = read_tensors(directory / file, dtype, device, names)
+        weights |= {names[stored]: tensor for stored, tensor in tensors.items()}
+    return weights
 
 
 def assign(module: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
@@ -163,19 +161,16 @@ def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: Path) -> None:
     """Raises CheckpointError naming the tensors that are missing, surplus or of another than the expected shape."""
     if expected.keys() != found.keys():
-        raise CheckpointError(f"{source}: {_difference(expected.keys(), found.keys())}")
+        raise CheckpointError(f"{source}: {_difference(expected.keys(), found.keys())}; {_advice(found)}")
     for name, shape in expected.items():
         if found[name] != shape:
             raise CheckpointError(f"{source}: {name} has shape {list(found[name])}, the config asks {list(shape)}")
 
 
-def missing(path: Path) -> CheckpointError:
-    """The error for a file that is not there: names what is."""
-    folder = path.parent
-    if not folder.is_dir():
-        return CheckpointError(f"{folder}: no such directory")
-    there = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
-    return CheckpointError(f"{path}: missing; the directory has: {there}")
+def _advice(found: Iterable[str]) -> str:
+    if any(".lora_" in name or ".base_layer." in name for name in found):
+        return "adapters are not merged into these weights: merge them with peft's merge_and_unload, and save again"
+    return "config.json and weights must be of one checkpoint: download it again, or save it whole"
 
 
 def write_directory(

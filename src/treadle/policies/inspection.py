@@ -1,20 +1,22 @@
 """What a checkpoint directory holds, and the memory that it needs."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from treadle.policies import checkpoint
+from treadle.policies.tensors import TYPES, Stored, main_type, read_headers, read_torch, stream
 
-BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-"""Of a number, by its type in a safetensors file."""
 LORA_RANK = 32
 """The rank that memory is estimated for, as published."""
+USES = ("weights", "adapters", "gradients", "float32 master", "AdamW moments", "a sample's activations")
+"""What memory is for, in the order in which it is shown."""
+_SLICE = 2**22
+"""Numbers that are looked at together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +26,20 @@ class Memory:
     acting: int
     """The weights."""
     full: int
-    """Full fine-tuning: weights, gradients and AdamW's two moments, and a sample's activations."""
+    """Full fine-tuning, in all."""
     lora: int | None = None
-    """Fine-tuning by adapters of rank 32; None for a policy that takes none."""
+    """Fine-tuning by adapters of rank 32, in all; None for a policy that takes none."""
     further_sample: int | None = None
     """The activations of each further sample in training; None where that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What of a directory is not used, or not as it is stored."""
+
+    text: str
+    warning: bool = False
+    """Whoever loads the directory should know it too, not only who inspects it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +53,57 @@ class CheckpointContents:
     """Number of parameters by part."""
     types: dict[str, int]
     """Number of tensors of the main weights by type."""
+    dtype: str
+    """The type that all of them get, unless another is asked for."""
     stored_bytes: int
     """Of the main weights."""
     files: int
     """Of the main weights."""
     memory_bytes: Memory
+    training_bytes: dict[str, dict[str, int]] = field(default_factory=dict)
+    """What the memory of each way of fine-tuning is made of: `lora` and `full`."""
     settings: dict[str, Any] = field(default_factory=dict)
     """With which the policy would load."""
     descriptions: dict[str, str] = field(default_factory=dict)
     """What else people should know, by title."""
     statistics: dict[str, int] = field(default_factory=dict)
     """Data sets whose statistics are there, with their action dimensions."""
+    part_types: dict[str, str] = field(default_factory=dict)
+    """Types of the parts in files of their own, by file."""
     adapter: Path | None = None
     """An adapter that is not merged into the main weights, which are its base's."""
+    remarks: tuple[Remark, ...] = ()
+    """What is not used, or not as it is stored."""
+    not_finite: dict[str, int] = field(default_factory=dict)
+    """How many numbers are NaN or infinite, by file and tensor."""
 
 
-def full_memory(parameters: int, width: int) -> int:
-    """Bytes of full fine-tuning, of weights that have `width` bytes each.
+def full_parts(parameters: int, width: int) -> dict[str, int]:
+    """Bytes of full fine-tuning by what they are for, of weights that have `width` bytes each.
 
     A parameter has its weight and gradient in the stored type and two moments in float32; below float32 it has a
     float32 master too.
     """
-    return parameters * (2 * width + 8 + (4 if width < 4 else 0))
+    master = 4 if width < 4 else 0
+    return {
+        "weights": parameters * width,
+        "gradients": parameters * width,
+        "float32 master": parameters * master,
+        "AdamW moments": parameters * 8,
+    }
+
+
+def adapter_parts(parameters: int, width: int, adapted: int, beside: int) -> dict[str, int]:
+    """The same of fine-tuning `adapted` parameters of adapters over frozen weights, and `beside` of them in parts that
+    are trained whole; both in float32.
+    """
+    trained = adapted + beside
+    return {
+        "weights": (parameters - beside) * width + beside * 4,
+        "adapters": adapted * 4,
+        "gradients": trained * 4,
+        "AdamW moments": trained * 8,
+    }
 
 
 def count_parameters(policy: nn.Module) -> dict[str, int]:
@@ -74,21 +114,40 @@ def count_parameters(policy: nn.Module) -> dict[str, int]:
     return dict(counts)
 
 
-def main_type(headers: Iterable[tuple[tuple[int, ...], str]]) -> tuple[dict[str, int], int, int]:
-    """Of the shapes and types of tensors: how many there are of each type, their bytes together, and the bytes of a
-    number of the most frequent type.
+def count_types(entries: Iterable[Stored]) -> dict[str, int]:
+    """How many tensors there are of each type."""
+    return dict(Counter(entry.dtype for entry in entries).most_common())
+
+
+def find_not_finite(path: Path) -> dict[str, int]:
+    """How many numbers of each tensor in a file are NaN or infinite, where any is; one tensor is looked at after
+    another. Raises CheckpointError for a file that cannot be read.
     """
-    headers = list(headers)
-    types = Counter(dtype for _, dtype in headers)
-    stored = sum(math.prod(shape) * BYTES.get(dtype, 4) for shape, dtype in headers)
-    return dict(types), stored, BYTES.get(types.most_common(1)[0][0], 4)
+    found: dict[str, int] = {}
+    for name, tensor in read_torch(path).items() if path.suffix == ".pt" else stream(path):
+        count = sum(int((~part.isfinite()).sum()) for part in tensor.detach().flatten().split(_SLICE))
+        if count:
+            found[name] = count
+    return found
 
 
 def count_contents(directory: Path, kind: str, policy: nn.Module) -> CheckpointContents:
     """What can be said of any policy and its directory."""
     files = sorted(directory.glob("*.safetensors"))
-    types, stored, width = main_type(entry for file in files for entry in checkpoint.tensor_shapes(file).values())
+    entries = [entry for file in files for entry in read_headers(file).values()]
+    dtype = TYPES.get(main_type(entries), torch.float32) if entries else torch.float32
     parameters = count_parameters(policy)
     count = sum(parameters.values())
-    memory = Memory(acting=width * count, full=full_memory(count, width))
-    return CheckpointContents(directory, kind, parameters, types, stored, len(files), memory)
+    full = full_parts(count, dtype.itemsize)
+    return CheckpointContents(
+        directory=directory,
+        policy=kind,
+        parameters=parameters,
+        types=count_types(entries),
+        dtype=str(dtype).removeprefix("torch."),
+        stored_bytes=sum(entry.bytes for entry in entries),
+        files=len(files),
+        memory_bytes=Memory(acting=dtype.itemsize * count, full=sum(full.values())),
+        training_bytes={"full": full},
+        not_finite={f"{file.name}: {name}": n for file in files for name, n in find_not_finite(file).items()},
+    )

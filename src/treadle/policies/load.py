@@ -8,6 +8,8 @@ from treadle.errors import CheckpointError, ConfigError, did_you_mean
 from treadle.plugins import import_callable
 
 if TYPE_CHECKING:
+    import torch
+
     from treadle.config.schema import LoadingConfig
     from treadle.policies.inspection import CheckpointContents
     from treadle.policies.protocol import Policy
@@ -32,7 +34,7 @@ def load_policy(
         directory: a published directory, one that `Policy.save` wrote, or that of an adapter whose base is on this
             machine.
         device: "auto" is a GPU if there is one; else a name such as "cpu" or "cuda:1".
-        dtype: "auto" keeps the types of the files; else "float32", "bfloat16" or "float16".
+        dtype: "auto" keeps the type of the files, or of most numbers in them; else "float32", "bfloat16" or "float16".
         statistics: the data set whose statistics scale actions; None where there is one only.
         kind: the name of an installed policy, or `package.module:Class`, where the directory does not tell.
         merge: put an adapter that lies beside its base into the weights, for acting; else it stays trainable.
@@ -43,17 +45,14 @@ def load_policy(
         CheckpointError: what is missing, surplus, corrupt or does not fit, with what there is.
         ConfigError: an argument that is not allowed.
     """
-    import torch
+    from treadle.devices import choose_device
 
-    if dtype not in ("auto", *DTYPES):
-        raise ConfigError(f"dtype: {dtype!r}; allowed: auto, {', '.join(DTYPES)}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = choose_device(device)
     folder = Path(directory)
     return (policy_class(kind) if kind else find_policy(folder)).load(
         folder,
-        device=torch.device(device),
-        dtype=None if dtype == "auto" else getattr(torch, dtype),
+        device=place,
+        dtype=_dtype(dtype),
         statistics=statistics,
         merge=merge,
         **overrides,
@@ -75,9 +74,24 @@ def load_configured(directory: Path, config: "LoadingConfig", *, device: str, me
     return policy
 
 
-def examine_policy(directory: Path) -> "CheckpointContents":
-    """What a directory holds. Raises CheckpointError for what would keep it from loading."""
-    return find_policy(directory).examine(directory)
+def examine_policy(directory: Path, config: "LoadingConfig | None" = None) -> "CheckpointContents":
+    """What a directory holds, read as the section `policy` of a configuration has it.
+
+    Raises CheckpointError for what would keep it from loading, and ConfigError for settings that are not allowed.
+    """
+    if config is None:
+        return find_policy(directory).examine(directory)
+    found = policy_class(config.kind) if config.kind else find_policy(directory)
+    return found.examine(directory, statistics=config.statistics, dtype=_dtype(config.dtype), **config.options)
+
+
+def _dtype(name: str) -> "torch.dtype | None":
+    """The type of a name, None for `auto`. Raises ConfigError."""
+    import torch
+
+    if name not in ("auto", *DTYPES):
+        raise ConfigError(f"dtype: {name!r}; allowed: auto, {', '.join(DTYPES)}")
+    return None if name == "auto" else getattr(torch, name)
 
 
 def installed_policies() -> dict[str, EntryPoint]:
@@ -106,6 +120,7 @@ def find_policy(directory: Path) -> "type[Policy]":
     installed one that recognises the directory. Raises CheckpointError.
     """
     from treadle.policies import checkpoint
+    from treadle.policies.tensors import missing
 
     source = directory / checkpoint.CONFIG
     config = checkpoint.read_json(source) if source.is_file() else {}
@@ -120,7 +135,7 @@ def find_policy(directory: Path) -> "type[Policy]":
         if found.recognizes(directory, config):
             return found
     if not source.is_file():
-        raise checkpoint.missing(source)
+        raise missing(source)
     raise CheckpointError(
         f"{source}: model_type {config.get('model_type')!r} and no treadle.policy; none of the installed policies "
         f"recognises the directory ({', '.join(installed_policies())}); name one by policy.kind"

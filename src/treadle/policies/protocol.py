@@ -137,9 +137,14 @@ class Policy(nn.Module, ABC):
         cls._refuse("model.kind", "cannot be made from nothing; start from a checkpoint")
 
     @classmethod
-    def examine(cls, directory: Path) -> CheckpointContents:
-        """What a directory holds, for `treadle policy inspect`. By default the policy is loaded for it."""
-        policy = cls.load(directory, device=torch.device("cpu"), dtype=None)
+    def examine(
+        cls, directory: Path, *, statistics: str | None = None, dtype: torch.dtype | None = None, **overrides: Any
+    ) -> CheckpointContents:
+        """What a directory holds, for `treadle policy inspect`, with the settings of `load`.
+
+        By default the policy is loaded for it.
+        """
+        policy = cls.load(directory, device=torch.device("cpu"), dtype=dtype, statistics=statistics, **overrides)
         return count_contents(directory, cls.kind, policy)
 
     @property

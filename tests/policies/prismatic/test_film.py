@@ -138,7 +138,7 @@ def test_it_is_saved_as_the_official_code_reads_it(official: Official, tmp_path:
 
 def test_files_and_towers_that_do_not_fit(official: Official, tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="x: no FiLM layers; it has featurizer"):
-        read_film({"vision_backbone.featurizer.norm.weight": torch.ones(1)}, "x")
+        read_film({"vision_backbone.featurizer.norm.weight": torch.ones(1)}, Path("x"))
     with pytest.raises(ConfigError, match="film: only transformer towers can have it, not ConvTower"):
         make_tiny(tokenizer, film=True)
     directory = published(official.directory, tmp_path / "film", modulated=False)

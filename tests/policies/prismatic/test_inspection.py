@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from treadle.cli import app
+from treadle.commands.policy import next_commands
+from treadle.config.schema import LoadingConfig
 from treadle.errors import CheckpointError
 from treadle.policies import load_policy
 from treadle.policies.load import examine_policy
@@ -47,6 +49,91 @@ def test_what_would_keep_it_from_loading(official: Official, tmp_path: Path) -> 
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"has shape \[\d+, 16\], the config asks \[\d+, 32\]|has shape \[16"):
         examine_policy(folder)
+
+
+def test_memory_by_hand(official: Official) -> None:
+    """float32: weight, gradient and two moments. Below it a master too, 16 bytes for each parameter."""
+    found = examine_policy(official.directory)
+    count = sum(found.parameters.values())
+    full = found.training_bytes["full"]
+    assert (full["weights"], full["gradients"], full["float32 master"], full["AdamW moments"]) == (
+        4 * count,
+        4 * count,
+        0,
+        8 * count,
+    )
+    half = examine_policy(official.directory, LoadingConfig(dtype="bfloat16"))
+    full = half.training_bytes["full"]
+    del full["a sample's activations"]
+    assert sum(full.values()) == 16 * count
+    lora = half.training_bytes["lora"]
+    assert sum(lora.values()) == half.memory_bytes.lora
+    beside = sum(x for part, x in found.parameters.items() if part.startswith(("action", "proprio")))
+    assert lora["weights"] == 2 * (count - beside) + 4 * beside
+    assert lora["adapters"] + 4 * beside == lora["gradients"] == lora["AdamW moments"] / 2
+
+
+def test_settings_and_next_commands(official: Official, tmp_path: Path) -> None:
+    folder = tmp_path / "a folder whose name is far longer than a line of any terminal should be, and has spaces"
+    shutil.copytree(official.directory, folder)
+    settings = ["policy.statistics=libero_spatial", "policy.options.head=tokens"]
+    result = CliRunner().invoke(app, ["policy", "inspect", str(folder), *settings], env={"COLUMNS": "40"})
+    assert result.exit_code == 0, result.output
+    # Lines to copy are whole, however narrow the terminal.
+    assert f"treadle eval '{folder}' simulator.name=libero {' '.join(settings)}\n" in result.output
+    words = " ".join(result.output.split())
+    assert "action_head--150000_checkpoint.pt is not used" in words
+    assert "\u2026" not in result.output
+    result = CliRunner().invoke(app, ["policy", "inspect", str(folder), "policy.options.hed=tokens"])
+    assert result.exit_code == 2
+    both = next_commands(examine_policy(folder))
+    assert [command.partition("policy.statistics=")[2] for command in both] == [
+        "libero_object_no_noops",
+        "libero_spatial_no_noops",
+    ]
+
+
+def test_numbers_that_are_not_finite(tokenizer: Path, tmp_path: Path) -> None:
+    make_tiny(tokenizer).save(tmp_path / "policy")
+    assert not examine_policy(tmp_path / "policy").not_finite
+    weights = tmp_path / "policy" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["language_model.model.norm.weight"][[3, 5]] = torch.tensor([float("nan"), float("inf")])
+    save_file(tensors, weights)
+    head = tmp_path / "policy" / "value_head.safetensors"
+    parts = load_file(head)
+    next(iter(parts.values())).fill_(float("-inf"))
+    save_file(parts, head)
+    found = examine_policy(tmp_path / "policy").not_finite
+    assert found["model.safetensors: language_model.model.norm.weight"] == 2
+    assert len(found) == 2
+    report = tmp_path / "x.json"
+    result = CliRunner().invoke(app, ["policy", "inspect", str(tmp_path / "policy"), "--json", str(report)])
+    assert result.exit_code == 2
+    assert "2 numbers of model.safetensors" in result.output
+    assert "2 tensors with numbers that are not finite" in result.stderr
+    assert json.loads(report.read_text())["not_finite"] == found
+
+
+def test_parts_are_checked_too(official: Official, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(official.directory, folder)
+    path = folder / "action_head--150000_checkpoint.pt"
+    tensors = torch.load(path, weights_only=True)
+    name = next(name for name in tensors if name.endswith("fc2.bias"))
+    torch.save({**tensors, name: torch.zeros(3)}, path)
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint\.pt: model\.fc2\.bias has shape \[3\], the config asks \[7\]"
+    ):
+        examine_policy(folder)
+
+
+def test_files_that_are_not_used_are_named(official: Official, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(official.directory, folder)
+    shutil.copyfile(folder / "model-00001-of-00003.safetensors", folder / "model-00001-of-00004.safetensors")
+    texts = [remark.text for remark in examine_policy(folder).remarks]
+    assert texts == ["not used: model-00001-of-00004.safetensors"]
 
 
 def test_the_command(tokenizer: Path, tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 The directory of an adapter is peft's: `adapter_config.json` and `adapter_model.safetensors`.
 """
 
-import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
@@ -18,16 +16,23 @@ from torch.nn import functional as F
 
 from treadle.errors import CheckpointError
 from treadle.policies import checkpoint
+from treadle.policies.prismatic.adapter_config import FIELDS, AdapterConfig, read_config
+from treadle.policies.tensors import check_types, read_tensors
 
 FOLDER = "lora_adapter"
 """Where official training puts an adapter, beside the other files of a checkpoint."""
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
+"""Weights of an adapter in the format of old, which may run code when they are read."""
 PARTS = ("vision_backbone", "projector", "language_model")
 """Parts that adapters go into: those of the published main weights."""
 
+_MERGE = "merge it with peft's merge_and_unload, and save the whole model"
 _NAME = "default"
 _PREFIX = "base_model.model."
+_FILM = "vision_backbone.vision_backbone."
+"""In front of layers that FiLM wraps."""
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str], frozen: Sequence[str] = ()) -> None:
@@ -36,14 +41,8 @@ def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str], 
     Only on `PARTS`, but for the parts (or layers) whose names begin with one of `frozen`. The second matrix is 0, so
     that the function is as before; the first is Gaussian.
     """
-    parts = tuple(f"{part}." for part in PARTS)
     names = [
-        name
-        for name, module in model.named_modules()
-        if name.startswith(parts)
-        and not name.startswith(tuple(frozen))
-        and name.rpartition(".")[2] in targets
-        and isinstance(module, nn.Linear | nn.Conv2d)
+        name for name in _adaptable(model) if not name.startswith(tuple(frozen)) and name.rpartition(".")[2] in targets
     ]
     _inject(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, init_lora_weights="gaussian"))  # pyright: ignore[reportArgumentType]
 
@@ -100,9 +99,20 @@ def linear_rows(layer: nn.Module, x: Tensor, rows: slice) -> Tensor:
 def written(model: nn.Module, base: Path) -> tuple[dict[str, bytes], dict[str, Tensor]]:
     """Files and tensors of an adapter's directory; `base` is the directory of the weights that it belongs to."""
     settings: LoraConfig = vars(model)["peft_config"][_NAME]
-    content = {**settings.to_dict(), "base_model_name_or_path": str(base.resolve()), "inference_mode": True}
-    content["target_modules"] = sorted(layers(model))
-    config = {key: value.value if isinstance(value, Enum) else value for key, value in content.items()}
+    adapted = layers(model)
+    content = {
+        **settings.to_dict(),
+        "base_model_name_or_path": str(base.resolve()),
+        "inference_mode": True,
+        "init_lora_weights": True,
+        # By full names: releases of peft differ in what a part of a name matches.
+        "target_modules": sorted(adapted),
+        "rank_pattern": {name: x.r[_NAME] for name, x in adapted.items() if x.r[_NAME] != settings.r},
+        "alpha_pattern": {
+            name: x.lora_alpha[_NAME] for name, x in adapted.items() if x.lora_alpha[_NAME] != settings.lora_alpha
+        },
+    }
+    config = {key: value.value if isinstance(value, Enum) else value for key, value in content.items() if key in FIELDS}
     return {ADAPTER_CONFIG: checkpoint.dump_json(config)}, {
         _PREFIX + name.replace(f".{_NAME}.", "."): tensor for name, tensor in _matrices(model)
     }
@@ -111,13 +121,23 @@ def written(model: nn.Module, base: Path) -> tuple[dict[str, bytes], dict[str, T
 def find_adapter(directory: Path) -> Path | None:
     """The folder of an adapter whose base lies elsewhere: beside the config where main weights are missing, or the
     directory itself.
+
+    Raises CheckpointError for an adapter beside main weights in the same folder: it may be merged into them or not.
     """
-    if any((directory / name).is_file() for name in (checkpoint.WEIGHTS, checkpoint.INDEX)):
+    beside = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED) if (directory / name).is_file()]
+    main = [path.name for name in checkpoint.MAIN for path in sorted(directory.glob(name))]
+    if beside and main:
+        raise CheckpointError(
+            f"{directory / beside[0]}: an adapter beside {main[0]}, and nothing says whether these weights have it "
+            f"already. If they have, move the adapter to {FOLDER}/; if not, move it to a folder of its own, set "
+            "base_model_name_or_path in its adapter_config.json to the folder of the weights, and name the adapter's"
+        )
+    if main:
         return None
-    for folder in (directory / FOLDER, directory):
-        if (folder / ADAPTER_CONFIG).is_file():
-            return folder
-    return None
+    folders = [folder for folder in (directory / FOLDER, directory) if (folder / ADAPTER_CONFIG).is_file()]
+    if len(folders) > 1:
+        raise CheckpointError(f"{directory}: adapters both in {FOLDER}/ and beside it; leave one")
+    return folders[0] if folders else None
 
 
 def find_base(adapter: Path) -> Path:
@@ -128,41 +148,87 @@ def find_base(adapter: Path) -> Path:
         raise CheckpointError(f"{source}: no base_model_name_or_path, the directory of the base's weights")
     for folder in (adapter / named, Path(named)):
         if folder.is_dir():
+            if find_adapter(folder) is not None:
+                raise CheckpointError(f"{source}: the base {named!r} is an adapter too; merge that one first")
             return folder
     raise CheckpointError(
         f"{source}: the base {named!r} is no directory here; download it, and set base_model_name_or_path to its path"
     )
 
 
-def attach(model: nn.Module, adapter: Path) -> None:
-    """Put a saved adapter on `model`, in place. Raises CheckpointError naming what does not fit."""
-    source = adapter / ADAPTER_CONFIG
-    settings = checkpoint.read_json(source)
-    for key, allowed in (("use_dora", False), ("bias", "none"), ("modules_to_save", None)):
-        if settings.get(key, allowed) != allowed:
-            raise CheckpointError(f"{source}: {key} {settings[key]!r}; supported: {json.dumps(allowed)}")
-    for key in ("r", "lora_alpha"):
-        if not isinstance(settings.get(key), int | float):
-            raise CheckpointError(f"{source}: {key} {settings.get(key)!r}; it must be a number")
+def attach(model: nn.Module, adapter: Path, film: bool = False) -> None:
+    """Put a saved adapter on `model`, in place. Raises CheckpointError naming what does not fit.
+
+    `film`: towers with FiLM bring the adapters of their layers in a file of their own.
+    """
+    settings = read_config(adapter / ADAPTER_CONFIG)
     path = adapter / ADAPTER_WEIGHTS
+    if not path.is_file() and (adapter / PICKLED).is_file():
+        raise CheckpointError(
+            f"{adapter / PICKLED}: only {ADAPTER_WEIGHTS} is read; load it with peft and save it again"
+        )
     tensors = {
-        name.removeprefix(_PREFIX).replace(f".{_NAME}.", "."): tensor
-        for name, tensor in checkpoint.read_tensors(path).items()
+        name.removeprefix(_PREFIX).replace(f".{_NAME}.", "."): tensor for name, tensor in read_tensors(path).items()
     }
-    names = sorted({name.partition(".lora_")[0] for name in tensors})
-    there = dict(model.named_modules())
-    unknown = [name for name in names if not isinstance(there.get(name), nn.Linear | nn.Conv2d)]
+    check_types(path, tensors)
+    if film:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_FILM)}
+    matrices = {name: x for name, x in tensors.items() if ".lora_A." in name or ".lora_B." in name}
+    _check_others(model, {name: x for name, x in tensors.items() if name not in matrices}, path)
+    names = sorted({name.partition(".lora_")[0] for name in matrices})
+    adaptable = _adaptable(model)
+    unknown = [name for name in names if name not in adaptable]
     if unknown or not names:
-        raise CheckpointError(f"{path}: adapters of {len(unknown)} layers that the policy has not: {unknown[:4]}")
-    rank, alpha = int(settings["r"]), settings["lora_alpha"]
-    if settings.get("use_rslora"):
-        alpha = alpha * math.sqrt(rank)
-    _inject(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, init_lora_weights="gaussian"))
+        raise CheckpointError(
+            f"{path}: adapters of {len(unknown)} layers that the policy has not: {unknown[:4]}; name the adapter of "
+            "this base, or this adapter's base"
+        )
+    _check_selected(settings, [x for x in adaptable if not (film and x.startswith("vision_backbone."))], names, path)
+    _inject(model, settings.lora(names))
     expected = {name.replace(f".{_NAME}.", "."): parameter for name, parameter in _matrices(model)}
-    checkpoint.check_shapes(checkpoint.shapes(expected), checkpoint.shapes(tensors), path)
+    checkpoint.check_shapes(checkpoint.shapes(expected), checkpoint.shapes(matrices), path)
     with torch.no_grad():
         for name, parameter in expected.items():
-            parameter.copy_(tensors[name])
+            parameter.copy_(matrices[name])
+
+
+def _adaptable(model: nn.Module) -> list[str]:
+    """Layers of the published main weights that an adapter may be on, by name."""
+    parts = tuple(f"{part}." for part in PARTS)
+    return [
+        name
+        for name, module in model.named_modules()
+        if name.startswith(parts) and isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+
+
+def _check_others(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """What an adapter's file holds besides adapters: peft copies there an adapted embedding or head of the base, which
+    must be the base's own. Raises CheckpointError for anything else.
+    """
+    base = model.state_dict()
+    for name, tensor in tensors.items():
+        own = base.get(name.replace(".base_layer.", "."))
+        if own is None or ".lora_" in name:
+            raise CheckpointError(f"{path}: {name} is no adapter of LoRA on a layer of the policy; {_MERGE}")
+        if own.shape != tensor.shape or not torch.equal(own, tensor.to(own.device, own.dtype)):
+            raise CheckpointError(f"{path}: {name} differs from the base's, so the adapter changed it too; {_MERGE}")
+
+
+def _check_selected(settings: AdapterConfig, adaptable: list[str], names: list[str], path: Path) -> None:
+    """Raises CheckpointError where the layers that the config selects are not those that have adapters."""
+    selected = settings.selected(adaptable)
+    if selected is None:
+        return
+    for problem, odd in (
+        ("has adapters of layers that the config does not select", set(names) - selected),
+        ("lacks adapters of layers that the config selects", selected - set(names)),
+    ):
+        if odd:
+            some = ", ".join(sorted(odd)[:3]) + (", ..." if len(odd) > 3 else "")
+            raise CheckpointError(
+                f"{path}: {problem} (target_modules in {ADAPTER_CONFIG}): {some}; take both files of one adapter"
+            )
 
 
 def _inject(model: nn.Module, config: LoraConfig) -> None:

@@ -1,8 +1,7 @@
-"""Reading a checkpoint directory of the OpenVLA family: its config, parts that lie in files of their own beside the
-main weights, under published or own names, and what can be said of it without the weights.
+"""Reading a checkpoint directory of the OpenVLA family: its config, its main weights, and parts that lie in files of
+their own beside them, under published or own names.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,9 +12,19 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from treadle.errors import CheckpointError
 from treadle.policies import checkpoint
-from treadle.policies.inspection import LORA_RANK, CheckpointContents, Memory, count_parameters, full_memory, main_type
 from treadle.policies.prismatic import adapters
 from treadle.policies.prismatic.statistics import count_actions, select_key
+from treadle.policies.tensors import (
+    DISTRIBUTED,
+    TYPES,
+    Stored,
+    check_types,
+    main_type,
+    missing,
+    read_tensors,
+    read_torch,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from treadle.policies.prismatic.policy import PrismaticPolicy
@@ -29,8 +38,8 @@ LORA_TARGETS = (
 """Layers that published fine-tuning puts adapters on, by the last part of their names."""
 FLOAT32 = ("value_head", "action_scale")
 """Parts that are float32 whatever the rest is."""
-DISTRIBUTED = "module."
-"""What distributed training leaves in front of the names in published files."""
+FOREIGN = ("value_head.",)
+"""Beginnings of names in the main weights of other programs that are no part of the published model: RLinf's critic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +86,15 @@ def read_part(directory: Path, name: str) -> tuple[dict[str, Tensor], PartFile]:
     """Tensors of a part by their names in it, and where they were. Raises CheckpointError."""
     path = find_part(directory, name)
     if path is None:
-        raise checkpoint.missing(directory / (OWN[name].file if name in OWN else PUBLISHED[name]))
+        raise missing(directory / (OWN[name].file if name in OWN else PUBLISHED[name]))
+    tensors = read_tensors(path) if path.suffix != ".pt" else read_torch(path)
+    check_types(path, tensors)
     if path.suffix != ".pt":
-        return checkpoint.read_tensors(path), PartFile(path.name)
-    tensors = checkpoint.read_torch(path)
-    prefix = DISTRIBUTED if tensors and all(key.startswith(DISTRIBUTED) for key in tensors) else ""
-    return {key.removeprefix(DISTRIBUTED): tensor for key, tensor in tensors.items()}, PartFile(path.name, prefix)
+        return tensors, PartFile(path.name)
+    prefix = wrapped(tensors)
+    # The official code takes this one off alone, so no other is written back.
+    kept = DISTRIBUTED if prefix.startswith(DISTRIBUTED) else ""
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}, PartFile(path.name, kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +116,16 @@ class Directory:
     """The data set whose statistics scale actions."""
     action_dim: int
     """A, of those statistics."""
+    layout: dict[str, Stored]
+    """The tensors of the main weights."""
+    foreign: tuple[str, ...] = ()
+    """Names of tensors beside them that are not read: parts that other programs put there."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that most numbers of the main weights have; float32 for float64."""
+        found = TYPES[main_type(self.layout.values())]
+        return torch.float32 if found == torch.float64 else found
 
 
 def read_directory(path: Path, statistics: str | None) -> Directory:
@@ -117,7 +139,12 @@ def read_directory(path: Path, statistics: str | None) -> Directory:
     norm_stats, source = checkpoint.read_norm_stats(path, config)
     key = select_key(norm_stats, statistics, source)
     dimensions = count_actions(norm_stats, key, source)
-    return Directory(path, weights, adapter, config, norm_stats, source, key, dimensions)
+    layout = checkpoint.read_layout(weights)
+    foreign = tuple(name for name in layout if name.startswith(FOREIGN))
+    layout = {name: stored for name, stored in layout.items() if name not in foreign}
+    for file in {stored.file for stored in layout.values()}:
+        check_types(weights / file, {name: stored for name, stored in layout.items() if stored.file == file})
+    return Directory(path, weights, adapter, config, norm_stats, source, key, dimensions, layout, foreign)
 
 
 def settings_directory(path: Path) -> Path:
@@ -140,11 +167,12 @@ def published_proprioception(directory: Path) -> int:
 def fill(
     made: AnyPolicy, directory: Directory, device: torch.device, dtype: torch.dtype | None, merge: bool
 ) -> AnyPolicy:
-    """A skeleton with the weights of its directory. `dtype` None keeps the stored one; `merge` an adapter into them.
+    """A skeleton with the weights of its directory. `merge` puts an adapter into them.
 
-    Tensors that keep their type on a CPU stay mapped from their file; others are converted one by one. Raises
-    CheckpointError.
+    All weights and parts have one type, by default that of the directory. Tensors that keep their type on a CPU stay
+    mapped from their file; others are converted one by one. Raises CheckpointError.
     """
+    dtype = dtype or directory.dtype
     main = nn.Module()
     for name, module in made.named_children():
         if name not in OWN:
@@ -156,74 +184,12 @@ def fill(
         kept = torch.float32 if name in FLOAT32 else dtype
         tensors = {key: tensor.to(device, kept) for key, tensor in tensors.items()}
         checkpoint.assign(module, tensors, directory.path / made.sources[name].file)
-    weights = checkpoint.read_weights(directory.weights, dtype, device)
+    weights = checkpoint.read_weights(directory.weights, dtype, device, directory.layout)
     checkpoint.assign(main, made.take_main(weights, directory.path, dtype, device), directory.weights)
     # Its buffer is computed, not stored.
     made.language_model.model.rotary_emb = LlamaRotaryEmbedding(made.language_model.config).to(device)
     if directory.adapter is not None:
-        adapters.attach(made, directory.adapter)
+        adapters.attach(made, directory.adapter, find_part(directory.path, "vision_backbone") is not None)
         if merge:
             adapters.merge(made)
     return made
-
-
-def examine(policy_class: "type[PrismaticPolicy]", directory: Path) -> CheckpointContents:
-    """Look into a directory without loading its weights. Raises CheckpointError for what would keep it from loading."""
-    settings = settings_directory(directory)
-    keys, _ = checkpoint.read_norm_stats(settings, checkpoint.read_json(settings / checkpoint.CONFIG))
-    first = min(keys) if isinstance(keys, dict) and len(keys) > 1 else None
-    policy, found = policy_class.skeleton(directory, first)
-    files = sorted(set(policy.layout.values()))
-    headers = {name: x for file in files for name, x in checkpoint.tensor_shapes(found.weights / file).items()}
-    expected = checkpoint.shapes(policy.main_state())
-    checkpoint.check_shapes(expected, {name: shape for name, (shape, _) in headers.items()}, found.weights)
-    types, stored, width = main_type(headers.values())
-    facts = policy.config.facts()
-    state = facts["proprioception_dim"]
-    descriptions = {
-        "actions": f"{policy.chunk} of {policy.action_dim} dimensions, head: {facts.get('head', 'tokens')}",
-        "proprioception": f"{state} numbers" if state else "none",
-    }
-    descriptions |= policy_class.conventions(found, policy.config)
-    if facts.get("film"):
-        descriptions["FiLM"] = "the instruction modulates the towers"
-    return CheckpointContents(
-        directory=directory,
-        policy=policy_class.kind,
-        parameters=count_parameters(policy),
-        types=types,
-        stored_bytes=stored,
-        files=len(files),
-        memory_bytes=estimate(policy, width),
-        settings=facts,
-        descriptions=descriptions,
-        statistics={key: count_actions(keys, key, found.source) for key in keys},
-        adapter=found.adapter,
-    )
-
-
-def estimate(policy: "PrismaticPolicy", width: int) -> Memory:
-    """Memory of a policy whose weights have `width` bytes each, trained with gradient checkpointing.
-
-    That keeps what lies between a sample's blocks, and all that is in the largest one. Of adapters, and of heads and
-    projectors in files of their own, each parameter has itself, its gradient and two moments in float32.
-    """
-    count = sum(parameter.numel() for parameter in policy.parameters())
-    adapted = sum(
-        LORA_RANK * (module.weight.shape[0] + math.prod(module.weight.shape[1:]))
-        for name, module in policy.named_modules()
-        if name.partition(".")[0] in adapters.PARTS
-        and name.rpartition(".")[2] in LORA_TARGETS
-        and isinstance(module, nn.Linear | nn.Conv2d)
-    )
-    beside = sum(p.numel() for name, p in policy.named_parameters() if name.partition(".")[0] not in adapters.PARTS)
-    text = policy.language_model.config
-    tokens = sum(tower.patches for tower in policy.towers()[:1]) + policy.config.prompt_length + policy.config.tokens
-    block = tokens * (8 * text.hidden_size + 4 * text.intermediate_size)
-    sample = width * (tokens * text.hidden_size * text.num_hidden_layers + block)
-    return Memory(
-        acting=width * count,
-        full=full_memory(count, width) + sample,
-        lora=width * count + 16 * adapted + (16 - width) * beside + sample,
-        further_sample=sample,
-    )

@@ -62,7 +62,7 @@ class OpenVLA(PrismaticPolicy):
     def act(self, inputs: PrismaticInputs, sampling: Sampling, keys: Keys | None = None) -> Decision:
         """See `Policy.act`. The prefix is computed once; each token costs one more column."""
         count, embed = self.config.tokens, self.language_model.model.embed_tokens
-        noise = self._noise(keys, sampling)
+        noise = self._noise(inputs, keys, sampling)
         with torch.no_grad():
             prefix = self.prefix(inputs)
             columns = prefix.last + count

@@ -17,7 +17,15 @@ from treadle.data.noise import Keys
 from treadle.errors import CheckpointError, ConfigError
 from treadle.policies.prismatic import action_tokens, regression
 from treadle.policies.prismatic.config import PrismaticConfig, from_json, override
-from treadle.policies.prismatic.film import add_film, film_rank, mean_language, read_film, without_film, write_film
+from treadle.policies.prismatic.film import (
+    adapter_shapes,
+    add_film,
+    default_adapters,
+    mean_language,
+    read_film,
+    without_film,
+    write_film,
+)
 from treadle.policies.prismatic.llama import bidirectional
 from treadle.policies.prismatic.load import (
     Directory,
@@ -130,7 +138,9 @@ class OpenVLAOFT(PrismaticPolicy):
         if head is not None and "head" not in found.config.get("treadle", {}):
             parts["head"] = "laplace"
         if find_part(found.path, "vision_backbone") is not None:
-            parts |= {"film": True, "film_rank": film_rank(read_part(found.path, "vision_backbone")[0])}
+            shapes = adapter_shapes(read_part(found.path, "vision_backbone")[0])
+            ranks = {shape[0] for name, shape in shapes.items() if ".lora_A." in name}
+            parts |= {"film": True, "film_rank": max(ranks, default=0)}
         config = override(replace(config, **parts), overrides)
         if config.head != "tokens" and head is None:
             raise CheckpointError(f"{found.path}: head {config.head!r} needs an action_head file, and there is none")
@@ -150,6 +160,7 @@ class OpenVLAOFT(PrismaticPolicy):
     def _build(self, config: PrismaticConfig) -> None:
         super()._build(config)
         assert isinstance(config, OpenVLAOFTConfig)
+        self._film_adapters: dict[str, tuple[int, ...]] | None = None
         if config.film:
             for tower in self.towers():
                 if not isinstance(tower, ViT):
@@ -163,7 +174,7 @@ class OpenVLAOFT(PrismaticPolicy):
 
     def act(self, inputs: PrismaticInputs, sampling: Sampling, keys: Keys | None = None) -> Decision:
         """See `Policy.act`."""
-        noise = self._noise(keys, sampling)
+        noise = self._noise(inputs, keys, sampling)
         with torch.no_grad():
             hidden = self.hidden_states(inputs)
             values = self._values(hidden)
@@ -182,6 +193,7 @@ class OpenVLAOFT(PrismaticPolicy):
         """See `Policy.evaluate`."""
         if self.action_head is None:
             return super().evaluate(inputs, choice, sampling)
+        self._check_choice(inputs, choice)
         hidden = self.hidden_states(inputs)
         density, centre, scale = self._density(hidden)
         entropy = regression.entropy(density, scale, sampling).expand_as(centre)
@@ -250,10 +262,9 @@ class OpenVLAOFT(PrismaticPolicy):
         if not self.config.film:
             return weights
         tensors, self.sources["vision_backbone"] = read_part(directory, "vision_backbone")
-        found = read_film(tensors, self.sources["vision_backbone"].file)
+        found = read_film(tensors, directory / self.sources["vision_backbone"].file)
+        self._film_adapters = adapter_shapes(tensors)
         kept = {name: tensor for name, tensor in weights.items() if not name.startswith(TOWERS)}
-        # Training may have left the file in another type than the rest, with which the towers compute.
-        dtype = dtype or next((tensor.dtype for tensor in kept.values()), None)
         return kept | {TOWERS + name: tensor.to(device, dtype) for name, tensor in found.items()}
 
     def _main_files(self, main: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -261,7 +272,9 @@ class OpenVLAOFT(PrismaticPolicy):
             return super()._main_files(main)
         towers = {name.removeprefix(TOWERS): x for name, x in main.items() if name.startswith(TOWERS)}
         source = self.sources.get("vision_backbone", FILM_FILE)
-        content = source.names(write_film(towers, self.config.film_rank))
+        adapters = self._film_adapters
+        adapters = default_adapters(towers, self.config.film_rank) if adapters is None else adapters
+        content = source.names(write_film(towers, adapters))
         rest = {name: x for name, x in main.items() if not name.startswith(TOWERS)}
         plain = {TOWERS + name: x for name, x in without_film(towers).items()}
         return {source.file: content, **super()._main_files(plain | rest)}

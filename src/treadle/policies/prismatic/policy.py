@@ -3,6 +3,7 @@
 Shapes: B samples, C actions of a chunk, A action dimensions, K = C * A tokens, W width, R = 256 action rows, V values.
 """
 
+import logging
 import tempfile
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -22,12 +23,12 @@ from treadle.policies.critic import ValueHead
 from treadle.policies.inspection import CheckpointContents
 from treadle.policies.prismatic import action_tokens, adapters
 from treadle.policies.prismatic.config import PrismaticConfig, tiny_config, to_json
+from treadle.policies.prismatic.examine import examine, remarks
 from treadle.policies.prismatic.llama import LeanLayer
 from treadle.policies.prismatic.load import (
     LORA_TARGETS,
     OWN,
     Directory,
-    examine,
     fill,
     read_directory,
     settings_directory,
@@ -40,10 +41,13 @@ from treadle.policies.prismatic.statistics import select_key
 from treadle.policies.prismatic.vision import Block, Tower
 from treadle.policies.protocol import Decision, Evaluation
 from treadle.policies.sampling import Sampling
+from treadle.policies.tensors import missing
 
 if TYPE_CHECKING:
     from treadle.config.schema import TinyModelConfig
     from treadle.simulators.protocol import SimulatorSpec
+
+_log = logging.getLogger(__name__)
 
 MODEL_TYPE = "openvla"
 """`model_type` of published config.json files."""
@@ -89,7 +93,7 @@ class PrismaticPolicy(PrismaticModel):
         """A policy with random weights. `tokenizer`: a directory that `build_tokenizer` wrote."""
         files = checkpoint.read_carried(tokenizer)
         if TOKENIZER not in files:
-            raise checkpoint.missing(tokenizer / TOKENIZER)
+            raise missing(tokenizer / TOKENIZER)
         files.setdefault(PREPROCESSOR, make_preprocessor(config.image_size, len(config.towers)))
         key = select_key(norm_stats, statistics, "norm_stats")
         with torch.random.fork_rng(devices=[]):
@@ -133,7 +137,11 @@ class PrismaticPolicy(PrismaticModel):
         **overrides: Any,
     ) -> Self:
         """See `Policy.load`; `overrides` are fields of the config."""
-        return fill(*cls.skeleton(directory, statistics, **overrides), device, dtype, merge)
+        made, found = cls.skeleton(directory, statistics, **overrides)
+        for remark in remarks(made, found, dtype):
+            if remark.warning:
+                _log.warning("%s: %s", directory, remark.text)
+        return fill(made, found, device, dtype, merge)
 
     @classmethod
     def skeleton(cls, directory: Path, statistics: str | None = None, **overrides: Any) -> tuple[Self, Directory]:
@@ -145,16 +153,18 @@ class PrismaticPolicy(PrismaticModel):
         config = cls.configure(found, overrides)
         files = checkpoint.read_carried(found.path)
         if TOKENIZER not in files:
-            raise checkpoint.missing(found.path / TOKENIZER)
+            raise missing(found.path / TOKENIZER)
         made = cls(config, found.norm_stats, found.statistics, files, allocate=False, source=found.source)
         made.base = found.weights
-        made.layout = checkpoint.read_layout(found.weights)
+        made.layout = {name: stored.file for name, stored in found.layout.items()}
         return made, found
 
     @classmethod
-    def examine(cls, directory: Path) -> CheckpointContents:
-        """See `Policy.examine`. No weights are read, but every name and shape is checked."""
-        return examine(cls, directory)
+    def examine(
+        cls, directory: Path, *, statistics: str | None = None, dtype: torch.dtype | None = None, **overrides: Any
+    ) -> CheckpointContents:
+        """See `Policy.examine`. Weights are looked through, one after another, and not kept."""
+        return examine(cls, directory, statistics, dtype, overrides)
 
     @classmethod
     def conventions(cls, found: Directory, config: PrismaticConfig) -> dict[str, str]:
@@ -187,6 +197,7 @@ class PrismaticPolicy(PrismaticModel):
 
     def evaluate(self, inputs: PrismaticInputs, choice: Tensor, sampling: Sampling) -> Evaluation:
         """See `Policy.evaluate`."""
+        self._check_choice(inputs, choice)
         logits, hidden = self._logits(inputs, choice)
         rows = choice - self.codec.first_id
         log_distribution = action_tokens.log_distribution(logits, sampling, rows)
@@ -383,11 +394,23 @@ class PrismaticPolicy(PrismaticModel):
         rows = slice(self.codec.first_id, self.codec.vocabulary)
         return adapters.linear_rows(self.language_model.lm_head, hidden, rows).float()
 
+    def _check_choice(self, inputs: PrismaticInputs, choice: Tensor) -> None:
+        """Raises ConfigError for choices that are not those of `inputs`."""
+        if choice.shape != (len(inputs), self.config.tokens):
+            raise ConfigError(
+                f"choice {list(choice.shape)}; it must be [{len(inputs)}, {self.config.tokens}], as act returned it"
+            )
+
     def _values(self, hidden: Tensor) -> Tensor | None:
         return None if self.value_head is None else self.value_head(hidden[:, 0])
 
-    def _noise(self, keys: Keys | None, sampling: Sampling) -> Tensor | None:
-        """Uniform numbers [B, K] of the samples' keys; None where none are needed, or they are to be drawn afresh."""
+    def _noise(self, inputs: PrismaticInputs, keys: Keys | None, sampling: Sampling) -> Tensor | None:
+        """Uniform numbers [B, K] of the samples' keys; None where none are needed, or they are to be drawn afresh.
+
+        Raises ConfigError where there are not as many keys as samples.
+        """
+        if keys is not None and len(keys) != len(inputs):
+            raise ConfigError(f"keys: {len(keys)} for {len(inputs)} samples; give each sample one")
         if keys is None or sampling.temperature == 0:
             return None
         return torch.from_numpy(noise.uniform(keys, self.config.tokens)).to(self.device)

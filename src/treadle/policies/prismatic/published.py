@@ -33,6 +33,13 @@ Size = Annotated[int, Field(gt=0, le=2**20)]
 """Of a layer, a vocabulary or an image; a larger one is a slip of the pen."""
 TowerSize = bool | Annotated[int, Field(ge=0, le=2**16)] | list[Size]
 Zero = Annotated[float, Field(ge=0, le=0)]
+Plain = Annotated[
+    None,
+    Field(
+        description="quantised weights cannot be read; take the checkpoint that they were made from, or remove the key "
+        "if the weights are plain numbers"
+    ),
+]
 
 
 class Rope(Table):
@@ -71,7 +78,7 @@ class TextConfig(Table):
     attention_dropout: Zero = 0.0
     sliding_window: None = None
     use_sliding_window: Literal[False] = False
-    quantization_config: None = None
+    quantization_config: Plain = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -148,7 +155,7 @@ class PublishedConfig(Table):
     hf_llm_id: str | None = None
     arch_specifier: Annotated[str, Field(pattern="gelu-mlp$")] | None = None
     timm_override_act_layers: list[None] | None = None
-    quantization_config: None = None
+    quantization_config: Plain = None
     num_action_chunks: Positive | None = None
     action_dim: Positive | None = None
     norm_stats: Any = None
