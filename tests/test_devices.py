@@ -4,6 +4,7 @@ import torch
 from treadle.cores import usable_cores
 from treadle.devices import choose_device, computes_bfloat16, prepare_cpu
 from treadle.errors import ConfigError
+from treadle.policies import load_policy
 
 
 def test_a_cpu_is_always_there():
@@ -16,10 +17,16 @@ def test_auto_takes_cuda_where_there_is_one(monkeypatch, cuda, found):
     assert choose_device("auto").type == found
 
 
-@pytest.mark.parametrize("name", ["tpu9", "", "cuda:99"])
+@pytest.mark.parametrize("name", ["tpu9", "", "cuda:99", "meta", "hpu"])
 def test_a_device_that_cannot_be_used_is_named(name):
     with pytest.raises(ConfigError, match=rf"device '{name}' cannot be used .*choose auto, cpu"):
         choose_device(name)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu9", "meta", "", None, 3.5])
+def test_a_policy_is_loaded_with_the_same_words(device, tmp_path):
+    with pytest.raises(ConfigError, match=r"device .* cannot be used .*choose auto, cpu, cuda or cuda:N"):
+        load_policy(tmp_path, device=device)
 
 
 def test_threads():

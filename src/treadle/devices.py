@@ -7,7 +7,7 @@ from treadle.errors import ConfigError
 from treadle.memory import keep_freed_memory
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """The device of a name; `auto` is CUDA where there is one, else the CPU.
 
     Raises ConfigError for an unknown name, or a device that this machine lacks.
@@ -18,11 +18,15 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device {name!r} cannot be used ({str(error).splitlines()[0]}); choose auto, cpu, cuda or cuda:N"
-        ) from error
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError, ImportError) as error:
+        raise _unusable(name, str(error).splitlines()[0]) from error
+    if device.type == "meta":
+        raise _unusable(name, "it holds no numbers")
     return device
+
+
+def _unusable(name: object, reason: str) -> ConfigError:
+    return ConfigError(f"device {name!r} cannot be used ({reason}); choose auto, cpu, cuda or cuda:N")
 
 
 def prepare_cpu(threads: int) -> None:

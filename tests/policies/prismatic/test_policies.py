@@ -195,7 +195,7 @@ def test_inputs_that_do_not_fit(policy: PrismaticPolicy) -> None:
         policy.prepare(frames, [long], proprioception)
     with pytest.raises(ConfigError, match=r"proprioception \[B, 4\]; none was given"):
         policy.prepare(frames, ["lift"], None)
-    with pytest.raises(ConfigError, match=r"proprioception \[1, 3\] has 3 numbers, the policy takes 4 of each sample"):
+    with pytest.raises(ConfigError, match=r"proprioception \[1, 3\] of 1 samples; the policy takes \[1, 4\]"):
         policy.prepare(frames, ["lift"], proprioception[:, :3])
     with pytest.raises(ConfigError, match="frames of 1 samples, instructions of 2"):
         policy.prepare(frames, ["lift", "put"], np.zeros((2, 4), dtype=np.float32))

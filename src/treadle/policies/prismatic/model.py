@@ -168,11 +168,7 @@ class PrismaticModel(Policy):
 
         Proprioception is ignored by a policy without projector, and an error to leave out for one that has it.
         """
-        cameras = frames if isinstance(frames, list) else [frames[:, camera] for camera in range(frames.shape[1])]
-        for camera in cameras:
-            if camera.dtype != np.uint8 or camera.ndim != 4 or camera.shape[-1] != 3:
-                found = f"{camera.dtype} {list(camera.shape)}"
-                raise ConfigError(f"frames of a camera: {found}; they must be uint8 [B, H, W, 3], red first")
+        cameras = _check_observations(frames, instructions)
         known = self.config.cameras
         if known and len(cameras) != known:
             raise ConfigError(
@@ -184,13 +180,10 @@ class PrismaticModel(Policy):
         moved = [torch.from_numpy(camera.copy()).to(self.device) for camera in cameras]
         strategy, fill = self._images.strategy, self._images.fill
         parts = [crop_centre(fit(camera, size, strategy, fill), kept) for camera in moved]
-        if len({len(part) for part in parts}) != 1:
-            raise ConfigError(f"frames: cameras of {[len(part) for part in parts]} samples; all must have as many")
         pixels = torch.stack(parts, dim=1)
-        ids, mask = self.prompts.encode(instructions)
-        if len(ids) != len(pixels):
-            raise ConfigError(f"frames of {len(pixels)} samples, instructions of {len(ids)}")
-        return PrismaticInputs(ids, mask, frames=pixels, proprioception=self._scaled(proprioception)).to(self.device)
+        ids, mask = self.prompts.encode(list(instructions))
+        state = self._scaled(proprioception, len(pixels))
+        return PrismaticInputs(ids, mask, frames=pixels, proprioception=state).to(self.device)
 
     def encode(self, inputs: PrismaticInputs) -> PrismaticInputs:
         """Replace frames by projected features [B, S, W], without gradient."""
@@ -224,7 +217,12 @@ class PrismaticModel(Policy):
         return self.projector(torch.cat(patches, dim=-1) if len(patches) > 1 else patches[0])
 
     def prefix(self, inputs: PrismaticInputs) -> Prefix:
-        """What comes before the action tokens. Prompts may be padded on either side."""
+        """What comes before the action tokens. Prompts may be padded on either side.
+
+        Raises ConfigError for inputs that no `prepare` made.
+        """
+        if not isinstance(inputs, PrismaticInputs):
+            raise ConfigError(f"inputs: {type(inputs).__name__}; give what the policy's own prepare or encode returned")
         lengths = inputs.attention_mask.sum(dim=1, keepdim=True)
         longest = int(lengths.max())
         order = inputs.attention_mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
@@ -249,19 +247,58 @@ class PrismaticModel(Policy):
         """One or two vision towers."""
         return list(self.vision_backbone.children())
 
-    def _scaled(self, proprioception: NDArray[np.float32] | None) -> Tensor | None:
+    def _scaled(self, proprioception: object, count: int) -> Tensor | None:
+        """Proprioception [count, P] of samples in robot units, scaled and clipped to [-1, 1]. Raises ConfigError."""
         if self.proprioception_range is None:
             return None
+        dimensions = self.config.proprioception_dim
         if proprioception is None:
-            raise ConfigError(f"the policy takes proprioception [B, {self.config.proprioception_dim}]; none was given")
-        raw = torch.as_tensor(np.asarray(proprioception, dtype=np.float64))
-        if raw.ndim != 2 or raw.shape[-1] != self.config.proprioception_dim:
+            raise ConfigError(f"the policy takes proprioception [B, {dimensions}]; none was given")
+        try:
+            raw = torch.from_numpy(np.array(proprioception, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"proprioception: no array of numbers: {error}") from error
+        if raw.shape != (count, dimensions):
             raise ConfigError(
-                f"proprioception {list(raw.shape)} has {raw.shape[-1] if raw.ndim else 1} numbers, the policy takes "
-                f"{self.config.proprioception_dim} of each sample"
+                f"proprioception {list(raw.shape)} of {count} samples; the policy takes {[count, dimensions]}"
             )
         for sample, number in torch.nonzero(~raw.isfinite()).tolist()[:1]:
             raise ConfigError(
                 f"proprioception: number {number} of sample {sample} is {raw[sample, number]}; it must be finite"
             )
         return self.proprioception_range.normalize(raw).clamp(-1, 1).float()
+
+
+def _check_observations(
+    frames: NDArray[np.uint8] | list[NDArray[np.uint8]], instructions: list[str]
+) -> list[NDArray[np.uint8]]:
+    """The frames of each camera [B, H, W, 3]. Raises ConfigError for what the policy cannot take."""
+    if isinstance(frames, np.ndarray) and frames.ndim == 5:
+        cameras = [frames[:, camera] for camera in range(frames.shape[1])]
+    elif isinstance(frames, list | tuple):
+        cameras = list(frames)
+    else:
+        cameras = [frames]
+    if not cameras:
+        raise ConfigError("frames: no camera; the policy takes one at least")
+    for camera in cameras:
+        shape = list(getattr(camera, "shape", ()))
+        fits = isinstance(camera, np.ndarray) and camera.dtype == np.uint8 and len(shape) == 4 and shape[3] == 3
+        if not fits or (isinstance(frames, np.ndarray) and frames.ndim != 5):
+            found = f"{getattr(camera, 'dtype', type(camera).__name__)} {shape}"
+            raise ConfigError(
+                f"frames of a camera: {found}; they must be uint8 [B, H, W, 3], red first: one array [B, cameras, H, "
+                "W, 3], or a list of an array per camera"
+            )
+        if 0 in shape[1:3]:
+            raise ConfigError(f"frames of a camera: {shape}; a side has no pixels")
+    counts = [len(camera) for camera in cameras]
+    if len(set(counts)) != 1:
+        raise ConfigError(f"frames: cameras of {counts} samples; all must have as many")
+    if not isinstance(instructions, list | tuple) or not all(isinstance(text, str) for text in instructions):
+        raise ConfigError(f"instructions: {instructions!r}; they must be a list of texts, one for each sample")
+    if len(instructions) != counts[0]:
+        raise ConfigError(f"frames of {counts[0]} samples, instructions of {len(instructions)}")
+    if not counts[0]:
+        raise ConfigError("frames and instructions of no sample; give one at least")
+    return cameras
