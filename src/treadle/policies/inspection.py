@@ -15,7 +15,7 @@ LORA_RANK = 32
 """The rank that memory is estimated for, as published."""
 USES = ("weights", "adapters", "gradients", "float32 master", "AdamW moments", "a sample's activations")
 """What memory is for, in the order in which it is shown."""
-_SLICE = 2**22
+_SLICE = 2**20
 """Numbers that are looked at together."""
 
 
@@ -125,7 +125,7 @@ def find_not_finite(path: Path) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for name, tensor in read_torch(path).items() if path.suffix == ".pt" else stream(path):
-        count = sum(int((~part.isfinite()).sum()) for part in tensor.detach().flatten().split(_SLICE))
+        count = sum(part.numel() - int(part.isfinite().count_nonzero()) for part in tensor.flatten().split(_SLICE))
         if count:
             found[name] = count
     return found
