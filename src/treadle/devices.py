@@ -19,7 +19,7 @@ def choose_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError, ImportError) as error:
-        raise _unusable(name, str(error).splitlines()[0]) from error
+        raise _unusable(name, str(error).splitlines()[0].partition(". ")[0]) from error
     if device.type == "meta":
         raise _unusable(name, "it holds no numbers")
     return device

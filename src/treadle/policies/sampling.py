@@ -24,3 +24,9 @@ class Sampling:
             raise ConfigError(f"sampling.top_k: {self.top_k}; allowed: 0 (all) or more")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"sampling.top_p: {self.top_p}; allowed: above 0, at most 1 (all)")
+
+
+def check_sampling(sampling: object) -> None:
+    """Raises ConfigError for what is no `Sampling`, such as None."""
+    if not isinstance(sampling, Sampling):
+        raise ConfigError(f"sampling: {sampling!r}; give a treadle.Sampling, such as Sampling(temperature=0)")

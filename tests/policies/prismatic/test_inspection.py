@@ -142,7 +142,7 @@ def test_the_command(tokenizer: Path, tmp_path: Path) -> None:
         app, ["policy", "inspect", str(tmp_path / "policy"), "--json", str(tmp_path / "x.json")]
     )
     assert result.exit_code == 0, result.output
-    assert "2 of 3 dimensions, head: tokens" in result.output
+    assert "2 per decision, of 3 dimensions each" in result.output
     report = json.loads((tmp_path / "x.json").read_text())
     assert report["policy"] == "openvla_oft"
     # Its statistics are the tabletop's.

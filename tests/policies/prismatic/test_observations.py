@@ -54,3 +54,7 @@ def test_inputs_keys_and_choices(policy: PrismaticPolicy) -> None:
         policy.evaluate(inputs, torch.zeros(2, 3, dtype=torch.long), Sampling())
     with pytest.raises(ConfigError, match="inputs: list; give what the policy's own prepare or encode returned"):
         policy.act([FRAMES], Sampling())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=r"sampling: None; give a treadle\.Sampling"):
+        policy.act(inputs, None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=r"sampling: None; give a treadle\.Sampling"):
+        policy.evaluate(inputs, torch.zeros(2, 6, dtype=torch.long), None)  # pyright: ignore[reportArgumentType]

@@ -108,7 +108,7 @@ def test_language_models_that_are_not_supported(official: Official, changes: dic
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text_config": None}, "text_config: found null; allowed: a valid dictionary"),
+        ({"text_config": None}, "text_config: found null; allowed: an object"),
         ({"image_sizes": []}, r"image_sizes: found \[\]"),
         ({"image_sizes": [224]}, r"image_sizes: found \[224\]; allowed: a size for each of"),
         ({"image_sizes": [224, 384]}, r"image_sizes: found \[224, 384\]; allowed: the same size"),
@@ -211,7 +211,7 @@ def test_official_constants_go_by_the_data_set(
     policy, found = OpenVLAOFT.skeleton(folder, None, head="tokens")
     assert (policy.chunk, policy.config.normalization) == expected
     line = OpenVLAOFT.conventions(found, policy.config)["constants"]
-    assert line.startswith(f"chunk {expected[0]}, {expected[1]} (")
+    assert line.startswith(f"chunk {expected[0]}, {expected[1]}: ")
     assert repr(name) in line
 
 

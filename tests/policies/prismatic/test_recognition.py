@@ -61,9 +61,11 @@ def test_tokens_without_parts_are_recognised_by_the_code(official: Official, tmp
     assert (policy.kind, policy.chunk) == ("openvla_oft", 8)
     found = examine_policy(folder)
     assert found.descriptions["taken for"] == (
-        "openvla_oft (_regression_or_discrete_prediction in modeling_prismatic.py)"
+        "openvla_oft: modeling_prismatic.py has _regression_or_discrete_prediction"
     )
-    assert found.descriptions["constants"].startswith("chunk 8, quantiles (libero's, by the name of the data set")
+    assert found.descriptions["constants"].startswith(
+        "chunk 8, quantiles: those of libero, by the name of the data set"
+    )
 
 
 def test_where_both_are_possible_it_is_said(

@@ -104,7 +104,9 @@ def examine(
     facts = policy.config.facts()
     state = facts["proprioception_dim"]
     descriptions = {
-        "actions": f"{policy.chunk} of {policy.action_dim} dimensions, head: {facts.get('head', 'tokens')}",
+        "actions": f"{policy.chunk} per decision, of {policy.action_dim} dimensions each",
+        "head": f"{facts.get('head', 'tokens')}, scaled by {facts['normalization']}",
+        "cameras": str(facts["cameras"] or "not said; it takes any number"),
         "proprioception": f"{state} numbers" if state else "none",
     }
     descriptions |= policy_class.conventions(found, policy.config)

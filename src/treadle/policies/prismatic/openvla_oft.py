@@ -74,9 +74,9 @@ def find_platform(statistics: str, action_dim: int) -> tuple[Platform, str]:
     """
     for name, platform in PLATFORMS.items():
         if name in statistics.lower():
-            return platform, f"{name}'s, by the name of the data set {statistics!r}"
+            return platform, f"those of {name}, by the name of the data set {statistics!r}"
     name = "aloha" if action_dim == 14 else "libero"
-    return PLATFORMS[name], f"{name}'s, by the {action_dim} dimensions of the data set {statistics!r}"
+    return PLATFORMS[name], f"those of {name}, by the {action_dim} dimensions of the data set {statistics!r}"
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,14 @@ class OpenVLAOFT(PrismaticPolicy):
     @classmethod
     def conventions(cls, found: Directory, config: PrismaticConfig) -> dict[str, str]:
         """See `PrismaticPolicy.conventions`."""
-        _, reason = find_platform(found.statistics, found.action_dim)
-        if "num_action_chunks" in found.config:
-            reason += "; num_action_chunks in config.json"
+        platform, reason = find_platform(found.statistics, found.action_dim)
         lines = super().conventions(found, config)
-        if "treadle" not in found.config:
-            lines["constants"] = f"chunk {config.chunk}, {config.normalization} ({reason})"
-        return lines
+        if "treadle" in found.config:
+            return lines
+        # Other sources than the robot's constants may have said either.
+        taken = [f"chunk {platform.chunk}"] if config.chunk == platform.chunk else []
+        taken += [platform.normalization] if config.normalization == platform.normalization else []
+        return lines | ({"constants": f"{', '.join(taken)}: {reason}"} if taken else {})
 
     def _build(self, config: PrismaticConfig) -> None:
         super()._build(config)
@@ -193,7 +194,7 @@ class OpenVLAOFT(PrismaticPolicy):
         """See `Policy.evaluate`."""
         if self.action_head is None:
             return super().evaluate(inputs, choice, sampling)
-        self._check_choice(inputs, choice)
+        self._check_choice(inputs, choice, sampling)
         hidden = self.hidden_states(inputs)
         density, centre, scale = self._density(hidden)
         entropy = regression.entropy(density, scale, sampling).expand_as(centre)

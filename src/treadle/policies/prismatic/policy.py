@@ -40,7 +40,7 @@ from treadle.policies.prismatic.recognition import DOUBT, Family, recognize
 from treadle.policies.prismatic.statistics import select_key
 from treadle.policies.prismatic.vision import Block, Tower
 from treadle.policies.protocol import Decision, Evaluation
-from treadle.policies.sampling import Sampling
+from treadle.policies.sampling import Sampling, check_sampling
 from treadle.policies.tensors import missing
 
 if TYPE_CHECKING:
@@ -173,9 +173,11 @@ class PrismaticPolicy(PrismaticModel):
         if "treadle" in found.config:
             return lines
         family, reason = recognize(found.path, found.config)
-        if family is Family.UNKNOWN:
-            reason = f"{DOUBT}; {reason}"
-        return {"taken for": f"{cls.kind} ({reason})", **lines}
+        if family is Family.UNKNOWN and cls.kind == Family.OPENVLA.value:
+            reason = f"{reason}; {DOUBT}"
+        elif family.value != cls.kind:
+            reason = "as policy.kind says"
+        return {"taken for": f"{cls.kind}: {reason}", **lines}
 
     @property
     def width(self) -> int:
@@ -197,7 +199,7 @@ class PrismaticPolicy(PrismaticModel):
 
     def evaluate(self, inputs: PrismaticInputs, choice: Tensor, sampling: Sampling) -> Evaluation:
         """See `Policy.evaluate`."""
-        self._check_choice(inputs, choice)
+        self._check_choice(inputs, choice, sampling)
         logits, hidden = self._logits(inputs, choice)
         rows = choice - self.codec.first_id
         log_distribution = action_tokens.log_distribution(logits, sampling, rows)
@@ -394,8 +396,9 @@ class PrismaticPolicy(PrismaticModel):
         rows = slice(self.codec.first_id, self.codec.vocabulary)
         return adapters.linear_rows(self.language_model.lm_head, hidden, rows).float()
 
-    def _check_choice(self, inputs: PrismaticInputs, choice: Tensor) -> None:
-        """Raises ConfigError for choices that are not those of `inputs`."""
+    def _check_choice(self, inputs: PrismaticInputs, choice: Tensor, sampling: Sampling) -> None:
+        """Raises ConfigError for choices that are not those of `inputs`, and for no sampling."""
+        check_sampling(sampling)
         if choice.shape != (len(inputs), self.config.tokens):
             raise ConfigError(
                 f"choice {list(choice.shape)}; it must be [{len(inputs)}, {self.config.tokens}], as act returned it"
@@ -407,8 +410,9 @@ class PrismaticPolicy(PrismaticModel):
     def _noise(self, inputs: PrismaticInputs, keys: Keys | None, sampling: Sampling) -> Tensor | None:
         """Uniform numbers [B, K] of the samples' keys; None where none are needed, or they are to be drawn afresh.
 
-        Raises ConfigError where there are not as many keys as samples.
+        Raises ConfigError where there are not as many keys as samples, and for no sampling.
         """
+        check_sampling(sampling)
         if keys is not None and len(keys) != len(inputs):
             raise ConfigError(f"keys: {len(keys)} for {len(inputs)} samples; give each sample one")
         if keys is None or sampling.temperature == 0:

@@ -26,21 +26,21 @@ class Family(Enum):
 def recognize(directory: Path, config: dict[str, Any]) -> tuple[Family, str]:
     """What a published directory holds, and what tells so."""
     if has_published_parts(directory):
-        return Family.OFT, "its .pt parts"
+        return Family.OFT, "it has .pt parts"
     if config.get("num_action_chunks") not in (None, 1):
-        return Family.OFT, "num_action_chunks in config.json"
+        return Family.OFT, "config.json has num_action_chunks"
     for path in sorted(directory.glob("*.py")):
         text = path.read_text(encoding="utf-8", errors="replace")
         for name in OFT_NAMES:
             if name in text:
-                return Family.OFT, f"{name} in {path.name}"
+                return Family.OFT, f"{path.name} has {name}"
     if str(config.get("llm_backbone_id")).startswith("vicuna"):
-        return Family.OPENVLA, "llm_backbone_id in config.json: a Vicuna"
+        return Family.OPENVLA, "config.json has a Vicuna as llm_backbone_id"
     auto_map = config.get("auto_map")
     for value in auto_map.values() if isinstance(auto_map, dict) else ():
         repository, _, code = str(value).rpartition("--")
         if repository and code.startswith(CODE.removesuffix(".py")):
-            return (Family.OFT if "oft" in repository.lower() else Family.OPENVLA), f"auto_map in config.json: {value}"
+            return (Family.OFT if "oft" in repository.lower() else Family.OPENVLA), f"config.json has auto_map {value}"
     if (directory / CODE).is_file():
-        return Family.OPENVLA, CODE
-    return Family.UNKNOWN, f"neither .pt parts nor {CODE} nor auto_map tell it from OpenVLA-OFT"
+        return Family.OPENVLA, f"{CODE} is its code"
+    return Family.UNKNOWN, f"no .pt parts, {CODE} or auto_map tell it from OpenVLA-OFT"

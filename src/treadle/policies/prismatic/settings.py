@@ -19,6 +19,15 @@ SHOWN = 80
 """Characters of a value that an error repeats."""
 
 
+_WORDS = {
+    "Input should be ": "allowed: ",
+    "List should have ": "allowed: ",
+    "allowed: None": "allowed: null",
+    "a valid dictionary": "an object",
+}
+"""pydantic's words, and those that fit a file."""
+
+
 class Table(BaseModel):
     """The keys of one file, or of one object in it."""
 
@@ -79,7 +88,9 @@ def _explained(model: type[BaseModel], values: Mapping[str, Any], problem: Valid
         return f"unknown key {place!r}: found {found}; remove it if the policy does not depend on it"
     if item["type"] == "value_error":
         return (f"{place}: " if place else "") + item["msg"].removeprefix("Value error, ")
-    allowed = item["msg"].replace("Input should be ", "allowed: ").replace("allowed: None", "allowed: null")
+    allowed = item["msg"].partition(" after validation")[0]
+    for theirs, ours in _WORDS.items():
+        allowed = allowed.replace(theirs, ours)
     field = model.model_fields.get(str(item["loc"][0]))
     hint = f" ({field.description})" if field is not None and field.description else ""
     return f"{place}: found {found}; {allowed}{hint}"
