@@ -271,7 +271,9 @@ def describe(placement: Placement, config: TrainConfig) -> list[str]:
     """What follows from a placement, in lines for a person: where each role is, and how much work it has."""
     machines, decisions = placement.machines, config.decisions * placement.slots
     steps = config.algorithm.count_steps(decisions)
-    work = f"{decisions:,} decisions a rollout" + (f", at most {steps} step{'s' * (steps != 1)} an update" if steps else "")
+    work = f"{decisions:,} decisions a rollout" + (
+        f", at most {steps} step{'s' * (steps != 1)} an update" if steps else ""
+    )
     if placement.alone:
         return [f"{placement.mode}, one process: {placement.slots} slots, {work}"]
     kept = "a part of the weights" if placement.sharded else "the weights"
