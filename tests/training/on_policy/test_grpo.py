@@ -10,6 +10,7 @@ import torch
 
 from fakes import scenario
 from miniature import SCENARIOS, SUCCESSES, grouped, learning_config, make_policy, make_rollout
+from rank_samples import on_threads
 from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout
 from treadle.policies.critic import NoCritic
@@ -17,6 +18,7 @@ from treadle.policies.prismatic.openvla_oft import OpenVLAOFT
 from treadle.training.algorithm import Algorithm
 from treadle.training.on_policy.batch import Batch, estimate_advantages
 from treadle.training.on_policy.ppo import PPO
+from treadle.training.ranks import Ranks
 from update_samples import make_ppo
 
 GRPO: dict[str, Any] = {"kind": "grpo", "group_size": 3, "minibatch": 64}
@@ -141,6 +143,20 @@ def test_the_batch_is_refilled_until_enough_groups_remain_or_the_limit(base: Ope
     assert refilled(base, [full, full], filter={"refills": 5}) == 1
     assert refilled(base, [lost] * 9, filter={"refills": 2}) == 3
     assert refilled(base, [half] * 9, rounds=2, filter={"refills": 5}) == 4
+
+
+def test_ranks_agree_on_refills_and_count_the_groups_of_all(base: OpenVLAOFT):
+    """Rank 0 has the groups that are all alike; alone it would refill up to the limit, and rank 1 not at all."""
+    lost = grouped(base, [False] * 4, [1, 1, 2, 2])
+    full = grouped(base, [False, True, False, True], [3, 3, 4, 4])
+    settings = config(group_size=2, filter={"refills": 5})
+
+    def taken(ranks: Ranks) -> int:
+        own = [replace(lost if ranks.rank == 0 else full, selected=None) for _ in range(6)]
+        return collected(make_ppo(copy.deepcopy(base), settings, NoCritic(), None, ranks), own)
+
+    # 2 of 4 groups remain of a rollout, so two rollouts have as many as one plays.
+    assert on_threads(2, taken) == [2, 2]
 
 
 def test_an_update_waits_for_its_rounds(base: OpenVLAOFT):
