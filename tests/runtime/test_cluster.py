@@ -158,6 +158,18 @@ def test_what_dies_is_replaced_and_the_run_is_the_same(
     assert sum(row["rollout/restarts"] for row in read_metrics(directory)) == 1
 
 
+def test_one_process_on_a_cluster_that_is_there_makes_the_same_run(tmp_path: Path, checkpoint: Path, whole: Path):
+    prepare_ray()
+    cluster = import_module("ray.cluster_utils").Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
+    try:
+        directory = train(run(tmp_path, checkpoint, runtime=RuntimeConfig(address=cluster.address)))
+    finally:
+        cluster.shutdown()
+    assert_same_run(whole, directory)
+
+
 @pytest.mark.full
 def test_three_losses_in_a_row_end_the_run(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     def disturbed(self: RemoteTrainers, rollouts: Any, version: int) -> dict[str, float]:

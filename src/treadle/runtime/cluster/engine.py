@@ -288,7 +288,8 @@ class Engine:
             resource = "CPU" if placement.machines.kind == CPU else "GPU"
             used = {node: set[int]() for node in nodes}
             for process in placement.processes:
-                used[process.node].update(process.devices)
+                # A process that names none may have all of them.
+                used[process.node].update(process.devices or placement.machines.devices[process.node])
             self._group = _ray("util").placement_group(
                 [{resource: len(used[node])} for node in nodes],
                 strategy="SPREAD",
