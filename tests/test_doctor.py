@@ -1,8 +1,11 @@
 """The doctor: a line for each thing, works or missing with the fix."""
 
 import json
+from importlib.metadata import PackageNotFoundError, version
+from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -18,7 +21,7 @@ def test_this_machine_works(tmp_path):
     checks = {check["name"]: check for check in json.loads(path.read_text())["checks"]}
     for name in ("Python", "torch", "transformers", "MuJoCo", "simulator tabletop", "disk", "memory"):
         assert checks[name]["state"] == "works", checks[name]
-    assert {"CPU", "CUDA", "OpenGL", "Vulkan"} <= checks.keys()
+    assert {"CPU", "CUDA", "NCCL", "FSDP2", "Ray", "OpenGL", "Vulkan"} <= checks.keys()
     assert all(check["fix"] for check in checks.values() if check["state"] == "missing")
 
 
@@ -58,6 +61,92 @@ def test_little_disk_is_missing_with_the_fix(monkeypatch):
     check = doctor._disk()
     assert (check.state, check.core) == ("missing", True)
     assert "free some" in check.fix
+
+
+def fake_torch(cards=(), cuda="13.0"):
+    """As much of torch as the doctor asks, with these cards: names and bytes."""
+    properties = [SimpleNamespace(name=name, total_memory=memory) for name, memory in cards]
+    cuda_module = SimpleNamespace(
+        is_available=lambda: bool(cards),
+        device_count=lambda: len(cards),
+        get_device_properties=lambda i: properties[i],
+        is_bf16_supported=lambda: True,
+        nccl=SimpleNamespace(version=lambda: (2, 29, 3)),
+    )
+    distributed = SimpleNamespace(is_available=lambda: True, is_nccl_available=lambda: cuda is not None)
+    return SimpleNamespace(
+        __version__="2.13.0", cuda=cuda_module, version=SimpleNamespace(cuda=cuda), distributed=distributed
+    )
+
+
+OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  \nGCC version: 12"
+CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54  Thu Feb 22 01:44:30 UTC 2024\n"
+
+
+@pytest.mark.parametrize(("text", "driver"), [(OPEN, "580.95.05"), (CLOSED, "550.54"), ("what?", None)])
+def test_the_driver_says_its_version(monkeypatch, tmp_path, text, driver):
+    monkeypatch.setattr(doctor, "DRIVER", tmp_path / "version")
+    assert doctor._driver() is None
+    (tmp_path / "version").write_text(text)
+    assert doctor._driver() == driver
+
+
+def test_graphics_cards_have_counts_names_memory_and_versions(monkeypatch):
+    monkeypatch.setattr(doctor, "_driver", lambda: "580.95.05")
+    cards = [("NVIDIA H200", 140 * 2**30), ("NVIDIA H200", 140 * 2**30), ("NVIDIA L4", 22 * 2**30)]
+    check = doctor._cuda(fake_torch(cards))
+    assert (check.state, check.core) == ("works", False)
+    assert check.detail == (
+        "2 x NVIDIA H200 (140 GiB), 1 x NVIDIA L4 (22 GiB); driver 580.95.05, torch for CUDA 13.0; bf16 yes"
+    )
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "detail", "fix"),
+    [
+        (None, None, "torch was built without it; driver unknown, torch for CUDA none", "runs on a CPU"),
+        (None, "13.0", "no device or driver was found; driver unknown, torch for CUDA 13.0", "runs on a CPU"),
+        ("550.54", None, "torch does not see the graphics card; driver 550.54", "a torch for CUDA that driver 550.54"),
+    ],
+)
+def test_why_there_is_no_graphics_card(monkeypatch, driver, cuda, detail, fix):
+    monkeypatch.setattr(doctor, "_driver", lambda: driver)
+    check = doctor._cuda(fake_torch(cuda=cuda))
+    assert (check.state, check.core) == ("missing", False)
+    assert check.detail.startswith(detail)
+    assert fix in check.fix
+
+
+def test_nccl_has_its_version():
+    assert doctor._nccl(fake_torch([("NVIDIA H200", 2**37)])).detail == "2.29.3"
+    check = doctor._nccl(fake_torch(cuda=None))
+    assert (check.state, check.core, check.detail) == ("missing", False, "torch was built without it")
+    assert "gloo takes its place" in check.fix
+
+
+def test_fsdp2_needs_a_new_torch(monkeypatch):
+    assert doctor._fsdp2(fake_torch()).state == "works"
+    monkeypatch.delattr(torch.distributed, "all_gather_single")
+    check = doctor._fsdp2(fake_torch())
+    assert (check.state, check.core, check.detail) == ("missing", False, "torch 2.13.0 is too old")
+    assert "torch 2.13 or later" in check.fix
+
+
+def test_ray_has_its_version_or_the_command_that_installs_it(monkeypatch):
+    assert doctor._ray() == Check("Ray", "works", version("ray"), core=False)
+
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "version", missing)
+    check = doctor._ray()
+    assert (check.state, check.core) == ("missing", False)
+    assert "pip install 'treadle[ray]'" in check.fix
+
+
+def test_without_torch_ray_alone_is_looked_at(monkeypatch):
+    monkeypatch.setattr(doctor, "_import", lambda name: (None, "ImportError"))
+    assert [check.name for check in doctor.examine_devices()] == ["Ray"]
 
 
 @pytest.mark.parametrize("width", [40, 200])

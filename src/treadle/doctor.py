@@ -4,9 +4,11 @@ import ctypes
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +26,7 @@ from treadle.errors import TreadleError
 from treadle.simulators.build import installed_simulators, simulator_environment
 
 PROBE_SECONDS = 300.0
+DRIVER = Path("/proc/driver/nvidia/version")
 NEEDED_DISK_GB = 2.0
 NEEDED_MEMORY_GB = 4.0
 
@@ -42,8 +45,16 @@ class Check:
 
 def examine() -> list[Check]:
     """All checks, in the order in which they are shown. Imports torch and MuJoCo; takes some seconds."""
-    libraries = [_python(), *_torch(), _transformers(), _mujoco(), _opengl(), _vulkan()]
+    libraries = [_python(), *_torch(), *examine_devices(), _transformers(), _mujoco(), _opengl(), _vulkan()]
     return [*libraries, *examine_simulators([]), _disk(), _memory()]
+
+
+def examine_devices() -> list[Check]:
+    """Checks of graphics cards, and of what runs of several processes need. None decides whether the core works.
+    Without torch there is only Ray's.
+    """
+    torch, _ = _import("torch")
+    return [_ray()] if torch is None else [_cuda(torch), _nccl(torch), _fsdp2(torch), _ray()]
 
 
 def examine_simulators(names: Sequence[str]) -> list[Check]:
@@ -88,17 +99,59 @@ def _torch() -> list[Check]:
     if torch is None:
         return [Check("torch", "missing", problem, "make setup")]
     checks = [Check("torch", "works", f"{torch.__version__}, {torch.get_num_threads()} threads"), _cpu(torch)]
-    works = torch.cuda.is_available()
-    if works:
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        detail = f"{', '.join(names)}; bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}"
-    else:
-        detail = "torch was built without it" if torch.version.cuda is None else "no device or driver was found"
-    fix = "needed for large policies only; the quickstart runs on a CPU"
-    checks.append(_check("CUDA", works, detail, fix, core=False))
     if torch.backends.mps.is_available():
         checks.append(Check("MPS", "works", "Apple GPU", core=False))
     return checks
+
+
+def _cuda(torch: Any) -> Check:
+    driver = _driver()
+    versions = f"driver {driver or 'unknown'}, torch for CUDA {torch.version.cuda or 'none'}"
+    if torch.cuda.is_available():
+        cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        kinds = Counter((card.name, round(card.total_memory / 2**30)) for card in cards)
+        found = ", ".join(f"{count} x {name} ({memory} GiB)" for (name, memory), count in kinds.items())
+        bf16 = "yes" if torch.cuda.is_bf16_supported() else "no"
+        return Check("CUDA", "works", f"{found}; {versions}; bf16 {bf16}", core=False)
+    fix = "needed for large policies only; the quickstart runs on a CPU"
+    if driver is not None:
+        problem, fix = "torch does not see the graphics card", f"install a torch for CUDA that driver {driver} runs"
+    else:
+        problem = "torch was built without it" if torch.version.cuda is None else "no device or driver was found"
+    return Check("CUDA", "missing", f"{problem}; {versions}", fix, core=False)
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver, None without one."""
+    if not DRIVER.exists():
+        return None
+    found = re.search(r"Module.*?\s(\d+(?:\.\d+)+)\s", DRIVER.read_text(encoding="utf-8"))
+    return found[1] if found else None
+
+
+def _nccl(torch: Any) -> Check:
+    works = torch.distributed.is_available() and torch.distributed.is_nccl_available()
+    detail = ".".join(map(str, torch.cuda.nccl.version())) if works else "torch was built without it"
+    fix = "for training on several graphics cards only; install a torch for CUDA. On CPUs gloo takes its place"
+    return _check("NCCL", works, detail, fix, core=False)
+
+
+def _fsdp2(torch: Any) -> Check:
+    from treadle.training.shards import can_shard
+
+    works = can_shard()
+    detail = f"torch {torch.__version__}" if works else f"torch {torch.__version__} is too old"
+    fix = "for placement.sharding only: install torch 2.13 or later"
+    return _check("FSDP2", works, detail, fix, core=False)
+
+
+def _ray() -> Check:
+    # The version alone: importing it takes seconds.
+    try:
+        return Check("Ray", "works", version("ray"), core=False)
+    except PackageNotFoundError:
+        fix = "for runs of several processes only: pip install 'treadle[ray]'"
+        return Check("Ray", "missing", "not installed", fix, core=False)
 
 
 def _cpu(torch: Any) -> Check:

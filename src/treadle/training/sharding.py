@@ -26,7 +26,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from treadle.errors import PlacementError
 from treadle.policies.protocol import Policy
 from treadle.training.ranks import ProcessRanks, Ranks
-from treadle.training.shards import is_sharded, own_rows
+from treadle.training.shards import can_shard, is_sharded, own_rows
 
 FORWARD_METHODS = ("act", "encode", "evaluate", "supervised_loss", "values")
 """Methods of a policy that read its weights."""
@@ -108,7 +108,7 @@ def shard_policy(policy: Policy, ranks: ProcessRanks, device: torch.device) -> P
         PlacementError: torch is too old.
         RankError: The policy is not the same on all ranks, or a rank is missing.
     """
-    if not hasattr(dist, "all_gather_single"):
+    if not can_shard():
         raise PlacementError(
             f"placement.sharding: this needs torch 2.13 or later, found {torch.__version__}; update torch, or use "
             "placement.sharding none"

@@ -8,9 +8,15 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+import torch.distributed as dist
 from torch import Tensor
 
 from treadle.errors import CheckpointError
+
+
+def can_shard() -> bool:
+    """Whether this torch has what FSDP2 is used with; from 2.13 on."""
+    return hasattr(dist, "all_gather_single")
 
 
 class Rows(Protocol):
