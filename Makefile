@@ -61,10 +61,9 @@ bench: setup ## Measure the simulator and the policies
 	$(BIN)/python -m benchmarks simulator tabletop --json benchmarks/results/simulator-tabletop.json
 	$(BIN)/python -m benchmarks policy --json benchmarks/results/policy-cpu.json
 
-# Needs a GPU with 80 GB or more; results land in benchmarks/results/.
-gpu: setup ## Measure the 7B policies and the simulators on a GPU, in one call
-	$(BIN)/python -m benchmarks.gpu_policy
-	$(BIN)/python -m benchmarks.gpu_simulators
+# Under eight minutes on a GPU with 80 GB or more (docs/gpu-checks.md); results land in benchmarks/results/gpu.json.
+gpu: setup ## Run every check that needs a GPU, in one call; without one, rehearse them
+	$(BIN)/python -m benchmarks.gpu
 
 curves: setup ## Train PPO and GRPO on the tabletop, two seeds each, and plot them (an hour or so)
 	$(BIN)/python -m benchmarks curves --output benchmarks/results/curves

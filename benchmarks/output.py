@@ -19,12 +19,16 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def write_record(
-    path: Path | None, benchmark: str, figures: Mapping[str, Any], packages: Iterable[str] = ()
+    path: Path | None,
+    benchmark: str,
+    figures: Mapping[str, Any],
+    packages: Iterable[str] = (),
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """The figures with what made them: command, commit, machine and versions, those of further `packages` too. Written
-    as JSON where a file is asked for. Raises OutputError.
+    """The figures with what made them: command, commit, machine with its `device`, and versions, those of further
+    `packages` too. Written as JSON where a file is asked for. Raises OutputError.
     """
-    machine = describe_machine()
+    machine = describe_machine(device)
     machine["versions"] |= {name: version(name) for name in packages}
     record = {"benchmark": benchmark, "command": _command(), "commit": _commit(), "machine": machine, **figures}
     if path is not None:

@@ -126,10 +126,15 @@ def run(
     return rows
 
 
-def make_policy(kind: str, size: str, device: torch.device, dtype: torch.dtype) -> PrismaticPolicy:
-    """A policy of a size with random weights, made where it runs. Raises ConfigError for what is not known."""
+def make_policy(
+    kind: str, size: str, device: torch.device, dtype: torch.dtype, layers: int | None = None
+) -> PrismaticPolicy:
+    """A policy of a size with random weights, made where it runs; `layers` of its decoder, in place of the size's own.
+
+    Raises ConfigError for what is not known.
+    """
     made = family_class(kind)
-    config = sized_config(made.config_type, size, value_outputs=1)
+    config = sized_config(made.config_type, size, layers=layers, value_outputs=1)
     dimensions = config.action_dim
     statistics = make_statistics("random", [-1.0] * dimensions, [1.0] * dimensions, [], [])
     with tempfile.TemporaryDirectory() as folder:

@@ -29,13 +29,19 @@ _SIZES: dict[str, dict[str, Any]] = {
 """Beside `tiny`, which has convolutional towers. What is left out of 7b's `text` is as LlamaConfig has it."""
 
 
-def sized_config(config: type[AnyConfig], size: str, **facts: Any) -> AnyConfig:
-    """The config of a size; `facts` are its other fields. Raises ConfigError for a size that is not known."""
+def sized_config(config: type[AnyConfig], size: str, *, layers: int | None = None, **facts: Any) -> AnyConfig:
+    """The config of a size; `facts` are its other fields. `layers`: decoder layers, in place of the size's own.
+
+    Raises ConfigError for a size that is not known.
+    """
     if size == "tiny":
-        return tiny_config(config, **facts)
+        return tiny_config(config, **({} if layers is None else {"layers": layers}), **facts)
     if size not in _SIZES:
         raise ConfigError(f"size: {size!r}; allowed: {', '.join(TEXT_TOKENS)}")
-    return make_config(config, vocabulary=TEXT_TOKENS[size] + 256, image_size=224, **_SIZES[size], **facts)
+    sizes = dict(_SIZES[size])
+    if layers is not None:
+        sizes["text"] = {**sizes["text"], "num_hidden_layers": layers}
+    return make_config(config, vocabulary=TEXT_TOKENS[size] + 256, image_size=224, **sizes, **facts)
 
 
 def make_statistics(

@@ -1,14 +1,12 @@
 """The benchmark of policies: its plain path computes what the policy computes, and its floor counts what is there."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import gpu_policy
 from benchmarks.family import FAMILY
 from benchmarks.floor import Floor
 from benchmarks.policy import make_inputs, make_policy, run
@@ -110,21 +108,7 @@ def test_what_is_asked_must_exist() -> None:
         run(None, dtype="int8", device="cpu")
 
 
-def test_gpu_script_runs_on_a_cpu(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-
-    def main(*words: str) -> int:
-        monkeypatch.setattr(sys, "argv", [gpu_policy.__file__, *words])
-        return gpu_policy.main()
-
-    path = tmp_path / "gpu.json"
-    small = ["--size", "tiny", "--device", "cpu", "--batch", "1", "--train", "1", "--json", str(path)]
-    assert main(*small) == 0
-    written = json.loads(path.read_text())
-    assert written["command"].startswith("python -m benchmarks.gpu_policy --size tiny")
-    assert len(written["rows"]) == len(FAMILY)
-    assert main(*small, "--limit", "-1") == 0
+def test_rows_that_would_start_late_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    assert run(path, sizes=["tiny"], batches=[1], device="cpu", limit=-1) == []
     assert len(json.loads(path.read_text())["left_out"]) == len(FAMILY)
-    assert main("--size", "13b", "--device", "cpu") == 2
-    assert "allowed: tiny, 200m, 7b" in capsys.readouterr().err
