@@ -59,6 +59,9 @@ class MasterAdamW(torch.optim.AdamW):
         self.restore()
         for parameter, own in self._pairs:
             own.grad = None if parameter.grad is None else own_rows(parameter.grad).to(own.dtype)
+            # A master has a copy, so both are in memory for one parameter at a time alone.
+            if own.dtype != parameter.dtype:
+                parameter.grad = None
 
     @torch.no_grad()
     def _scatter(self, *_: Any) -> None:
