@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Generator
 from importlib import import_module
 from pathlib import Path
@@ -211,3 +214,20 @@ def test_a_run_goes_on_when_a_machine_is_gone(
     assert "WARNING player 1 " in log
     assert "all members start anew, and go on after iteration 1" in log
     assert not any(psutil.pid_exists(pid) for pid in members)
+
+
+@pytest.mark.full
+def test_nothing_outlives_a_run_that_is_killed(tmp_path: Path, checkpoint: Path):
+    config = run(tmp_path, checkpoint, iterations=100, placement=PAIRS)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    folders = set(Path(tempfile.gettempdir()).glob("treadle-*"))
+    command = [sys.executable, "-c", "from treadle.cli import main; main()", "train", str(tmp_path / "config.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any("iteration 1/100" in line for line in process.stdout)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) > 5
+        process.kill()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive, alive
+    assert set(Path(tempfile.gettempdir()).glob("treadle-*")) <= folders

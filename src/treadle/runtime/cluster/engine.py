@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -13,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import psutil
 
 from treadle.config.schema import TrainConfig
 from treadle.errors import MemberFaultError, MemberLostError, PlacementError
@@ -76,6 +79,7 @@ class Engine:
             )
         self._config = config
         self._folder: Path | None = None
+        self._guardian: subprocess.Popen[str] | None = None
         self._environment = {
             name: os.environ.get(name)
             for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
@@ -101,7 +105,10 @@ class Engine:
         self.end_members(self.handles)
         self._free_group()
         _ray().shutdown()
-        if self._folder is not None:
+        if self._guardian is not None:
+            # It removes the folder once the last process has ended.
+            self._guardian.communicate()
+        elif self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
@@ -243,6 +250,7 @@ class Engine:
         """Start Ray on this machine, reachable from it alone, and ended with the run."""
         prepare_ray()
         self._folder = Path(tempfile.mkdtemp(prefix="treadle-"))
+        before = _children()
         try:
             _ray().init(
                 num_cpus=len(devices) if kind == CPU else None,
@@ -258,6 +266,19 @@ class Engine:
                 f"placement: Ray cannot be started on this machine ({_first_line(error)}); its files are in "
                 f"{self._folder.parent}, which needs room; TMPDIR names another folder"
             ) from error
+        self._guard(self._folder, before)
+
+    def _guard(self, folder: Path, before: set[int]) -> None:
+        """Let a process of its own end what Ray has started, should this one be killed; not children from before."""
+        self._guardian = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("guardian.py")), str(folder)],
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert self._guardian.stdin is not None
+        for process in _children() - before - {self._guardian.pid}:
+            print(process, file=self._guardian.stdin, flush=True)
 
     def _join(self, address: str) -> None:
         try:
@@ -354,6 +375,10 @@ def _with_watch(actor: type[MemberActor]) -> type[MemberActor]:
     for name in ("progress", "process"):
         setattr(watched, name, _ray().method(concurrency_group="watch")(getattr(actor, name)))
     return watched
+
+
+def _children() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
 
 
 def _first_line(error: BaseException) -> str:
