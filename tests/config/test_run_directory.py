@@ -1,11 +1,16 @@
 """A run's folder belongs to one configuration."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from treadle.config.loading import read_config
-from treadle.config.run_directory import create_run_directory
+from treadle.config.placement import PlacementConfig
+from treadle.config.run_directory import LOCK, create_run_directory, lock_run_directory
 from treadle.config.schema import TrainConfig
 from treadle.errors import ConfigError, OutputError
 
@@ -69,3 +74,34 @@ def test_a_file_in_the_way(tmp_path):
 def test_a_name_is_one_folder(tmp_path, name):
     with pytest.raises(ConfigError, match="name: found"):
         create_run_directory(TrainConfig(name=name, output=tmp_path))
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path):
+    """Another process has it, as the lock is of a process; it is given back when that is killed."""
+    code = (
+        "import sys; from treadle.config.run_directory import *\n"
+        "with lock_run_directory(Path(sys.argv[1])): print('has it', flush=True); sys.stdin.read()"
+    )
+    directory = create_run_directory(TrainConfig(name="a", output=tmp_path))
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "has it\n"
+        with (
+            pytest.raises(OutputError, match=rf"'{directory}' is in use by process {other.pid} on .*, since 20"),
+            lock_run_directory(directory),
+        ):
+            pass
+        other.kill()
+    with lock_run_directory(directory):
+        assert str(os.getpid()) in (directory / LOCK).read_text()
+    assert (directory / LOCK).read_text() == ""
+    create_run_directory(TrainConfig(name="a", output=tmp_path))
+
+
+def test_a_run_may_move_to_other_devices(tmp_path: Path):
+    directory = create_run_directory(TrainConfig(name="a", output=tmp_path))
+    moved = TrainConfig(name="a", output=tmp_path, placement=PlacementConfig(players=2, ranks=3))
+    assert create_run_directory(moved) == directory
+    assert json.loads((directory / "config.json").read_text())["placement"]["ranks"] == 3

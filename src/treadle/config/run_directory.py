@@ -1,16 +1,22 @@
 """The folder of a run: one configuration each, so that a run is resumed and never overwritten."""
 
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from treadle.config.describe import describe, toml_text
 from treadle.config.schema import RunConfig
 from treadle.errors import ConfigError, OutputError
-from treadle.files import write_atomically
+from treadle.files import cannot_write, write_atomically
 
 CONFIG = "config.json"
+LOCK = ".lock"
 PLACE = ("output", "placement", "runtime")
 """Keys and sections that say where a run is, not what it is; a resumed run may have others."""
 
@@ -29,7 +35,7 @@ def create_run_directory(config: RunConfig) -> Path:
     path = directory / CONFIG
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        taken = any(directory.iterdir())
+        taken = any(path.name != LOCK for path in directory.iterdir())
         existing = path.read_text(encoding="utf-8") if path.exists() else None
     except OSError as error:
         raise OutputError(
@@ -48,6 +54,33 @@ def create_run_directory(config: RunConfig) -> Path:
     # Written anew, for the placement may differ; it also shows, before hours of work, that the folder is writable.
     write_atomically(path, config.model_dump_json(indent=2) + "\n")
     return directory
+
+
+@contextmanager
+def lock_run_directory(directory: Path) -> Generator[None, None, None]:
+    """Keep a run's folder to this process while the block lasts. The system gives the lock back however a process ends.
+
+    Raises OutputError, which names the owner, where another process has it.
+    """
+    path = directory / LOCK
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise OutputError(
+                f"'{directory}' is in use by {file.read().strip() or 'another process'}; wait for its end, or choose "
+                "another folder with name=..."
+            ) from error
+        file.truncate(0)
+        started = datetime.now().astimezone().isoformat(timespec="seconds")
+        print(f"process {os.getpid()} on {socket.gethostname()}, since {started}", file=file, flush=True)
+        yield
+        file.truncate(0)
 
 
 def _differences(path: Path, existing: str, config: RunConfig, shown: int = 3) -> list[str]:

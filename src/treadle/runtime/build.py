@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from treadle.config.loading import resolve_checkpoint
-from treadle.config.run_directory import create_run_directory
+from treadle.config.run_directory import create_run_directory, lock_run_directory
 from treadle.config.schema import TrainConfig
 from treadle.cores import usable_cores
 from treadle.devices import choose_device
@@ -104,6 +104,8 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
             console.message(line)
 
     with ExitStack() as opened:
+        if last is not None:
+            opened.enter_context(lock_run_directory(config.output / config.name))
         cluster: Cluster | None = None
         if placement is not None and placement.alone:
             announce(placement)
@@ -122,6 +124,8 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
                 cluster.go_on(last, state["iteration"])
         # Only now: if checkpoint or simulator cannot be used, no folder is left behind.
         directory = create_run_directory(config)
+        if last is None:
+            opened.enter_context(lock_run_directory(directory))
         recorder = Recorder(config, directory, trainer.alarms, console)
         evaluator = Evaluator(config, directory, player, console)
         version = 0

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from treadle.config.loading import resolve_checkpoint
-from treadle.config.run_directory import create_run_directory
+from treadle.config.run_directory import create_run_directory, lock_run_directory
 from treadle.config.schema import FineTuningConfig, SupervisedConfig
 from treadle.data.demonstrations import Demonstrations, read_demonstrations
 from treadle.devices import choose_device, computes_bfloat16, prepare_cpu
@@ -99,8 +99,9 @@ def train_supervised(config: SupervisedConfig) -> Path:
         if name is not None:
             resolve_checkpoint(name)
     directory = create_run_directory(config)
-    write_machine(directory, str(device))
-    with Crew(plan_crew(config.simulator, config.collection, accelerated=device.type != "cpu")) as crew:
+    plan = plan_crew(config.simulator, config.collection, accelerated=device.type != "cpu")
+    with lock_run_directory(directory), Crew(plan) as crew:
+        write_machine(directory, str(device))
         _check_vision(crew, config)
         with _open_run(config, directory, device, crew) as run:
             report = _train(run)
