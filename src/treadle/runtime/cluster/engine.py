@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -140,13 +141,17 @@ class Engine:
             "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder),
         }
         actor = _ray().remote(num_cpus=0, max_restarts=0, concurrency_groups={"watch": 1})(_with_watch(MemberActor))
+        environment: dict[str, Any] = {"env_vars": variables}
+        if self._own is not None:
+            # Ray hands this to a shell as it is, and a path may have a space.
+            environment["py_executable"] = shlex.quote(sys.executable)
         strategy = _ray("util.scheduling_strategies").PlacementGroupSchedulingStrategy
         started: list[Handle] = []
         for number in numbers:
             place = placement.processes[number]
             options = {
                 "scheduling_strategy": strategy(self._group, placement_group_bundle_index=bundles[place.node]),
-                "runtime_env": {"env_vars": variables},
+                "runtime_env": environment,
             }
             made = actor.options(**options).remote(self._config, placement, number)
             handle = Handle(made, place, self._order[place.node])
