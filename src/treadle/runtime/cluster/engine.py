@@ -142,9 +142,9 @@ class Engine:
         }
         actor = _ray().remote(num_cpus=0, max_restarts=0, concurrency_groups={"watch": 1})(_with_watch(MemberActor))
         environment: dict[str, Any] = {"env_vars": variables}
-        if self._own is not None:
-            # Ray hands this to a shell as it is, and a path may have a space.
-            environment["py_executable"] = shlex.quote(sys.executable)
+        if (quoted := shlex.quote(sys.executable)) != sys.executable:
+            # Ray hands the interpreter's path to a shell as it is.
+            environment["py_executable"] = quoted
         strategy = _ray("util.scheduling_strategies").PlacementGroupSchedulingStrategy
         started: list[Handle] = []
         for number in numbers:
