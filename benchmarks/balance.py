@@ -11,13 +11,13 @@ import numpy as np
 
 from benchmarks.elsewhere import open_in_a_process
 from benchmarks.family import family_class
-from benchmarks.sizes import make_statistics
 from benchmarks.timing import time_rounds
 from treadle.config.schema import TinyModelConfig
 from treadle.cores import pinned
 from treadle.data.observation import Observation
 from treadle.errors import ConfigError
 from treadle.policies.prismatic.policy import PrismaticPolicy
+from treadle.policies.prismatic.sizes import make_statistics
 from treadle.policies.protocol import Policy, Sampling
 from treadle.simulators.protocol import Simulator, SimulatorSpec
 from treadle.workers.crew import CrewPlan

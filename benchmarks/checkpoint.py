@@ -21,12 +21,12 @@ from torch import Tensor
 
 from benchmarks.family import family_class
 from benchmarks.output import write_record
-from benchmarks.sizes import TEXT_TOKENS, make_statistics, sized_config
 from benchmarks.timing import peak_memory
 from treadle.errors import ConfigError
 from treadle.policies import checkpoint, load_policy
 from treadle.policies.prismatic.preprocessor import PREPROCESSOR, make_preprocessor
 from treadle.policies.prismatic.prompt import build_tokenizer
+from treadle.policies.prismatic.sizes import TEXT_TOKENS, make_statistics, sized_config
 from treadle.policies.sampling import Sampling
 from treadle.policies.tensors import read_tensors
 

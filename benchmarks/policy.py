@@ -23,7 +23,6 @@ from benchmarks.family import FAMILY, family_class
 from benchmarks.floor import Floor
 from benchmarks.output import make_table, write_record
 from benchmarks.reference import REFERENCES
-from benchmarks.sizes import TEXT_TOKENS, make_statistics, sized_config
 from benchmarks.timing import peak_memory, time_in_turn
 from treadle.devices import choose_device, prepare_cpu
 from treadle.errors import ConfigError
@@ -31,6 +30,7 @@ from treadle.policies.load import DTYPES
 from treadle.policies.prismatic.model import PrismaticInputs
 from treadle.policies.prismatic.policy import PrismaticPolicy
 from treadle.policies.prismatic.prompt import build_tokenizer
+from treadle.policies.prismatic.sizes import TEXT_TOKENS, make_statistics, sized_config
 from treadle.policies.sampling import Sampling
 
 Work = Callable[[], Any]

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.sizes import make_statistics
 from fakes import scenario
 from treadle.config.algorithm import find_algorithm
 from treadle.config.on_policy import PPOConfig
@@ -26,6 +25,7 @@ from treadle.policies.prismatic.config import tiny_config
 from treadle.policies.prismatic.openvla_oft import OpenVLAOFT, OpenVLAOFTConfig
 from treadle.policies.prismatic.policy import PrismaticPolicy
 from treadle.policies.prismatic.prompt import build_tokenizer
+from treadle.policies.prismatic.sizes import make_statistics
 from treadle.policies.sampling import Sampling
 
 IMAGE = 32

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from benchmarks.sizes import DINOV2, SIGLIP, make_statistics
 from gaussian_policy import GaussianInputs, GaussianPolicy
 from miniature import IMAGE, INSTRUCTIONS, grouped, learning_config, make_policy, make_rollout
 from rank_samples import Case, complaint, make_critic, play_cases, shards, with_loss
@@ -21,6 +20,7 @@ from treadle.policies.prismatic.config import make_config
 from treadle.policies.prismatic.openvla import OpenVLA, OpenVLAConfig
 from treadle.policies.prismatic.policy import PrismaticPolicy
 from treadle.policies.prismatic.prompt import build_tokenizer
+from treadle.policies.prismatic.sizes import DINOV2, SIGLIP, make_statistics
 from treadle.policies.protocol import Evaluation
 from treadle.policies.sampling import Sampling
 from treadle.runtime.trainer import Trainer

@@ -15,7 +15,8 @@ from treadle.config.describe import toml_text
 from treadle.config.loading import load_recipe, recipes
 from treadle.config.schema import TrainConfig
 from treadle.errors import CheckpointError, ConfigError
-from treadle.policies.inspection import LORA_RANK, USES, CheckpointContents
+from treadle.policies.footprint import USES
+from treadle.policies.inspection import LORA_RANK, CheckpointContents
 from treadle.simulators.build import installed_simulators
 
 SHOWN = 3

@@ -4,17 +4,19 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from treadle.policies.footprint import learn
 from treadle.policies.tensors import TYPES, Stored, main_type, read_headers, read_torch, stream
+
+if TYPE_CHECKING:
+    from treadle.policies.protocol import Policy
 
 LORA_RANK = 32
 """The rank that memory is estimated for, as published."""
-USES = ("weights", "adapters", "gradients", "float32 master", "AdamW moments", "a sample's activations")
-"""What memory is for, in the order in which it is shown."""
 _SLICE = 2**20
 """Numbers that are looked at together."""
 
@@ -78,34 +80,6 @@ class CheckpointContents:
     """How many numbers are NaN or infinite, by file and tensor."""
 
 
-def full_parts(parameters: int, width: int) -> dict[str, int]:
-    """Bytes of full fine-tuning by what they are for, of weights that have `width` bytes each.
-
-    A parameter has its weight and gradient in the stored type and two moments in float32; below float32 it has a
-    float32 master too.
-    """
-    master = 4 if width < 4 else 0
-    return {
-        "weights": parameters * width,
-        "gradients": parameters * width,
-        "float32 master": parameters * master,
-        "AdamW moments": parameters * 8,
-    }
-
-
-def adapter_parts(parameters: int, width: int, adapted: int, beside: int) -> dict[str, int]:
-    """The same of fine-tuning `adapted` parameters of adapters over frozen weights, and `beside` of them in parts that
-    are trained whole; both in float32.
-    """
-    trained = adapted + beside
-    return {
-        "weights": (parameters - beside) * width + beside * 4,
-        "adapters": adapted * 4,
-        "gradients": trained * 4,
-        "AdamW moments": trained * 8,
-    }
-
-
 def count_parameters(policy: nn.Module) -> dict[str, int]:
     """The number of parameters of each part of a policy."""
     counts: Counter[str] = Counter()
@@ -131,14 +105,15 @@ def find_not_finite(path: Path) -> dict[str, int]:
     return found
 
 
-def count_contents(directory: Path, kind: str, policy: nn.Module) -> CheckpointContents:
+def count_contents(directory: Path, kind: str, policy: "Policy") -> CheckpointContents:
     """What can be said of any policy and its directory."""
     files = sorted(directory.glob("*.safetensors"))
     entries = [entry for file in files for entry in read_headers(file).values()]
     dtype = TYPES.get(main_type(entries), torch.float32) if entries else torch.float32
     parameters = count_parameters(policy)
     count = sum(parameters.values())
-    full = full_parts(count, dtype.itemsize)
+    policy.freeze(vision=False)
+    full = learn(policy, policy.activations())
     return CheckpointContents(
         directory=directory,
         policy=kind,

@@ -85,6 +85,14 @@ def examine_policy(directory: Path, config: "LoadingConfig | None" = None) -> "C
     return found.examine(directory, statistics=config.statistics, dtype=_dtype(config.dtype), **config.options)
 
 
+def outline_policy(directory: Path, config: "LoadingConfig") -> "Policy":
+    """The policy of a directory for its shapes and types alone, read as the section `policy` of a configuration has it.
+    Raises as `examine_policy`.
+    """
+    found = policy_class(config.kind) if config.kind else find_policy(directory)
+    return found.outline(directory, statistics=config.statistics, dtype=_dtype(config.dtype), **config.options)
+
+
 def _dtype(name: str) -> "torch.dtype | None":
     """The type of a name, None for `auto`. Raises ConfigError."""
     import torch

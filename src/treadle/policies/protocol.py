@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from treadle.data.batch import TensorBatch
 from treadle.data.noise import Keys
 from treadle.errors import ConfigError
+from treadle.policies.footprint import Activations
 from treadle.policies.inspection import CheckpointContents, count_contents
 from treadle.policies.sampling import Sampling
 
@@ -146,6 +147,19 @@ class Policy(nn.Module, ABC):
         """
         policy = cls.load(directory, device=torch.device("cpu"), dtype=dtype, statistics=statistics, **overrides)
         return count_contents(directory, cls.kind, policy)
+
+    @classmethod
+    def outline(
+        cls, directory: Path, *, statistics: str | None = None, dtype: torch.dtype | None = None, **overrides: Any
+    ) -> Self:
+        """The policy of a directory for its shapes and types alone, with the settings of `load`: on the meta device
+        where it can be made there. By default it is loaded.
+        """
+        return cls.load(directory, device=torch.device("cpu"), dtype=dtype, statistics=statistics, **overrides)
+
+    def activations(self) -> Activations | None:
+        """The memory that a sample takes in the policy as it is now, on any device; None where that is not known."""
+        return None
 
     @property
     def entries(self) -> tuple[int, int]:

@@ -23,8 +23,13 @@ def load_trainable(
         CheckpointError: The directory cannot be used.
         ConfigError: Settings that the policy does not have, or adapters that do not fit.
     """
+    policy = load_configured(directory, config, device=str(device), merge=not config.lora.rank)
+    return make_trainable(policy, config, freeze_vision=freeze_vision)
+
+
+def make_trainable(policy: Policy, config: FineTuningConfig, *, freeze_vision: bool) -> Policy:
+    """Give a policy the adapters and the gradient checkpointing of a configuration, in place. Raises ConfigError."""
     lora = config.lora
-    policy = load_configured(directory, config, device=str(device), merge=not lora.rank)
     if lora.rank:
         policy.add_lora(lora.rank, lora.alpha, lora.targets, vision=not freeze_vision)
     policy.recompute(config.gradient_checkpointing)

@@ -115,11 +115,7 @@ def shard_policy(policy: Policy, ranks: ProcessRanks, device: torch.device) -> P
         )
     ranks.check_same(policy.named_parameters())
     mesh, precision = ranks.mesh(device), MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    units = [unit for unit in policy.shard_units() if any(True for _ in unit.parameters())]
-    inside = {parameter for unit in units for parameter in unit.parameters()}
-    outside = [parameter for parameter in policy.parameters() if parameter not in inside]
-    main = _main_type(outside)
-    whole_ones = {parameter for parameter in outside if parameter.dim() == 0 or parameter.dtype != main}
+    units, whole_ones = find_units(policy)
     for parameter in whole_ones:
         parameter.data = parameter.data.to(device)
     # The policy last: it takes what is in no unit.
@@ -137,6 +133,17 @@ def shard_policy(policy: Policy, ranks: ProcessRanks, device: torch.device) -> P
     for name in FORWARD_METHODS:
         register_fsdp_forward_method(policy, name)
     return policy
+
+
+def find_units(policy: Policy) -> tuple[list[nn.Module], set[nn.Parameter]]:
+    """The units of a policy that are gathered one by one, and the parameters that stay whole on each rank; what is in
+    neither is divided too, and gathered for as long as a pass lasts.
+    """
+    units = [unit for unit in policy.shard_units() if any(True for _ in unit.parameters())]
+    inside = {parameter for unit in units for parameter in unit.parameters()}
+    outside = [parameter for parameter in policy.parameters() if parameter not in inside]
+    main = _main_type(outside)
+    return units, {parameter for parameter in outside if parameter.dim() == 0 or parameter.dtype != main}
 
 
 @contextmanager

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.sizes import make_statistics
 from treadle.data import noise
 from treadle.policies.load import policy_class
 from treadle.policies.prismatic.config import tiny_config
 from treadle.policies.prismatic.model import PrismaticInputs
 from treadle.policies.prismatic.policy import PrismaticPolicy
+from treadle.policies.prismatic.sizes import make_statistics
 
 INSTRUCTIONS = ["put the red cube on the white plate", "lift the ball", "put the blue ball on the tray, please"]
 

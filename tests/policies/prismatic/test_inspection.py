@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,8 +31,9 @@ def test_a_published_directory(official: Official) -> None:
     assert isinstance(policy, torch.nn.Module)
     assert sum(found.parameters.values()) == sum(p.numel() for p in policy.parameters())
     assert found.memory_bytes.acting == 4 * sum(found.parameters.values())
-    # In float32: weight, gradient and two moments; adapters far less.
-    assert found.memory_bytes.full == 4 * found.memory_bytes.acting + found.memory_bytes.further_sample
+    # In float32: weight, and of what is trained a gradient and two moments.
+    trained = count_trained(policy)
+    assert found.memory_bytes.full == 4 * policy_size(policy) + 12 * trained + found.memory_bytes.further_sample
     assert found.memory_bytes.acting < found.memory_bytes.lora
 
 
@@ -51,26 +53,44 @@ def test_what_would_keep_it_from_loading(official: Official, tmp_path: Path) -> 
         examine_policy(folder)
 
 
+def policy_size(policy: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in policy.parameters())
+
+
+def count_trained(policy: Any) -> int:
+    """Without the parts of the towers that are stored and never used."""
+    return policy_size(policy) - sum(parameter.numel() for parameter in policy.unused())
+
+
 def test_memory_by_hand(official: Official) -> None:
-    """float32: weight, gradient and two moments. Below it a master too, 16 bytes for each parameter."""
+    """float32: weight, gradient and two moments. Below it a master too, 16 bytes for each parameter that is trained, and
+    for a moment a float32 copy of its gradient.
+    """
+    policy = load_policy(official.directory, statistics="libero_spatial", device="cpu")
+    trained = count_trained(policy)
     found = examine_policy(official.directory)
     count = sum(found.parameters.values())
     full = found.training_bytes["full"]
     assert (full["weights"], full["gradients"], full["float32 master"], full["AdamW moments"]) == (
         4 * count,
-        4 * count,
+        4 * trained,
         0,
-        8 * count,
+        8 * trained,
     )
     half = examine_policy(official.directory, LoadingConfig(dtype="bfloat16"))
     full = half.training_bytes["full"]
-    del full["a sample's activations"]
-    assert sum(full.values()) == 16 * count
+    scale = sum(parameter.numel() for parameter in policy.action_scale.parameters())
+    assert full["copies of gradients at the step"] == 4 * (trained - scale)
+    # The scale of the density stays float32.
+    assert sum(full.values()) == 2 * count + 18 * trained + scale * (2 + 2 - 8)
     lora = half.training_bytes["lora"]
     assert sum(lora.values()) == half.memory_bytes.lora
-    beside = sum(x for part, x in found.parameters.items() if part.startswith(("action", "proprio")))
-    assert lora["weights"] == 2 * (count - beside) + 4 * beside
-    assert lora["adapters"] + 4 * beside == lora["gradients"] == lora["AdamW moments"] / 2
+    beside = sum(x for part, x in found.parameters.items() if part.startswith(("action", "proprio"))) - scale
+    assert lora["weights"] == 2 * count + 2 * scale
+    # Heads and projectors in files of their own are trained in the policy's type, adapters in float32.
+    assert lora["gradients"] == lora["adapters"] + 2 * beside + 4 * scale
+    assert lora["float32 master"] == 4 * beside
+    assert lora["AdamW moments"] == 2 * lora["adapters"] + 8 * (beside + scale)
 
 
 def test_settings_and_next_commands(official: Official, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import torch
 from policy_samples import Official, sample_inputs
 from safetensors import safe_open
 
-from benchmarks.sizes import make_statistics, sized_config
 from treadle.data.noise import noise_key
 from treadle.errors import CheckpointError, ConfigError
 from treadle.policies import load_policy
@@ -21,6 +20,7 @@ from treadle.policies.prismatic.config import tiny_config
 from treadle.policies.prismatic.openvla import OpenVLA, OpenVLAConfig
 from treadle.policies.prismatic.openvla_oft import OpenVLAOFT
 from treadle.policies.prismatic.policy import PrismaticPolicy
+from treadle.policies.prismatic.sizes import make_statistics, sized_config
 from treadle.policies.sampling import Sampling
 
 

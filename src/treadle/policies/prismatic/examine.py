@@ -1,29 +1,27 @@
 """What can be said of a directory of the OpenVLA family before its weights are loaded."""
 
-import math
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from treadle.policies import checkpoint
+from treadle.policies.footprint import learn
 from treadle.policies.inspection import (
     LORA_RANK,
     CheckpointContents,
     Memory,
     Remark,
-    adapter_parts,
     count_parameters,
     count_types,
     find_not_finite,
-    full_parts,
 )
 from treadle.policies.prismatic import adapters
 from treadle.policies.prismatic.film import read_film
 from treadle.policies.prismatic.load import (
-    LORA_TARGETS,
     OWN,
     PUBLISHED,
     Directory,
@@ -97,7 +95,7 @@ def examine(
     checkpoint.check_shapes(checkpoint.shapes(policy.main_state()), stored, found.weights)
     parameters, said = count_parameters(policy), tuple(remarks(policy, found, dtype))
     dtype = dtype or found.dtype
-    memory, training = estimate(policy, dtype.itemsize)
+    memory, training = estimate(policy, dtype)
     types = _check_parts(policy, found)
     if found.adapter is not None:
         adapters.attach(policy, found.adapter, find_part(found.path, "vision_backbone") is not None)
@@ -167,28 +165,21 @@ def _not_finite(found: Directory) -> dict[str, int]:
     return {f"{path.name}: {name}": count for path in sorted(files) for name, count in find_not_finite(path).items()}
 
 
-def estimate(policy: "PrismaticPolicy", width: int) -> tuple[Memory, dict[str, dict[str, int]]]:
-    """Memory of a policy whose weights have `width` bytes each, trained with gradient checkpointing, and what that of
-    each way of fine-tuning is made of.
-
-    That keeps what lies between a sample's blocks, and all that is in the largest one. Of adapters, and of heads and
-    projectors in files of their own, each parameter has itself, its gradient and two moments in float32.
+def estimate(policy: "PrismaticPolicy", dtype: torch.dtype) -> tuple[Memory, dict[str, dict[str, int]]]:
+    """Memory of a policy on the meta device whose weights get a type, and what that of each way of fine-tuning, a sample
+    at a time with gradient checkpointing, is made of.
     """
-    count = sum(parameter.numel() for parameter in policy.parameters())
-    adapted = sum(
-        LORA_RANK * (module.weight.shape[0] + math.prod(module.weight.shape[1:]))
-        for name, module in policy.named_modules()
-        if name.partition(".")[0] in adapters.PARTS
-        and name.rpartition(".")[2] in LORA_TARGETS
-        and isinstance(module, nn.Linear | nn.Conv2d)
-    )
-    beside = sum(p.numel() for name, p in policy.named_parameters() if name.partition(".")[0] not in adapters.PARTS)
-    text = policy.language_model.config
-    tokens = sum(tower.patches for tower in policy.towers()[:1]) + policy.config.prompt_length + policy.config.tokens
-    block = tokens * (8 * text.hidden_size + 4 * text.intermediate_size)
-    sample = width * (tokens * text.hidden_size * text.num_hidden_layers + block)
-    training = {"lora": adapter_parts(count, width, adapted, beside), "full": full_parts(count, width)}
-    for parts in training.values():
-        parts["a sample's activations"] = sample
+    film = bool(policy.config.facts().get("film"))
+    policy.typed(dtype)
+    training: dict[str, dict[str, int]] = {}
+    further = 0
+    for way in ("lora", "full"):
+        trained = copy.deepcopy(policy)
+        if way == "lora":
+            trained.add_lora(LORA_RANK, vision=not film)
+        trained.freeze(vision=way == "lora" and film)
+        activations = trained.activations()
+        training[way], further = learn(trained, activations), activations.training(1, recompute=True)
     full, lora = (sum(training[way].values()) for way in ("full", "lora"))
-    return Memory(acting=width * count, full=full, lora=lora, further_sample=sample), training
+    acting = sum(parameter.numel() * parameter.element_size() for parameter in policy.parameters())
+    return Memory(acting=acting, full=full, lora=lora, further_sample=further), training

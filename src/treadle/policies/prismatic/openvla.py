@@ -13,7 +13,9 @@ from torch import Tensor
 
 from treadle.data.noise import Keys
 from treadle.errors import ConfigError
+from treadle.policies.footprint import Activations
 from treadle.policies.prismatic import action_tokens
+from treadle.policies.prismatic.activations import count_activations
 from treadle.policies.prismatic.config import PrismaticConfig, from_json, override
 from treadle.policies.prismatic.llama import Decoder, causal
 from treadle.policies.prismatic.load import Directory
@@ -58,6 +60,10 @@ class OpenVLA(PrismaticPolicy):
         # Directories of Treadle say it themselves, or are older than the fact.
         published = {} if "treadle" in found.config else {"cameras": 1}
         return override(from_json(OpenVLAConfig, found.config, found.action_dim, **published), overrides)
+
+    def activations(self) -> Activations:
+        """See `Policy.activations`."""
+        return count_activations(self, cached=True)
 
     def act(self, inputs: PrismaticInputs, sampling: Sampling, keys: Keys | None = None) -> Decision:
         """See `Policy.act`. The prefix is computed once; each token costs one more column."""

@@ -20,12 +20,15 @@ from treadle.data.noise import Keys
 from treadle.errors import ConfigError
 from treadle.policies import checkpoint
 from treadle.policies.critic import ValueHead
+from treadle.policies.footprint import Activations
 from treadle.policies.inspection import CheckpointContents
 from treadle.policies.prismatic import action_tokens, adapters
+from treadle.policies.prismatic.activations import count_activations
 from treadle.policies.prismatic.config import PrismaticConfig, tiny_config, to_json
 from treadle.policies.prismatic.examine import examine, remarks
 from treadle.policies.prismatic.llama import LeanLayer
 from treadle.policies.prismatic.load import (
+    FLOAT32,
     LORA_TARGETS,
     OWN,
     Directory,
@@ -165,6 +168,26 @@ class PrismaticPolicy(PrismaticModel):
     ) -> CheckpointContents:
         """See `Policy.examine`. Weights are looked through, one after another, and not kept."""
         return examine(cls, directory, statistics, dtype, overrides)
+
+    @classmethod
+    def outline(
+        cls, directory: Path, *, statistics: str | None = None, dtype: torch.dtype | None = None, **overrides: Any
+    ) -> Self:
+        """See `Policy.outline`. Of the weights, headers alone are read."""
+        made, found = cls.skeleton(directory, statistics, **overrides)
+        return made.typed(dtype or found.dtype)
+
+    def typed(self, dtype: torch.dtype) -> Self:
+        """This policy with parameters of a type, but for the parts that are always float32."""
+        self.to(dtype)
+        for name, module in self.named_children():
+            if name in FLOAT32:
+                module.float()
+        return self
+
+    def activations(self) -> Activations:
+        """See `Policy.activations`."""
+        return count_activations(self)
 
     @classmethod
     def conventions(cls, found: Directory, config: PrismaticConfig) -> dict[str, str]:
