@@ -91,6 +91,38 @@ def train(
     loop.train(config)
 
 
+@app.command(cls=CommandWithKeys)
+def plan(
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A name that `treadle recipes` lists, or a .toml file.", autocompletion=complete_recipe),
+    ],
+    overrides: Overrides = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Also the memory of each process, as estimated.")] = False,
+    devices: Annotated[
+        int | None, typer.Option("--devices", min=1, help="Graphics cards of a machine. Default: what is here.")
+    ] = None,
+    machines: Annotated[int, typer.Option("--machines", min=1, help="Machines with so many cards each.")] = 1,
+    device_gb: Annotated[
+        float | None,
+        typer.Option("--device-gb", min=0.1, help="GB of a card. Default: what is here; 80 where --devices is given."),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", help="Plan without the checkpoint, for OpenVLA or OpenVLA-OFT of a size: 7b, 200m."),
+    ] = None,
+    json: JsonFile = None,
+) -> None:
+    """Show the processes of a run, and the memory of each, before it starts: here, or on devices that are not here."""
+    config = load_recipe(recipe, overrides or [])
+    check_destination(json)
+    from treadle.commands.plan import plan_run, show_plan
+
+    planned = plan_run(config, memory=memory, devices=devices, machines=machines, device_gb=device_gb, size=size)
+    show_plan(Console(), planned)
+    write_result(json, planned.report())
+
+
 @app.command()
 def sft(
     recipe: Annotated[str, typer.Argument(help="A name that `treadle recipes` lists, or a .toml file.")],

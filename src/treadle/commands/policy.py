@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from treadle.commands.results import format_bytes, format_count
 from treadle.config.describe import toml_text
 from treadle.config.loading import load_recipe, recipes
 from treadle.config.schema import TrainConfig
@@ -105,7 +106,7 @@ def check_finite(contents: CheckpointContents) -> None:
 
 def show_contents(console: Console, contents: CheckpointContents, settings: Sequence[str] = ()) -> None:
     """The same for people. Nothing is cut: tables wrap, and each command is one line that can be copied."""
-    total = _count(sum(contents.parameters.values()))
+    total = format_count(sum(contents.parameters.values()))
     console.print(Text.assemble((contents.policy, "bold"), f", {total} parameters, {contents.dtype}"))
     console.print(Text(str(contents.directory), "dim"), soft_wrap=True)
     for title, body in (
@@ -141,12 +142,12 @@ def _weights(contents: CheckpointContents) -> RenderableType:
     table = _pairs()
     files = "one file" if contents.files == 1 else f"{contents.files} files"
     types = ", ".join(f"{count} {dtype}" for dtype, count in contents.types.items())
-    table.add_row("main weights", f"{types} tensors, {_bytes(contents.stored_bytes)} in {files}")
+    table.add_row("main weights", f"{types} tensors, {format_bytes(contents.stored_bytes)} in {files}")
     if contents.part_types:
         table.add_row("in own files", "\n".join(f"{file}, {dtype}" for file, dtype in contents.part_types.items()))
     if contents.adapter is not None:
         table.add_row("adapter", f"{contents.adapter}, apart from its base; merged when it is loaded to act")
-    parts = ", ".join(f"{part} {_count(count)}" for part, count in contents.parameters.items())
+    parts = ", ".join(f"{part} {format_count(count)}" for part, count in contents.parameters.items())
     table.add_row("parameters", parts)
     bad = list(contents.not_finite.items())
     if not bad:
@@ -167,12 +168,12 @@ def _memory(contents: CheckpointContents) -> RenderableType:
         table.add_column(title, justify="right", overflow="fold")
     for use in USES:
         if any(parts.get(use) for _, _, parts in ways):
-            table.add_row(use, *(_bytes(parts[use]) if parts.get(use) else "" for _, _, parts in ways))
-    table.add_row("in all", *(_bytes(size) for _, size, _ in ways), style="bold")
+            table.add_row(use, *(format_bytes(parts[use]) if parts.get(use) else "" for _, _, parts in ways))
+    table.add_row("in all", *(format_bytes(size) for _, size, _ in ways), style="bold")
     further = contents.memory_bytes.further_sample
     if further is None:
         return table
-    said = f"Each further sample of a micro-batch takes {_bytes(further)} more, with gradient checkpointing."
+    said = f"Each further sample of a micro-batch takes {format_bytes(further)} more, with gradient checkpointing."
     return Group(table, Text(said, "dim"))
 
 
@@ -194,17 +195,3 @@ def _pairs() -> Table:
     table.add_column(style="cyan", overflow="fold")
     table.add_column(overflow="fold")
     return table
-
-
-def _bytes(count: int) -> str:
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} bytes"
-
-
-def _count(parameters: int) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if parameters >= size:
-            return f"{parameters / size:.3g} {unit}"
-    return str(parameters)

@@ -47,3 +47,19 @@ def success_table(report: Mapping[str, Any]) -> Table:
 def _cells(result: Mapping[str, Any]) -> tuple[str, str, str]:
     low, high = result["ci95"]
     return f"{result['success']:.1%}", f"{low:.1%} to {high:.1%}", str(result["episodes"])
+
+
+def format_bytes(count: int) -> str:
+    """Bytes for people, with three digits."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"
+
+
+def format_count(parameters: int) -> str:
+    """A count for people, with three digits."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if parameters >= size:
+            return f"{parameters / size:.3g} {unit}"
+    return str(parameters)

@@ -166,8 +166,8 @@ def _not_finite(found: Directory) -> dict[str, int]:
 
 
 def estimate(policy: "PrismaticPolicy", dtype: torch.dtype) -> tuple[Memory, dict[str, dict[str, int]]]:
-    """Memory of a policy on the meta device whose weights get a type, and what that of each way of fine-tuning, a sample
-    at a time with gradient checkpointing, is made of.
+    """Memory of a policy on the meta device whose weights get a type, and what that of each way of fine-tuning is made
+    of: a sample at a time, with gradient checkpointing.
     """
     film = bool(policy.config.facts().get("film"))
     policy.typed(dtype)
