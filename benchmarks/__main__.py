@@ -227,5 +227,19 @@ def checkpoint(
     benchmark.run(json, size=size, kind=policy, dtype=dtype, scratch=scratch)
 
 
+@app.command("memory")
+def memory(
+    policy: Annotated[str, typer.Option(help="openvla or openvla_oft.")] = "openvla_oft",
+    size: Annotated[str, typer.Option(help="tiny, 200m or 7b, with random weights.")] = "200m",
+    scratch: Annotated[Path | None, typer.Option(help="Folder with room for it twice; it is left as it was.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Measure the memory of loading, acting and updates on the CPU, beside what `treadle plan` predicts."""
+    check_destination(json)
+    from benchmarks import memory as benchmark
+
+    benchmark.run(json, size=size, kind=policy, scratch=scratch)
+
+
 if __name__ == "__main__":
     app(prog_name="python -m benchmarks")
