@@ -228,3 +228,30 @@ def test_completion_offers_recipes_and_keys(here):
 
     assert complete_recipe("qu") == [("quickstart", "Short [and] sweet.")]
     assert [name for name, _ in complete_key("algorithm.ga")] == ["algorithm.gamma=", "algorithm.gae_lambda="]
+
+
+def test_a_plan_for_cards_that_are_not_here(here, tmp_path):
+    file = tmp_path / "plan.json"
+    arguments = ["plan", "rewarded", "simulator.slots=8", "--memory", "--size", "tiny"]
+    result = treadle(*arguments, "--devices", "2", "--device-gb", "40", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    for said in ("player 1 and rank 1", "AdamW moments", "of 40 GB", "It fits."):
+        assert said in result.output
+    found = json.loads(file.read_text())
+    assert [process["name"] for process in found["processes"]] == ["player 0 and rank 0", "player 1 and rank 1"]
+    assert found["processes"][0]["peak_train"] == sum(found["processes"][0]["train"].values())
+    assert treadle(*arguments, "--devices", "1", "--device-gb", "0.1").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--machines", "2"], "error: --machines: found 2 without --devices"),
+        (["--memory", "--size", "13b"], "error: size: '13b'; allowed: tiny, 200m, 7b"),
+        (["--memory", "policy.checkpoint=none-there"], "without a checkpoint, give a size: --size 7b"),
+    ],
+)
+def test_a_plan_that_cannot_be_made(here, arguments, said):
+    result = treadle("plan", "rewarded", *arguments)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())
