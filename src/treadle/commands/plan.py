@@ -15,7 +15,7 @@ from treadle.commands.results import format_bytes, format_count
 from treadle.config.loading import resolve_checkpoint
 from treadle.config.schema import PolicyConfig, TrainConfig
 from treadle.devices import choose_device
-from treadle.errors import ConfigError
+from treadle.errors import CheckpointError, ConfigError
 from treadle.policies.footprint import USES
 from treadle.policies.load import outline_policy, policy_class
 from treadle.policies.prismatic.policy import PrismaticPolicy
@@ -130,8 +130,8 @@ def _device_bytes(machines: Machines) -> float:
 def _outline(config: PolicyConfig) -> Policy:
     try:
         directory = resolve_checkpoint(config.checkpoint)
-    except ConfigError as error:
-        raise ConfigError(f"{error}; without a checkpoint, give a size: --size 7b") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; without a checkpoint, give a size: --size 7b") from None
     return outline_policy(directory, config)
 
 
