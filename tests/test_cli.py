@@ -232,7 +232,7 @@ def test_completion_offers_recipes_and_keys(here):
 
 def test_a_plan_for_cards_that_are_not_here(here, tmp_path):
     file = tmp_path / "plan.json"
-    arguments = ["plan", "rewarded", "simulator.slots=8", "--memory", "--size", "tiny"]
+    arguments = ["plan", "rewarded", "policy.kind=openvla_oft", "simulator.slots=8", "--memory", "--size", "tiny"]
     result = treadle(*arguments, "--devices", "2", "--device-gb", "40", "--json", str(file))
     assert result.exit_code == 0, result.output
     for said in ("player 1 and rank 1", "AdamW moments", "of 40 GB", "It fits."):
@@ -247,7 +247,7 @@ def test_a_plan_for_cards_that_are_not_here(here, tmp_path):
     ("arguments", "said"),
     [
         (["--machines", "2"], "error: --machines: found 2 without --devices"),
-        (["--memory", "--size", "13b"], "error: size: '13b'; allowed: tiny, 200m, 7b"),
+        (["--memory", "--size", "13b", "policy.kind=openvla"], "error: size: '13b'; allowed: tiny, 200m, 7b"),
         (["--memory", "policy.checkpoint=none-there"], "without a checkpoint, give a size: --size 7b"),
     ],
 )

@@ -109,7 +109,7 @@ def plan(
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option("--size", help="Plan without the checkpoint, for OpenVLA or OpenVLA-OFT of a size: 7b, 200m."),
+        typer.Option("--size", help="Plan without the checkpoint, for a policy.kind of a size: 7b, 200m."),
     ] = None,
     json: JsonFile = None,
 ) -> None:

@@ -65,7 +65,7 @@ def test_a_peak_is_what_lasts_and_the_greatest_moment() -> None:
 
 
 def planned(*overrides: str, **arguments: Any) -> Any:
-    settings = ["policy.dtype=bfloat16", "simulator.slots=32", *overrides]
+    settings = ["policy.kind=openvla_oft", "policy.dtype=bfloat16", "simulator.slots=32", *overrides]
     return plan_run(read_config(TrainConfig, None, settings), size="tiny", **arguments)
 
 

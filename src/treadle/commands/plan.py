@@ -18,8 +18,6 @@ from treadle.devices import choose_device
 from treadle.errors import CheckpointError, ConfigError
 from treadle.policies.footprint import USES
 from treadle.policies.load import outline_policy, policy_class
-from treadle.policies.prismatic.policy import PrismaticPolicy
-from treadle.policies.prismatic.sizes import outline_size
 from treadle.policies.protocol import Policy
 from treadle.runtime.build import machine_of
 from treadle.runtime.memory import TIGHT, Plan, ProcessMemory, advise
@@ -136,12 +134,10 @@ def _outline(config: PolicyConfig) -> Policy:
 
 
 def _sized(config: PolicyConfig, size: str) -> Policy:
-    kind = config.kind or "openvla_oft"
-    made = policy_class(kind)
-    if not issubclass(made, PrismaticPolicy):
-        raise ConfigError(f"--size: found {size!r} with policy.kind {kind!r}; sizes are of openvla and openvla_oft")
+    if config.kind is None:
+        raise ConfigError(f"--size: found {size!r} without policy.kind, the name of the policy; set that too")
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
-    return outline_size(made, size, dtype, **config.options)
+    return policy_class(config.kind).outline_size(size, dtype, **config.options)
 
 
 def show_plan(console: Console, planned: Planned) -> None:

@@ -157,6 +157,11 @@ class Policy(nn.Module, ABC):
         """
         return cls.load(directory, device=torch.device("cpu"), dtype=dtype, statistics=statistics, **overrides)
 
+    @classmethod
+    def outline_size(cls, size: str, dtype: torch.dtype, **overrides: Any) -> Self:
+        """The same of a size by name, without a directory. Raises ConfigError."""
+        cls._refuse("--size", f"has no size {size!r}; name a checkpoint")
+
     def activations(self) -> Activations | None:
         """The memory that a sample takes in the policy as it is now, on any device; None where that is not known."""
         return None

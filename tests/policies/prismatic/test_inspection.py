@@ -63,8 +63,8 @@ def count_trained(policy: Any) -> int:
 
 
 def test_memory_by_hand(official: Official) -> None:
-    """float32: weight, gradient and two moments. Below it a master too, 16 bytes for each parameter that is trained, and
-    for a moment a float32 copy of its gradient.
+    """float32: weight, gradient and two moments. Below it a master too, 16 bytes for each parameter that is trained,
+    and for a moment a float32 copy of its gradient.
     """
     policy = load_policy(official.directory, statistics="libero_spatial", device="cpu")
     trained = count_trained(policy)

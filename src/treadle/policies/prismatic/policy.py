@@ -40,6 +40,7 @@ from treadle.policies.prismatic.model import PrismaticInputs, PrismaticModel
 from treadle.policies.prismatic.preprocessor import PREPROCESSOR, make_preprocessor
 from treadle.policies.prismatic.prompt import TOKENIZER, build_tokenizer
 from treadle.policies.prismatic.recognition import DOUBT, Family, recognize
+from treadle.policies.prismatic.sizes import describe_size
 from treadle.policies.prismatic.statistics import select_key
 from treadle.policies.prismatic.vision import Block, Tower
 from treadle.policies.protocol import Decision, Evaluation
@@ -176,6 +177,12 @@ class PrismaticPolicy(PrismaticModel):
         """See `Policy.outline`. Of the weights, headers alone are read."""
         made, found = cls.skeleton(directory, statistics, **overrides)
         return made.typed(dtype or found.dtype)
+
+    @classmethod
+    def outline_size(cls, size: str, dtype: torch.dtype, **overrides: Any) -> Self:
+        """See `Policy.outline_size`."""
+        config, statistics, files = describe_size(cls.config_type, size, overrides)
+        return cls(config, statistics, size, files, allocate=False).typed(dtype)
 
     def typed(self, dtype: torch.dtype) -> Self:
         """This policy with parameters of a type, but for the parts that are always float32."""

@@ -2,18 +2,13 @@
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from treadle.errors import ConfigError
 from treadle.policies import checkpoint
 from treadle.policies.prismatic.config import AnyConfig, make_config, override, tiny_config
 from treadle.policies.prismatic.preprocessor import PREPROCESSOR, make_preprocessor
 from treadle.policies.prismatic.prompt import build_tokenizer
-
-if TYPE_CHECKING:
-    from treadle.policies.prismatic.policy import PrismaticPolicy
 
 DINOV2, SIGLIP = "vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"
 
@@ -74,16 +69,15 @@ def make_statistics(
     return {key: {"action": action, "proprio": numbers(proprioception_low, proprioception_high)}}
 
 
-def outline_size(made: "type[PrismaticPolicy]", size: str, dtype: torch.dtype, **facts: Any) -> "PrismaticPolicy":
-    """A policy of a size on the meta device, for its shapes and types alone; `facts` override those of its config.
-
-    Raises ConfigError for a size or a fact that is not known.
-    """
-    config = override(sized_config(made.config_type, size), facts)
+def describe_size(
+    made: type[AnyConfig], size: str, facts: dict[str, Any]
+) -> tuple[AnyConfig, dict[str, Any], dict[str, bytes]]:
+    """Config, statistics and files of a policy of a size; `facts` override those of its config. Raises ConfigError."""
+    config = override(sized_config(made, size), facts)
     action, state = [1.0] * config.action_dim, [1.0] * config.proprioception_dim
     statistics = make_statistics(size, [-x for x in action], action, [-x for x in state], state)
     with tempfile.TemporaryDirectory() as folder:
         build_tokenizer(["move"], Path(folder), TEXT_TOKENS[size])
         files = checkpoint.read_carried(Path(folder))
     files[PREPROCESSOR] = make_preprocessor(config.image_size, len(config.towers))
-    return made(config, statistics, size, files, allocate=False).typed(dtype)
+    return config, statistics, files
