@@ -74,7 +74,7 @@ def keep(held: Iterable[Held], average: bool = False) -> dict[str, int]:
     """Bytes that last through training: a trained parameter has its gradient in its own type, two moments in float32,
     and below float32 a float32 master (`MasterAdamW`).
     """
-    parts = dict.fromkeys((WEIGHTS, ADAPTERS, GRADIENTS, MASTER, MOMENTS, AVERAGE), 0)
+    parts: dict[str, int] = dict.fromkeys((WEIGHTS, ADAPTERS, GRADIENTS, MASTER, MOMENTS, AVERAGE), 0)
     for each in held:
         parts[ADAPTERS if each.adapter else WEIGHTS] += each.stored * each.width
         if each.trained:

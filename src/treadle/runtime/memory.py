@@ -152,7 +152,7 @@ def _hold(policy: Policy, rank: int = 0, parts: int = 1) -> list[Held]:
 
 def _bare(held: Iterable[Held]) -> Parts:
     """Weights alone, of a policy that is not trained here."""
-    found = dict.fromkeys((WEIGHTS, ADAPTERS), 0)
+    found: dict[str, int] = dict.fromkeys((WEIGHTS, ADAPTERS), 0)
     for each in held:
         found[ADAPTERS if each.adapter else WEIGHTS] += each.stored * each.width
     return found

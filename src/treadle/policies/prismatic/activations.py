@@ -27,7 +27,8 @@ def count_activations(policy: "PrismaticPolicy", prompt: int | None = None, cach
         prompt: tokens of the longest prompt; by default as many as there may be.
         cached: keys and values of all tokens are kept while it acts.
     """
-    config, text = policy.config, policy.language_model.config
+    config = policy.config
+    text: Any = policy.language_model.config
     width = policy.language_model.model.embed_tokens.weight.element_size()
     towers = policy.towers()
     cameras = config.cameras or 1
