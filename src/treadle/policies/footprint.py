@@ -87,10 +87,11 @@ def keep(held: Iterable[Held], average: bool = False) -> dict[str, int]:
 
 def copies(held: Iterable[Held], ranks: int = 1) -> int:
     """Bytes that an update takes for a moment, when gradients are there: below float32 the gradient in float32, for
-    the step. Ranks sum those of whole parameters in a float32 buffer, which they are copied into.
+    the step, in place of the parameter's own. Ranks sum those of whole parameters in a float32 buffer, which they are
+    copied into.
     """
     trained = [each for each in held if each.trained]
-    step = sum(each.own * 4 for each in trained if each.width < 4)
+    step = sum(each.own * 4 - each.stored * each.width for each in trained if each.width < 4)
     joined = [each for each in trained if not each.shard] if ranks > 1 else []
     return max(step, sum(each.own * (8 if each.width < 4 else 4) for each in joined))
 

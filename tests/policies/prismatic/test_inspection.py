@@ -80,9 +80,9 @@ def test_memory_by_hand(official: Official) -> None:
     half = examine_policy(official.directory, LoadingConfig(dtype="bfloat16"))
     full = half.training_bytes["full"]
     scale = sum(parameter.numel() for parameter in policy.action_scale.parameters())
-    assert full["copies of gradients at the step"] == 4 * (trained - scale)
+    assert full["copies of gradients at the step"] == 2 * (trained - scale)
     # The scale of the density stays float32.
-    assert sum(full.values()) == 2 * count + 18 * trained + scale * (2 + 2 - 8)
+    assert sum(full.values()) == 2 * count + 16 * trained + scale * (2 + 2 - 4 - 2)
     lora = half.training_bytes["lora"]
     assert sum(lora.values()) == half.memory_bytes.lora
     beside = sum(x for part, x in found.parameters.items() if part.startswith(("action", "proprio"))) - scale
