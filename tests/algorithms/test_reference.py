@@ -1,5 +1,7 @@
 """The divergence from a reference, against its definition."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,6 +40,17 @@ def test_expected_gradient_is_that_of_the_divergence(estimator) -> None:
     log_p = logits.log_softmax(0)
     (log_p.exp().detach() * estimate_kl(log_p, REFERENCE, estimator)).sum().backward()
     assert_close(logits.grad, exact)
+
+
+def test_k3_is_cut_at_10_and_does_not_pull_beyond() -> None:
+    """k3 of -15 is 3.3e6, of -2.62 is 10.12, of 12 is 11; of -2.6 and 10.9 it is still below 10."""
+    log_p = torch.tensor([-15.0, -2.62, -2.6, 10.9, 12.0], dtype=torch.float64, requires_grad=True)
+    found = estimate_kl(log_p, torch.zeros_like(log_p), "k3")
+    e, e_11 = math.exp(2.6), math.exp(-10.9)
+    assert_close(found.detach(), torch.tensor([10, 10, e - 1 - 2.6, e_11 - 1 + 10.9, 10], dtype=torch.float64))
+    found.sum().backward()
+    # d k3 / d log p = 1 - exp(-d)
+    assert_close(log_p.grad, torch.tensor([0, 0, 1 - e, 1 - e_11, 0], dtype=torch.float64))
 
 
 def test_huge_differences_stay_finite() -> None:
