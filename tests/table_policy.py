@@ -98,7 +98,7 @@ def group_rollout(policy: TablePolicy, lengths: list[int], scores: list[float], 
     """Episodes of one action per decision: slot b plays lengths[b] decisions and earns scores[b] with the last one. A
     score above 0 is a success.
     """
-    decisions, slots = max(lengths), len(lengths)
+    decisions = max(lengths)
     place = torch.arange(decisions)[:, None, None]
     last = torch.tensor(lengths)[None, :, None] - 1
     ended = place == last

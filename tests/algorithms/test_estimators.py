@@ -1,5 +1,6 @@
 """Estimators as a recipe names them, on a timeline whose numbers can be followed."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -117,6 +118,23 @@ def test_an_episode_that_is_behind_is_compared_with_when_others_were_there() -> 
     alike, to_go = (ESTIMATORS[name](x).advantages[:, :2] for name in ("rloo_alike", "rloo_to_go"))
     # While both play, and the second is behind.
     assert alike[4:12].square().mean() < to_go[4:12].square().mean() / 2
+
+
+def test_moments_alike_by_hand() -> None:
+    """Returns of 2.5 and 3, and of 2 and 4. Moments, as time and what was earned before: (0, 0) and (1, 1), and (0, 0)
+    and (1, 0). Their variances are 1/4 and 3/16, and squared widths are those times 4^(-1/3). An entry of time
+    weighs `later`, and a reward of 1 that the other does not have weighs `richer`.
+    """
+    rewards = torch.tensor([[1.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
+    zero, every = torch.zeros_like(rewards), torch.ones(2, 2, dtype=torch.bool)
+    ended = torch.tensor([[False] * 2, [True] * 2])
+    x = Timeline(rewards, zero, ended, zero, zero[0], every, torch.full((2, 2), 7), 0.5, 0.8)
+    later, richer = (math.exp(-1 / (variance * 4 ** (-1 / 3)) / 2) for variance in (1 / 4, 3 / 16))
+    wanted = [
+        [2.5 - (2 + later * 4) / (1 + later), 2 - (2.5 + later * richer * 3) / (1 + later * richer)],
+        [3 - (later * 2 + 4) / (later + 1), 4 - (later * 2.5 + richer * 3) / (later + richer)],
+    ]
+    assert_close(ESTIMATORS["rloo_alike"](x).advantages, torch.tensor(wanted, dtype=torch.float64))
 
 
 def test_moments_alike_ignore_what_was_not_played_and_who_is_alone() -> None:

@@ -199,6 +199,22 @@ def test_the_reference_is_penalised_token_by_token_and_joined_as_log_probs() -> 
         assert metrics.reference_kl.item() == pytest.approx(divergence)
 
 
+def test_the_divergence_is_of_the_policy_from_its_reference() -> None:
+    """Of k3, which tells the two directions apart: exp(-d) - 1 + d of d = 0.5 and -2, with slopes 1 - exp(-d)."""
+    new = two_actions().log_probs.clone().requires_grad_()
+    batch = replace(
+        two_actions(),
+        log_probs=new,
+        advantages=torch.tensor([0.0]),
+        reference_log_probs=new.detach() - torch.tensor([[[0.5], [-2.0]]]),
+    )
+    loss, metrics = policy_loss(batch, objective("action", TWO, reference_coefficient=0.1))
+    assert metrics.reference_kl.item() == pytest.approx((exp(-0.5) - 0.5 + exp(2) - 3) / 2)
+    assert loss.item() == pytest.approx(0.1 * metrics.reference_kl.item())
+    loss.backward()
+    assert_close(new.grad, 0.1 * torch.tensor([[[1 - exp(-0.5)], [1 - exp(2)]]]) / 2)
+
+
 def test_weights_scale_a_decision_in_every_term_and_no_metric() -> None:
     one, other = two_actions(), replace(two_actions(), advantages=torch.tensor([-1.0]))
     both = PolicyBatch(

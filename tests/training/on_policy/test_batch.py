@@ -130,6 +130,36 @@ def test_shares_of_what_is_of_use(policy: OpenVLAOFT):
     assert shares["update/dead_token_share"] == pytest.approx(1 - 15 * 2 / (42 * 3))
 
 
+def test_tokens_of_skipped_groups_are_dead_though_they_have_an_advantage(policy: OpenVLAOFT):
+    """One success of three is kept, one of two is skipped: 3 + 6 + 6 of 30 actions, with two of three tokens."""
+    rollout = grouped(policy, [True, False, False, True, False], [4, 4, 4, 7, 7])
+    config = grpo(filter={"low": 0.1, "high": 0.4})
+    samples = estimate_advantages([rollout], config)
+    assert (samples.advantages != 0).all()
+    shares = measure_shares([rollout], samples, config, torch.tensor([True, True, False]))
+    assert shares["update/filtered_group_share"] == 1 / 2
+    assert shares["update/dead_token_share"] == pytest.approx(1 - 15 * 2 / (30 * 3))
+
+
+def test_actions_without_an_advantage_are_dead():
+    """Of three actions that were played one has an advantage of 0, and a fourth was not played."""
+    rollout = hand_rollout([[6.0, 2.0], [3.0, 4.0]])
+    config = halves("action").algorithm
+    samples = estimate_advantages([rollout], config)
+    assert samples.advantages.tolist() == [[0.0, 0.0], [0.75, -1.0]]
+    assert measure_shares([rollout], samples, config, torch.tensor([True, True])) == {
+        "update/valid_share": 3 / 4,
+        "update/dead_token_share": 2 / 4,
+    }
+
+
+def test_a_truncation_ends_an_episode_for_its_length():
+    samples = estimate_advantages([hand_rollout([[1.0], [3.0]])], halves("chunk").algorithm)
+    assert samples.lengths.tolist() == [1, 2]
+    # Two episodes of 3 actions: 3 / 2 over the length.
+    assert samples.weights().tolist() == [1.5, 0.75]
+
+
 def test_a_batch_holds_all_for_the_critic_and_the_kept_groups_for_the_policy(policy: OpenVLAOFT):
     rollout = grouped(policy, SUCCESSES, SCENARIOS)
     settings, dimensions = grpo(), torch.tensor([True, True, False])

@@ -83,8 +83,8 @@ def test_trajectory_weights(weighed: bool, long: float, short: float):
 
 
 def valued(**sections: dict[str, Any]) -> list[float]:
-    """The loss's slopes by two values, which are 1 and were 0.5: of decisions of two actions with three dimensions each,
-    that earn 3 and 9. The second action of the second decision was not played.
+    """The loss's slopes by two values, which are 1 and were 0.5, of decisions of two actions with three dimensions each
+    that earn 3 and 9. The last action was not played.
     """
     policy = TablePolicy(torch.full((2, 2, 3), -1.0), torch.full((2, 1), 1.0))
     played = torch.tensor([[[True, True], [True, False]]])
@@ -103,7 +103,7 @@ def test_the_value_loss_has_its_own_entries_and_coefficient():
 
 
 def test_bounds_of_the_value_loss():
-    """Beyond an error of 4 it is linear. A value that moved by 0.5 towards its return has no slope if 0.2 is allowed."""
+    """Beyond an error of 4 it is linear. A value that moved by 0.5 towards its return, beyond 0.2, has no slope."""
     assert valued(critic={"clip": 100.0, "huber_delta": 4.0, "coefficient": 1.0}) == pytest.approx([-1.0, -2.0])
     assert valued(critic={"clip": 0.2, "huber_delta": 100.0, "coefficient": 1.0}) == [0.0, 0.0]
 
@@ -183,8 +183,8 @@ def test_weight_decay():
 
 
 def test_moments():
-    """Advantages of -2 and, as the value is 3.99 by then, of 2. Without memory the second step undoes the first. Else the
-    first moment is (0.9 * 0.1 * 2 - 0.1 * 2) / (1 - 0.81) = -0.02 / 0.19, and the second moment is 4.
+    """Advantages of -2 and, as the value is 3.99 by then, of 2. Without memory the second step undoes the first. Else
+    the first moment is (0.9 * 0.1 * 2 - 0.1 * 2) / (1 - 0.81) = -0.02 / 0.19, and the second moment is 4.
     """
     back = 0.1 * 0.02 / 0.19 / 2
     for betas, wanted in {(0.0, 0.0): 0.0, (0.9, 0.999): back - 0.1}.items():
