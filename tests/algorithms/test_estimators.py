@@ -81,6 +81,14 @@ def test_returns_to_go_are_compared_entry_by_entry_among_those_that_still_play()
     )
 
 
+def test_an_entry_of_one_scenario_is_no_entry_of_another() -> None:
+    """Whatever numbers scenarios have, such as 5 and 8 for 3 entries."""
+    plain = ESTIMATORS["rloo_to_go"](timeline()).advantages
+    for other in (7, 8, 15, 18):
+        scenarios = torch.where(SCENARIOS == 6, other, SCENARIOS)
+        assert_close(ESTIMATORS["rloo_to_go"](replace(timeline(), scenarios=scenarios)).advantages, plain)
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 6), st.lists(st.integers(0, 2), min_size=1, max_size=8), st.integers(0, 2**31))
 def test_advantages_to_go_of_a_group_sum_to_zero_in_every_entry(entries: int, groups: list[int], seed: int) -> None:

@@ -1,5 +1,6 @@
 """Masks, on hand-drawn timelines."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from treadle.algorithms.masks import (
     episode_lengths,
     flatten_actions,
     reduce_to_chunk,
+    trajectory_totals,
     trajectory_weights,
     unflatten_actions,
 )
@@ -95,6 +97,17 @@ def test_every_episode_weighs_the_same_under_trajectory_weights() -> None:
     assert_close((losses * weights[:, None])[valid].mean(), torch.tensor(3.0))
     # As the reference has it: mean(loss / (length / horizon) * mask) over the two episodes of horizon 3.
     assert_close((4 / (1 / 3) + (1 + 2 + 3) / (3 / 3)) / torch.tensor(2 * 3.0), torch.tensor(3.0))
+
+
+def test_totals_of_the_whole_batch_weigh_its_parts() -> None:
+    """Episodes of 1 and of 3 actions: alone each would get weights of 1, together 2 and 2 / 3."""
+    first, second = torch.tensor([[True, False]]), torch.tensor([[True, True], [True, False]])
+    lengths = torch.tensor([1]), torch.tensor([3, 3])
+    parts = [trajectory_totals(n, valid) for n, valid in zip(lengths, (first, second), strict=True)]
+    whole = parts[0] + parts[1]
+    assert whole.tolist() == pytest.approx([4, 2])
+    assert trajectory_weights(lengths[0], first, whole).tolist() == [2]
+    assert trajectory_weights(lengths[1], second, whole).tolist() == pytest.approx([2 / 3] * 2)
 
 
 def test_trajectory_weights_of_nothing() -> None:

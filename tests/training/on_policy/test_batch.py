@@ -153,8 +153,12 @@ def test_actions_without_an_advantage_are_dead():
     }
 
 
-def test_a_truncation_ends_an_episode_for_its_length():
-    samples = estimate_advantages([hand_rollout([[1.0], [3.0]])], halves("chunk").algorithm)
+@pytest.mark.parametrize("kind", ["truncated", "terminated"])
+def test_either_ending_ends_an_episode_for_its_length(kind: str):
+    rollout = hand_rollout([[1.0], [3.0]])
+    if kind == "terminated":
+        rollout.terminated, rollout.truncated = rollout.truncated, rollout.terminated
+    samples = estimate_advantages([rollout], halves("chunk").algorithm)
     assert samples.lengths.tolist() == [1, 2]
     # Two episodes of 3 actions: 3 / 2 over the length.
     assert samples.weights().tolist() == [1.5, 0.75]

@@ -11,6 +11,7 @@ from miniature import learning_config
 from table_policy import TablePolicy, table_rollout
 from treadle.data.batch import TensorBatch
 from treadle.data.rollout import Rollout
+from treadle.errors import DivergenceError
 from treadle.policies.critic import NoCritic
 from treadle.training.on_policy.ppo import PPO
 from update_samples import make_ppo
@@ -159,3 +160,33 @@ def test_the_loss_of_a_separate_critic_is_the_mean_over_its_minibatches():
     metrics = make_ppo(policy, config, SeeingCritic()).update([table_rollout(policy, row(2, 4))], 3)
     assert metrics["critic/loss"] == pytest.approx(5.0)
     assert metrics["critic/explained_variance"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("log_probs", "log-probs of the policy is nan"),
+        ("entropy", "entropy of the policy is nan"),
+        ("value_head.0", "values of the policy's head is nan"),
+    ],
+)
+def test_a_policy_that_says_nan_is_at_fault(name: str, said: str):
+    policy = TablePolicy(torch.full((2, 1, 1), -1.0), torch.zeros(2, 1))
+    rollout = table_rollout(policy, row(2, 4))
+    before = {key: x.clone() for key, x in policy.state_dict().items()}
+    policy.get_parameter(name).data[1] = torch.nan
+    with pytest.raises(DivergenceError, match=f"^{said}"):
+        make_ppo(policy, learning_config(algorithm={"entropy_coefficient": 0.1})).update([rollout], 3)
+    assert all(torch.equal(policy.state_dict()[key][0], x[0]) for key, x in before.items()), "no step was made"
+
+
+@pytest.mark.parametrize(("kind", "name"), [("value_head", "value_head.0"), ("privileged", "bias")])
+def test_a_gradient_of_the_critic_that_is_nan_is_named(kind: str, name: str):
+    policy, network = TablePolicy(torch.full((2, 1, 1), -1.0), torch.zeros(2, 1)), SeeingCritic()
+    critic = network if kind == "privileged" else None
+    ppo = make_ppo(policy, learning_config(critic={"kind": kind}), critic)
+    (network if critic else policy).get_parameter(name).register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(DivergenceError, match=f"^gradient of the critic, {name}, is nan"):
+        ppo.update([table_rollout(policy, row(2, 4))], 3)
+    assert not policy.value_head[0].any()
+    assert network.bias == 0
