@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from miniature import learning_config
 from table_policy import TablePolicy, table_rollout
+from treadle.algorithms.estimators import Estimate, Timeline
 from treadle.data.batch import TensorBatch
 from treadle.data.rollout import Rollout
 from treadle.errors import DivergenceError
@@ -160,6 +161,7 @@ def test_the_loss_of_a_separate_critic_is_the_mean_over_its_minibatches():
     metrics = make_ppo(policy, config, SeeingCritic()).update([table_rollout(policy, row(2, 4))], 3)
     assert metrics["critic/loss"] == pytest.approx(5.0)
     assert metrics["critic/explained_variance"] == 0
+    assert {name for name in metrics if name.startswith("time/")} == {"time/critic", "time/update"}
 
 
 @pytest.mark.parametrize(
@@ -178,6 +180,21 @@ def test_a_policy_that_says_nan_is_at_fault(name: str, said: str):
     with pytest.raises(DivergenceError, match=f"^{said}"):
         make_ppo(policy, learning_config(algorithm={"entropy_coefficient": 0.1})).update([rollout], 3)
     assert all(torch.equal(policy.state_dict()[key][0], x[0]) for key, x in before.items()), "no step was made"
+
+
+def nowhere(timeline: Timeline) -> Estimate:
+    return Estimate(timeline.rewards * torch.nan)
+
+
+def test_an_estimator_that_says_nan_is_at_fault(monkeypatch: pytest.MonkeyPatch):
+    import fakes
+
+    monkeypatch.setattr(fakes, "nowhere", nowhere, raising=False)
+    policy = TablePolicy(torch.full((2, 1, 1), -1.0), torch.zeros(2, 1))
+    ppo = make_ppo(policy, learning_config(algorithm={"estimator": "fakes:nowhere", "normalize_advantages": False}))
+    with pytest.raises(DivergenceError, match="^advantages is nan"):
+        ppo.update([table_rollout(policy, row(2, 4))], 3)
+    assert not policy.evaluated, "it is found before the first pass"
 
 
 @pytest.mark.parametrize(("kind", "name"), [("value_head", "value_head.0"), ("privileged", "bias")])
