@@ -177,7 +177,7 @@ def test_a_policy_that_says_nan_is_at_fault(name: str, said: str):
     rollout = table_rollout(policy, row(2, 4))
     before = {key: x.clone() for key, x in policy.state_dict().items()}
     policy.get_parameter(name).data[1] = torch.nan
-    with pytest.raises(DivergenceError, match=f"^{said}"):
+    with pytest.raises(DivergenceError, match=rf"^{said}"):
         make_ppo(policy, learning_config(algorithm={"entropy_coefficient": 0.1})).update([rollout], 3)
     assert all(torch.equal(policy.state_dict()[key][0], x[0]) for key, x in before.items()), "no step was made"
 
@@ -192,7 +192,7 @@ def test_an_estimator_that_says_nan_is_at_fault(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fakes, "nowhere", nowhere, raising=False)
     policy = TablePolicy(torch.full((2, 1, 1), -1.0), torch.zeros(2, 1))
     ppo = make_ppo(policy, learning_config(algorithm={"estimator": "fakes:nowhere", "normalize_advantages": False}))
-    with pytest.raises(DivergenceError, match="^advantages is nan"):
+    with pytest.raises(DivergenceError, match=r"^advantages is nan"):
         ppo.update([table_rollout(policy, row(2, 4))], 3)
     assert not policy.evaluated, "it is found before the first pass"
 
