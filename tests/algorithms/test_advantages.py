@@ -128,13 +128,13 @@ def test_everything_masked_gives_zeros() -> None:
     assert returns == [0, 0]
 
 
-@pytest.mark.parametrize("name", ["values", "last_values"])
+@pytest.mark.parametrize("name", ["values", "ended", "bootstrap_values", "valid", "last_values"])
 def test_shapes_that_would_broadcast_are_refused(name: str) -> None:
     x, ended = torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.bool)
-    values = torch.zeros(3, 1) if name == "values" else x
-    last = torch.zeros(1) if name == "last_values" else torch.zeros(2)
+    given = {"values": x, "ended": ended, "bootstrap_values": x, "last_values": torch.zeros(2), "valid": ~ended}
+    given[name] = given[name][..., :1]
     with pytest.raises(ValueError, match=f"^{name} has shape"):
-        estimate_gae(x, values, ended, x, last, ~ended, gamma=G, gae_lambda=L)
+        estimate_gae(x, **given, gamma=G, gae_lambda=L)
 
 
 class Timeline(NamedTuple):

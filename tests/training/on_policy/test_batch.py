@@ -9,6 +9,8 @@ import torch
 
 from fakes import scenario
 from miniature import SCENARIOS, SUCCESSES, grouped, learning_config, make_policy, make_rollout
+from rank_samples import complaint, on_threads
+from table_policy import TablePolicy, group_rollout
 from treadle.algorithms.estimators import Estimate, Timeline
 from treadle.config.on_policy import GRPOConfig, PPOConfig
 from treadle.config.schema import TrainConfig
@@ -192,6 +194,21 @@ def test_rollouts_of_one_update_are_normalised_together(policy: OpenVLAOFT):
     assert torch.allclose(both.advantages[both.valid], wanted, atol=1e-4)
     apart = estimate_advantages(rollouts[:1], config)
     assert not torch.allclose(both.advantages[:12], apart.advantages, atol=0.1)
+
+
+def test_order_grows_with_rollout_decision_and_slot(policy: OpenVLAOFT):
+    samples = estimate_advantages([make_rollout(policy, 3, 4, seed=seed) for seed in (1, 2)], PPOConfig())
+    assert samples.order.dtype == torch.int64
+    assert (samples.order.diff() > 0).all(), "samples are one rollout after another, and time-major"
+
+
+def test_a_pair_that_two_ranks_share_is_refused():
+    rollout = group_rollout(TablePolicy(torch.zeros(2, 1, 1)), [1, 1], [1.0, 0.0], [4, 4])
+    config = GRPOConfig(group_size=2)
+    for said in on_threads(2, lambda ranks: complaint(lambda: estimate_advantages([rollout], config, ranks))):
+        assert said.startswith("RankError: Scenario(")
+        assert "is played on ranks 0 and 1" in said
+        assert "algorithm.group_size 2 neighbouring slots" in said
 
 
 def test_skipped_groups_do_not_shift_the_normalisation(policy: OpenVLAOFT):
