@@ -15,10 +15,12 @@ from treadle.config.schema import TrainConfig
 from treadle.cores import usable_cores
 from treadle.devices import choose_device
 from treadle.errors import MemberLostError
+from treadle.policies.load import outline_policy
 from treadle.reporting.console import RunConsole
 from treadle.reporting.machine import peak_rss_mb, write_machine
 from treadle.runtime.evaluator import Evaluator
 from treadle.runtime.member import Member, Start
+from treadle.runtime.memory import Plan, describe_memory
 from treadle.runtime.placement import CPU, Machines, Placement, describe, place
 from treadle.runtime.recorder import Recorder
 from treadle.runtime.roles import Players, Trainers
@@ -102,6 +104,8 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
     def announce(placement: Placement) -> None:
         for line in describe(placement, config):
             console.message(line)
+        if placement.machines.kind != CPU or not placement.alone:
+            console.message(describe_memory(Plan(config, placement, outline_policy(base, config.policy))))
 
     with ExitStack() as opened:
         if last is not None:

@@ -198,3 +198,17 @@ def advise(plan: Plan, config: TrainConfig, placement: Placement, room: float) -
             said.append("placement.offload=true, so that optimizer state waits in host memory")
         said.append("fewer simulator.slots, or more collection.lanes: a decision is made for the slots of a lane")
     return said
+
+
+def describe_memory(plan: Plan) -> str:
+    """What every process holds at its peak, in a line for a person."""
+    parts = [
+        f"{process.place.name} "
+        + " and ".join(
+            f"{size / 1e9:.2f} GB {doing}"
+            for doing, size in zip(("playing", "training"), process.peaks, strict=True)
+            if size
+        )
+        for process in plan.processes
+    ]
+    return f"memory of tensors at the peak, predicted: {'; '.join(dict.fromkeys(parts))}"
