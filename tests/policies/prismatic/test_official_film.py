@@ -14,6 +14,7 @@ from treadle.errors import CheckpointError
 from treadle.policies import load_policy
 from treadle.policies.checkpoint import read_weights
 from treadle.policies.load import examine_policy
+from treadle.policies.prismatic.activations import _vision
 from treadle.policies.prismatic.film import read_film
 from treadle.policies.prismatic.openvla_oft import OpenVLAOFT
 from treadle.policies.protocol import Decision
@@ -108,4 +109,9 @@ def test_it_is_inspected(film: FilmFixture) -> None:
     found = examine_policy(film.directory)
     assert found.part_types[FILM_FILE] == "float32"
     assert found.descriptions["FiLM"]
+    policy = load(film.directory)
+    policy.freeze(vision=False)
+    first, size = policy.towers()[0].blocks[0], policy.towers()[0].width
+    # Modulated features are kept beside what the block keeps.
+    assert _vision(first, size, 4) == _vision(first.block, size, 4) + 4 * size
     assert not found.not_finite

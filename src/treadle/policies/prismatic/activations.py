@@ -13,6 +13,7 @@ from torch import nn
 
 from treadle.policies.footprint import Activations
 from treadle.policies.prismatic.blocks import BLOCK_BYTES
+from treadle.policies.prismatic.film import FilmBlock
 from treadle.policies.prismatic.vision import Block, ConvTower, ViT
 
 if TYPE_CHECKING:
@@ -115,8 +116,11 @@ def _maps(tower: ConvTower) -> Iterable[int]:
     return [layer.out_channels * (tower.patches << 2 * (len(layers) - 1 - i)) for i, layer in enumerate(layers)]
 
 
-def _vision(block: Block, size: int, width: int) -> int:
+def _vision(block: Block | FilmBlock, size: int, width: int) -> int:
     """Bytes that a block of a tower keeps of a patch."""
+    if isinstance(block, FilmBlock):
+        # The features that the instruction scales; scale and shift are of the image, not of a patch.
+        return _vision(block.block, size, width) + width * size
     inner = block.mlp.fc2.in_features
     # The second norm's input; queries, keys, values and what attention finds; the MLP before its GELU.
     found = width * (5 * size + inner)
@@ -137,6 +141,7 @@ def _seeing(tower: nn.Module, width: int) -> int:
     """Bytes of an image in the largest block of a tower that acts."""
     if isinstance(tower, ViT):
         first: Any = tower.blocks[0]
-        return width * (tower.patches + tower.prefix) * (3 * tower.width + 2 * first.mlp.fc2.in_features)
+        plain = first.block if isinstance(first, FilmBlock) else first
+        return width * (tower.patches + tower.prefix) * (3 * tower.width + 2 * plain.mlp.fc2.in_features)
     assert isinstance(tower, ConvTower)
     return 2 * width * max(_maps(tower))
