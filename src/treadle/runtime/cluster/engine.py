@@ -81,10 +81,6 @@ class Engine:
         self._config = config
         self._folder: Path | None = None
         self._guardian: subprocess.Popen[str] | None = None
-        self._environment = {
-            name: os.environ.get(name)
-            for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
-        }
         self._kind = kind
         if config.runtime.address is None:
             self._own: tuple[int, ...] | None = devices
