@@ -18,7 +18,7 @@ from leftovers import workers_left
 from miniature import run_config
 from treadle.config.placement import PlacementConfig, RuntimeConfig
 from treadle.config.schema import CollectionConfig, EvaluationConfig, TrainConfig
-from treadle.errors import MemberLostError
+from treadle.errors import MemberLostError, PlacementError
 from treadle.files import read_json
 from treadle.policies import load_policy
 from treadle.reporting.metrics import read_metrics
@@ -231,3 +231,9 @@ def test_nothing_outlives_a_run_that_is_killed(tmp_path: Path, checkpoint: Path)
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive, alive
     assert set(Path(tempfile.gettempdir()).glob("treadle-*")) <= folders
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path, checkpoint: Path):
+    with pytest.raises(PlacementError, match=r"runtime.address: cannot join the Ray cluster '127.0.0.1:1' .*refused"):
+        train(run(tmp_path, checkpoint, runtime=RuntimeConfig(address="127.0.0.1:1")))
+    assert not (tmp_path / "run").exists()

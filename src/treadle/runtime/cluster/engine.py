@@ -5,6 +5,7 @@ import os
 import secrets
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ from treadle.runtime.cluster.messages import Answer
 from treadle.runtime.placement import CPU, Machines, Placement, ProcessPlace
 
 _LOG_LINES = 20
+_REACH = 10.0
+"""Seconds in which a cluster must answer."""
 _POLL = 1.0
 """Seconds between looks at the machines while members are waited for."""
 _SETTINGS = {
@@ -283,8 +286,12 @@ class Engine:
 
     def _join(self, address: str) -> None:
         try:
+            # Ray itself tries for minutes.
+            host, colon, port = address.rpartition(":")
+            if colon and port.isdigit():
+                socket.create_connection((host, int(port)), timeout=_REACH).close()
             _ray().init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, _ray("exceptions").RayError) as error:
+        except (OSError, RuntimeError, _ray("exceptions").RayError) as error:
             raise PlacementError(
                 f"runtime.address: cannot join the Ray cluster {address!r} ({_first_line(error)}); start one with "
                 "`ray start --head`, or leave runtime.address out for this machine alone"
