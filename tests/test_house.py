@@ -23,7 +23,7 @@ LAYERS = [
     {"environments"},
     {"config", "algorithms"},
     {"data"},
-    {"devices", "plugins", "files"},
+    {"devices", "plugins", "files", "reading", "tables"},
     {"cores", "memory", "errors"},
 ]
 """From the top down; a module imports its own folder and what lies below."""

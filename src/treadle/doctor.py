@@ -212,13 +212,13 @@ def _simulator(name: str) -> Check:
     if missing := _needs(name):
         return Check(title, "missing", *missing, core=core)
     with subprocess.Popen(
-        [sys.executable, "-m", "treadle.commands.probe", name],
+        [sys.executable, "-P", "-m", "treadle.commands.probe", name],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     ) as process:  # fmt: skip
         try:
             out, said = process.communicate(timeout=PROBE_SECONDS)
         except subprocess.TimeoutExpired:
-            # Its workers end with it.
+            # Its workers end with it. `-P`: modules of the current folder are not imported in place of installed ones.
             process.kill()
             return Check(title, "missing", f"no answer in {PROBE_SECONDS:.0f} s", _again(name), core)
     if process.returncode == 0:

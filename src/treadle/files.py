@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     `path` is as it was.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A new file of a name that nobody knows: a link that stands in its place is never followed.
+        number, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
+        temporary = Path(name)
         try:
+            os.close(number)
             temporary.write_bytes(data)
+            temporary.chmod(0o644)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -35,16 +40,6 @@ def cannot_write(path: Path, error: Exception) -> OutputError:
 def to_json(value: Any, indent: int | None = 2) -> str:
     """JSON as the standard has it: numbers that are not finite become null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None where there is no such file. Raises OutputError where it is no JSON."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise OutputError(f"cannot read {path}: {error}; delete the file or restore it from a copy") from error
 
 
 def _finite(value: Any) -> Any:

@@ -1,7 +1,9 @@
 """Memory of the C library. Imports the standard library alone."""
 
 import ctypes
+import os
 from contextlib import suppress
+from pathlib import Path
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Options of glibc's mallopt(3): bytes from which on free memory goes back, that stay at the end of a heap, and from
@@ -25,3 +27,11 @@ def keep_freed_memory() -> None:
         tune = ctypes.CDLL(None).mallopt
         for option, size in ((_TRIM_THRESHOLD, _LARGEST), (_TOP_PAD, _HEAP), (_MMAP_THRESHOLD, _LARGEST)):
             tune(option, size)
+
+
+def available_memory() -> int:
+    """Bytes that this machine can give to programs; all that it has, where the system does not say what is taken."""
+    with suppress(OSError, ValueError, IndexError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -14,8 +14,8 @@ def import_callable(key: str, name: str, kind: str) -> Callable[..., Any]:
     """
     module_name, _, attribute = name.partition(":")
     form = f"package.module:{'Class' if kind == 'class' else kind}"
-    if not module_name or not attribute or module_name.startswith("."):
-        raise ConfigError(f"{key}: {name!r} is not of the form {form}")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise ConfigError(f"{key}: {name!r:.120} is not of the form {form}")
     try:
         module = import_module(module_name)
     except ImportError as error:

@@ -60,7 +60,7 @@ def test_a_folder_of_other_things_is_not_taken(tmp_path):
 def test_a_broken_configuration_is_said(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.json").write_text("{")
-    with pytest.raises(OutputError, match="is not a configuration"):
+    with pytest.raises(OutputError, match="not valid JSON"):
         create_run_directory(TrainConfig(name="a", output=tmp_path))
 
 

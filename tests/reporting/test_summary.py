@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -42,13 +41,18 @@ def test_suites_take_their_published_names() -> None:
     assert suite_results({"suites": {"train": result}}) == {"in_distribution": SuiteResult(0.25, 8, (0.1, 0.5))}
 
 
-def test_a_failure_leaves_the_old_summary(tmp_path: Path) -> None:
+def test_a_failure_leaves_the_old_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_summary(tmp_path, _summary())
     before = path.read_text()
-    (tmp_path / f".summary.json.{os.getpid()}").mkdir()
+
+    def fail(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OutputError, match=r"summary\.json"):
         write_summary(tmp_path, _summary())
     assert path.read_text() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
 
 
 def test_the_machine_is_described() -> None:

@@ -109,7 +109,7 @@ def test_a_damaged_trainer_file_is_named(tmp_path: Path, damage: str):
         torch.save({"iteration": 3, "path": Path("/")}, path)
     else:
         path.write_bytes(damaged[damage])
-    with pytest.raises(CheckpointError, match=r"trainer.pt: cannot be read .*; remove .*iteration-000003 to resume"):
+    with pytest.raises(CheckpointError, match=r"trainer.pt: not readable as .*; remove .*iteration-000003 to resume"):
         load_trainer(checkpoint)
 
 

@@ -68,10 +68,10 @@ def test_what_is_missing_is_named(tmp_path: Path):
         read_parts(tmp_path, 2)
     write(tmp_path)
     part_path(tmp_path, 1, 3).unlink()
-    with pytest.raises(CheckpointError, match=r"00002-of-00003.safetensors: cannot be read .*; remove"):
+    with pytest.raises(CheckpointError, match=r"00002-of-00003.safetensors: not readable as .*; remove"):
         read_parts(tmp_path, 3)
     part_path(tmp_path, 1, 3).write_bytes(b"no")
-    with pytest.raises(CheckpointError, match=r"00002-of-00003.safetensors: cannot be read .*; remove"):
+    with pytest.raises(CheckpointError, match=r"00002-of-00003.safetensors: not readable as .*; remove"):
         read_parts(tmp_path, 3)
 
 

@@ -11,6 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from treadle.config.section import MOST
+
 _PLAIN: dict[Any, str] = {
     bool: "true or false",
     int: "integer",
@@ -134,7 +136,8 @@ def _words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 def _bounds(metadata: Sequence[Any]) -> str:
     signs = ((Gt, "gt", ">"), (Ge, "ge", ">="), (Lt, "lt", "<"), (Le, "le", "<="))
-    words = [f"{sign} {getattr(b, name)}" for b in metadata for kind, name, sign in signs if isinstance(b, kind)]
+    bounds = [(sign, getattr(b, name)) for b in metadata for kind, name, sign in signs if isinstance(b, kind)]
+    words = [f"{sign} {bound}" for sign, bound in bounds if bound != MOST]
     return " " + " and ".join(words) if words else ""
 
 

@@ -19,6 +19,7 @@ from treadle.config.algorithm import AlgorithmConfig, find_algorithm
 from treadle.config.describe import Key, describe, section_class, sections, toml_text
 from treadle.config.schema import SupervisedConfig, TrainConfig
 from treadle.errors import CheckpointError, ConfigError, did_you_mean
+from treadle.reading import LONGEST_PATH, brief, check_path, check_plain, read_json, read_toml, shown
 
 Config = TypeVar("Config", bound=BaseModel)
 Table = dict[str, Any]
@@ -30,6 +31,8 @@ RECIPE_GROUP = "treadle.recipes"
 COMMANDS: dict[str, type[BaseModel]] = {"train": TrainConfig, "sft": SupervisedConfig}
 """What the recipes of each command are read into."""
 CHECKPOINTS = _PACKAGE / "checkpoints"
+_SHOWN = 120
+"""Characters of a value that an error repeats."""
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: type[Config] = TrainConfig) -> Config:
@@ -52,6 +55,8 @@ def read_config(model: type[Config], path: Path | None, overrides: Sequence[str]
     for override in overrides:
         problem = _override(data, override, keys)
         problems += [problem] if problem else []
+    check_plain(data, path or "settings", ConfigError)
+    _check_texts(data, f"{path}: " if path is not None and not overrides else "")
     _fill_sections(reader, data)
     try:
         # Strict, as JSON: no "3" or true for 3, yet arrays make tuples, text makes paths, and 1 is a number.
@@ -100,7 +105,7 @@ def recipe_files() -> dict[str, Path]:
 
 def find_recipe(name_or_path: str) -> Path:
     """The file of a recipe's name, or of a path to a `.toml` or `.json`. Raises ConfigError."""
-    path = Path(name_or_path)
+    path = check_path(name_or_path, "recipe", ConfigError)
     if path.suffix in (".toml", ".json") or len(path.parts) > 1:
         if not path.is_file():
             found = "is a folder, not a recipe file" if path.is_dir() else "does not exist"
@@ -125,7 +130,7 @@ def resolve_checkpoint(name: str) -> Path:
     packaged = checkpoints()
     if name in packaged:
         return CHECKPOINTS / name
-    path = Path(name)
+    path = check_path(name, "checkpoint", CheckpointError)
     if path.is_dir():
         return path
     found = f"{name!r} is a file, not a checkpoint folder" if path.exists() else f"no checkpoint folder {name!r}"
@@ -133,16 +138,7 @@ def resolve_checkpoint(name: str) -> Path:
 
 
 def _parse(path: Path) -> Table:
-    kind = "JSON" if path.suffix == ".json" else "TOML"
-    try:
-        text = path.read_text(encoding="utf-8")
-        data: Any = json.loads(text) if kind == "JSON" else tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not valid {kind}: not UTF-8 text, byte {error.start}") from error
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: not valid {kind}: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    data: Any = read_json(path, ConfigError) if path.suffix == ".json" else read_toml(path, ConfigError)
     if not _is_table(data):
         raise ConfigError(f"{path}: holds no table of settings")
     return data
@@ -197,9 +193,15 @@ def _value(text: str, key: Key | None) -> Any:
     if key is not None and key.optional and text == "none":
         return None
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        found = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    except (ValueError, RecursionError) as error:
+        name = "settings" if key is None else key.name
+        raise ConfigError(f"{name}: found {shown(text)}, which cannot be read: {brief(error)}") from error
+    if len(found) > 1:
+        return text
+    value = found["value"]
     # `name=2024` and `name=true` mean the text.
     return text if key is not None and key.textual and not isinstance(value, str) else value
 
@@ -223,6 +225,20 @@ def _merge(under: Table, over: Table) -> Table:
     return merged
 
 
+def _check_texts(table: Table, prefix: str = "") -> None:
+    """Raises ConfigError for keys and texts that hold what no name and no path can."""
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        for text in (key, *(value if isinstance(value, list) else [value])):  # pyright: ignore[reportUnknownVariableType]
+            if isinstance(text, str) and (len(text) > LONGEST_PATH or not text.isprintable()):
+                raise ConfigError(
+                    f"{shown(name)[1:-1]}: found {shown(text)}; allowed is text of at most {LONGEST_PATH} letters "
+                    "without control characters"
+                )
+            if _is_table(text):
+                _check_texts(text, f"{name}.")
+
+
 def _is_table(value: Any) -> TypeGuard[Table]:
     return isinstance(value, dict)
 
@@ -240,15 +256,18 @@ def _problems(model: type[BaseModel], keys: dict[str, Key], error: ValidationErr
         elif item["type"] == "missing" and place in keys:
             lines.append(f"{place}: must be given, allowed is {keys[known].type}")
         elif known in keys:
-            lines.append(f"{place}: found {toml_text(found)}, allowed is {keys[known].type}")
+            lines.append(f"{place}: found {_short(found)}, allowed is {keys[known].type}")
         elif known in names:
-            lines.append(
-                f"{place}: found {toml_text(found)}, but {place!r} is a section; its keys: {_own(known, keys)}"
-            )
+            lines.append(f"{place}: found {_short(found)}, but {place!r} is a section; its keys: {_own(known, keys)}")
         else:
-            lines.append(f"{place}: found {toml_text(found)}: {item['msg']}")
+            lines.append(f"{place}: found {_short(found)}: {item['msg']}")
     # A union reports each of its members.
     return list(dict.fromkeys(lines))
+
+
+def _short(value: Any) -> str:
+    text = toml_text(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 4]} ..."
 
 
 def _place(loc: tuple[int | str, ...], keys: dict[str, Key], names: Iterable[str]) -> tuple[str, str]:

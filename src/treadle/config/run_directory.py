@@ -1,19 +1,19 @@
 """The folder of a run: one configuration each, so that a run is resumed and never overwritten."""
 
 import fcntl
-import json
 import os
 import socket
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from treadle.config.describe import describe, toml_text
 from treadle.config.schema import RunConfig
 from treadle.errors import ConfigError, OutputError
 from treadle.files import cannot_write, write_atomically
+from treadle.reading import check_path, read_json
 
 CONFIG = "config.json"
 LOCK = ".lock"
@@ -31,22 +31,22 @@ def create_run_directory(config: RunConfig) -> Path:
         raise ConfigError(
             f"name: found {config.name!r}, allowed is the name of one folder, made inside {config.output}"
         )
-    directory = config.output / config.name
+    directory = check_path(str(config.output / config.name), "output and name", OutputError)
     path = directory / CONFIG
     try:
         directory.mkdir(parents=True, exist_ok=True)
         taken = any(path.name != LOCK for path in directory.iterdir())
-        existing = path.read_text(encoding="utf-8") if path.exists() else None
+        existing = path.exists()
     except OSError as error:
         raise OutputError(
             f"cannot write the run folder '{directory}': {error.strerror}; choose another with output=..."
         ) from error
-    if existing is None:
+    if not existing:
         if taken:
             raise OutputError(f"'{directory}' holds other files and no {CONFIG}; choose another with name=...")
         write_atomically(path, config.model_dump_json(indent=2) + "\n")
         return directory
-    if differences := _differences(path, existing, config):
+    if differences := _differences(path, config):
         raise OutputError(
             f"'{directory}' already holds another run ({'; '.join(differences)}); choose another with name=..., "
             "or resume that run by its own command"
@@ -83,11 +83,11 @@ def lock_run_directory(directory: Path) -> Generator[None, None, None]:
         file.truncate(0)
 
 
-def _differences(path: Path, existing: str, config: RunConfig, shown: int = 3) -> list[str]:
-    try:
-        there = flatten(json.loads(existing))
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise OutputError(f"'{path}' is not a configuration; choose another folder with name=...") from error
+def _differences(path: Path, config: RunConfig, shown: int = 3) -> list[str]:
+    content = read_json(path, OutputError)
+    if not isinstance(content, dict):
+        raise OutputError(f"'{path}' is not a configuration; choose another folder with name=...")
+    there = flatten(cast("dict[str, Any]", content))
     here = flatten(config.model_dump(mode="json"))
     order = [key.name for key in describe(type(config))]
     names = sorted(

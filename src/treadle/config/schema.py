@@ -17,7 +17,7 @@ class SimulatorConfig(Section):
 
     name: str = "tabletop"
     """An installed simulator (`treadle doctor` lists them) or `package.module:Class`."""
-    slots: Positive = 256
+    slots: Annotated[int, Field(gt=0, le=2**16)] = 256
     """Episodes played at the same time."""
     horizon: Positive = 80
     """Control steps after which an episode is cut."""

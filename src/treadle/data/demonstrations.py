@@ -3,6 +3,7 @@
 Shapes: T frames of an episode, N frames of all episodes, E episodes, H and W pixels, P state, A action dimensions.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from treadle.data import lerobot
 from treadle.data.lerobot_files import Info, numbers, read_info, read_tables, read_tasks, vectors, whole_numbers
 from treadle.errors import ConfigError
+from treadle.memory import available_memory
+from treadle.reading import library, path_inside
 
 
 @dataclass(slots=True)
@@ -62,6 +64,8 @@ def action_statistics(actions: NDArray[np.float32], mask: Sequence[bool] | None 
 
 _LATE = 0.5
 """Frames by which a time stamp may be off: with more it belongs to another frame of the video."""
+_LONGEST = 10**7
+"""Seconds of a video."""
 _RATE_TOLERANCE = 0.05
 """Of a video's frame rate. Joined files have an average that is not whole."""
 
@@ -161,7 +165,11 @@ def _read_episodes(directory: Path, info: Info, keys: Sequence[str]) -> list[_Ep
             starts = numbers(table, f"videos/{key}/from_timestamp", path)
             for place, chunk, file, start in zip(places, chunks, files, starts, strict=True):
                 name = info.video_path.format(video_key=key, chunk_index=int(chunk), file_index=int(file))
-                place[key] = directory / name, round(float(start) * info.fps)
+                if not 0 <= start <= _LONGEST:
+                    raise ConfigError(
+                        f"{path}: column 'videos/{key}/from_timestamp' is {start:g}; allowed: 0 to {_LONGEST}"
+                    )
+                place[key] = path_inside(directory, name, f"{path}: videos/{key}", ConfigError), round(start * info.fps)
         named = {x: table[x].to_pylist() if x in table.column_names else None for x in ("success", "scenario")}
         success, scenario = (values or [None] * len(lengths) for values in named.values())
         numbered = whole_numbers(table, "episode_index", path).tolist()
@@ -222,7 +230,13 @@ def _said(values: Sequence[Any], kind: type, name: str, directory: Path) -> list
 def _read_frames(directory: Path, info: Info, keys: Sequence[str], episodes: Sequence[_Episode]) -> NDArray[np.uint8]:
     """Frames [N, cameras, H, W, 3]; the frame at position i of a file is shown at i / fps."""
     count = sum(episode.length for episode in episodes)
-    frames = np.empty((count, len(keys), *info.cameras[keys[0]], 3), np.uint8)
+    shape = (count, len(keys), *info.cameras[keys[0]], 3)
+    if (wanted := math.prod(shape)) > (free := available_memory()):
+        raise ConfigError(
+            f"{directory}: its frames are {wanted / 1e9:.1f} GB, and this machine has {free / 1e9:.1f} GB of memory "
+            "free; use fewer episodes or cameras, or smaller frames"
+        )
+    frames = np.empty(shape, np.uint8)
     for camera, key in enumerate(keys):
         rows_of_file: dict[Path, dict[int, int]] = {}
         for episode in episodes:
@@ -239,7 +253,7 @@ def _read_frames(directory: Path, info: Info, keys: Sequence[str], episodes: Seq
 def _decode_into(frames: NDArray[np.uint8], path: Path, rows: dict[int, int], fps: int) -> None:
     """Put the frames of a file into `frames` [N, H, W, 3], where `rows` maps positions in the file to rows."""
     last, position = max(rows), -1
-    try:
+    with library(path, ConfigError, "a video"):
         rate = lerobot.video_rate(path)
         if rate is not None and abs(rate / fps - 1) > _RATE_TOLERANCE:
             raise ConfigError(f"{path} has {rate:g} frames a second, {lerobot.INFO} declares fps {fps}")
@@ -252,6 +266,4 @@ def _decode_into(frames: NDArray[np.uint8], path: Path, rows: dict[int, int], fp
                 frames[rows[position]] = pixels
             if position == last:
                 return
-    except FFmpegError as error:
-        raise ConfigError(f"{path} cannot be decoded: {error}") from error
     raise ConfigError(f"{path} holds {position + 1} frames, its episodes need {last + 1}; the file is incomplete")

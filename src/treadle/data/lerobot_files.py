@@ -6,8 +6,8 @@
 Shapes: N rows, D numbers of a feature, H and W pixels.
 """
 
-import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,13 @@ from numpy.typing import NDArray
 
 from treadle.data import lerobot
 from treadle.errors import ConfigError
+from treadle.reading import library, path_inside, read_json, shown
+
+_FASTEST = 1000
+"""Frames a second."""
+_LARGEST = 2**20
+"""Of the sides of a shape."""
+_MOST_ROWS = 10**8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +47,22 @@ def read_info(directory: Path) -> Info:
     path = directory / lerobot.INFO
     if not path.is_file():
         raise ConfigError(f"{directory} is no LeRobot dataset: it has no {lerobot.INFO}")
-    try:
-        info: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no JSON: {error}") from error
+    info: Any = read_json(path, ConfigError)
     if not _is_table(info):
         raise ConfigError(f"{path}: holds {type(info).__name__}, not a table of keys")
     version = info.get("codebase_version")
     if version != lerobot.VERSION:
         raise ConfigError(
-            f"{directory}: codebase_version is {version!r}, Treadle reads {lerobot.VERSION!r}; LeRobot's "
+            f"{path}: codebase_version is {version!r:.120}, Treadle reads {lerobot.VERSION!r}; LeRobot's "
             "convert_dataset_v21_to_v30 converts older ones"
         )
     fps, features, video_path = info.get("fps"), info.get("features"), info.get("video_path")
-    if not isinstance(fps, int | float) or isinstance(fps, bool) or not fps > 0 or fps != round(fps):
-        raise ConfigError(f"{path}: fps is {fps!r}; it must be a whole number above 0")
+    if not isinstance(fps, int | float) or isinstance(fps, bool) or not 0 < fps <= _FASTEST or fps % 1:
+        raise ConfigError(f"{path}: fps is {fps!r:.120}; it must be a whole number above 0, of {_FASTEST} at most")
     if not _is_table(features) or not all(_is_table(feature) for feature in features.values()):
-        raise ConfigError(f"{path}: features is no table of features, each with dtype and shape; found {features!r}")
+        raise ConfigError(
+            f"{path}: features is no table of features, each with dtype and shape; found {shown(features)}"
+        )
     if "action" not in features:
         raise ConfigError(f"{path}: no feature 'action' among {', '.join(sorted(features))}; there is nothing to learn")
     cameras = {key: feature for key, feature in features.items() if feature.get("dtype") == "video"}
@@ -67,12 +73,14 @@ def read_info(directory: Path) -> Info:
             + (f", and {', '.join(stored)} are stored as images; LeRobot converts them" if stored else "")
         )
     if not isinstance(video_path, str):
-        raise ConfigError(f"{path}: video_path is {video_path!r}; it must be a text such as {lerobot.VIDEO!r}")
-    try:
-        video_path.format(video_key="", chunk_index=0, file_index=0)
-    except (KeyError, IndexError, ValueError) as error:
-        raise ConfigError(f"{path}: video_path {video_path!r} cannot be filled in; write {lerobot.VIDEO!r}") from error
+        raise ConfigError(f"{path}: video_path is {video_path!r:.120}; it must be a text such as {lerobot.VIDEO!r}")
+    rest = re.sub(r"\{video_key\}|\{(chunk|file)_index(:0?\d{1,2}d?)?\}", "", video_path)
+    if "{" in rest or "}" in rest:
+        raise ConfigError(f"{path}: video_path {video_path!r:.120} cannot be filled in; write {lerobot.VIDEO!r}")
+    path_inside(directory, rest or "x", f"{path}: video_path", ConfigError)
     vectors = [key for key in ("action", "observation.state") if key in features]
+    for key in features:
+        path_inside(directory, key, f"{path}: features", ConfigError)
     return Info(
         fps=round(fps),
         vectors={key: _vector_size(path, key, features[key]) for key in vectors},
@@ -163,12 +171,12 @@ def _cast(values: Any, kind: Any, name: str, path: Path, wanted: str) -> NDArray
 def _read(path: Path, directory: Path) -> Any:
     if not path.is_file():
         raise ConfigError(f"{directory}: {path.relative_to(directory)} is missing; the dataset is incomplete")
-    try:
+    with library(path, ConfigError, "parquet"):
         file = pq.ParquetFile(path)
+        if file.metadata.num_rows > _MOST_ROWS:
+            raise ConfigError(f"{path}: {file.metadata.num_rows} rows; a file of a dataset has at most {_MOST_ROWS}")
         names: Iterable[str] = file.schema_arrow.names
         return file.read([name for name in names if not name.startswith("stats/")])
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as parquet: {error}") from error
 
 
 def _is_table(value: Any) -> TypeGuard[dict[str, Any]]:
@@ -177,8 +185,11 @@ def _is_table(value: Any) -> TypeGuard[dict[str, Any]]:
 
 def _shape(path: Path, key: str, feature: dict[str, Any]) -> list[int]:
     shape: Any = feature.get("shape")
-    if not isinstance(shape, list) or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ConfigError(f"{path}: features[{key!r}] has shape {shape!r}; it must be a list of whole numbers above 0")
+    if not isinstance(shape, list) or not all(type(size) is int and 0 < size <= _LARGEST for size in shape):
+        raise ConfigError(
+            f"{path}: features[{key!r}] has shape {shape!r:.120}; it must be a list of whole numbers above 0, of "
+            f"{_LARGEST} at most"
+        )
     return shape
 
 
@@ -201,6 +212,6 @@ def _frame_size(path: Path, key: str, feature: dict[str, Any]) -> tuple[int, int
         if shape[0] == 3:
             return shape[1], shape[2]
     raise ConfigError(
-        f"{path}: features[{key!r}] has shape {shape} with names {names!r}; Treadle reads videos of colour, "
+        f"{path}: features[{key!r}] has shape {shape} with names {names!r:.120}; Treadle reads videos of colour, "
         "[height, width, 3] or [3, height, width]; remove the feature from the dataset if it is of another kind"
     )

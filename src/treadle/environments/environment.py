@@ -5,7 +5,6 @@ import json
 import os
 import re
 import sys
-import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -17,6 +16,7 @@ from typing import Any
 
 from treadle.environments.interpreter import Interpreter
 from treadle.errors import SimulatorError, did_you_mean
+from treadle.reading import read_json, read_toml
 
 STAMP = "treadle.json"
 """Written into an environment once it is whole."""
@@ -82,9 +82,10 @@ class Environment:
     def stamp(self) -> dict[str, Any] | None:
         """What its installation left: `variables` and `setup`; None where it is missing or only half made."""
         try:
-            return json.loads((self.path / STAMP).read_text()) if self.executable.exists() else None
-        except (OSError, ValueError):
+            found = read_json(self.path / STAMP, SimulatorError) if self.executable.exists() else None
+        except SimulatorError:
             return None
+        return found if isinstance(found, dict) else None
 
     def missing_assets(self) -> list[Path]:
         """Files that its simulator needs and that are not there, as far as it can tell."""
@@ -128,9 +129,9 @@ def find_environment(name: str, target: str) -> Environment | None:
 def read_environment(name: str, package: str, file: Path) -> Environment:
     """Read an `environment.toml`. Raises SimulatorError naming the file and the key."""
     try:
-        found = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SimulatorError(f"{file}: {error}; mend the file") from error
+        found = read_toml(file, SimulatorError)
+    except SimulatorError as error:
+        raise SimulatorError(f"{error}; mend the file") from error
     for key in found:
         if key not in _KEYS:
             raise SimulatorError(f"{file}: unknown key {key!r}{did_you_mean(key, _KEYS)}; keys: {', '.join(_KEYS)}")

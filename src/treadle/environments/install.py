@@ -89,7 +89,7 @@ def _make(environment: Environment, progress: Progress) -> None:
     progress(f"making a virtual environment with {python}")
     what = f"cannot make the environment of {environment.name!r}"
     hint = "; on Debian the module venv is in the package python3-venv"
-    _run([python, "-m", "venv", str(environment.path)], environment, progress, what, hint=hint)
+    _run([python, "-P", "-m", "venv", str(environment.path)], environment, progress, what, hint=hint)
     pip = [str(environment.executable), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     # A module is compiled when it is first imported; of what a simulator brings most never is.
     pip += ["--no-compile", "--progress-bar", "off", *(["--no-deps"] if environment.no_deps else [])]

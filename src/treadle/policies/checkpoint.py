@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from treadle import reading
 from treadle.errors import CheckpointError, OutputError
 from treadle.policies.tensors import Stored, missing, read_headers, read_tensors, wrapped
 
@@ -45,12 +46,9 @@ SHARD_BYTES = 5 * 1024**3
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError where it is missing or anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise missing(path) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    if not path.exists():
+        raise missing(path)
+    content = reading.read_json(path, CheckpointError)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not an object")
     return content
@@ -60,7 +58,7 @@ def read_carried(directory: Path) -> dict[str, bytes]:
     """The files to write back unchanged, by name."""
     names = [name for name in CARRIED if (directory / name).is_file()]
     names += sorted(path.name for path in directory.glob("*.py"))
-    return {name: (directory / name).read_bytes() for name in names}
+    return {name: reading.read_bytes(directory / name, CheckpointError) for name in names}
 
 
 def named_policy(config: Mapping[str, Any], source: Path) -> str | None:
@@ -68,7 +66,7 @@ def named_policy(config: Mapping[str, Any], source: Path) -> str | None:
     facts = config.get("treadle", {})
     if not isinstance(facts, dict) or not isinstance(facts.get("policy"), str | None):
         raise CheckpointError(
-            f"{source}: treadle: found {json.dumps(facts)}; allowed: an object whose policy is a name"
+            f"{source}: treadle: found {reading.shown(facts)}; allowed: an object whose policy is a name"
         )
     return facts.get("policy")
 
@@ -110,11 +108,13 @@ def read_layout(directory: Path) -> dict[str, Stored]:
 
 def _read_shards(index: Path) -> dict[str, Stored]:
     placed = read_json(index).get("weight_map")
-    if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
-        raise CheckpointError(f"{index}: no weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise CheckpointError(f"{index}: weight_map: found {reading.shown(placed)}; allowed: the file of each tensor")
+    for tensor, file in placed.items():
+        reading.path_inside(index.parent, file, f"{index}: weight_map.{tensor[:80]}", CheckpointError)
     tensors: dict[str, Stored] = {}
     for name in sorted(set(placed.values())):
-        found = read_headers(index.parent / name)
+        found = read_headers(reading.path_inside(index.parent, name, f"{index}: weight_map", CheckpointError), name)
         expected = {key for key, file in placed.items() if file == name}
         if expected != found.keys():
             raise CheckpointError(
@@ -242,7 +242,7 @@ def _replace(temporary: Path, directory: Path) -> None:
 
 def _below(folder: Path, name: str) -> Path:
     path = folder / name
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
@@ -256,7 +256,7 @@ def _write_tensors(
     metadata = {"format": "pt"}
     for name in sorted(set(placed.values())):
         shard = {key: tensor for key, tensor in state.items() if placed[key] == name}
-        save_file(_exported(shard, export), file.with_name(name), metadata)
+        save_file(_exported(shard, export), _below(file.parent, name), metadata)
     if set(placed.values()) != {file.name}:
         total = sum(tensor.nbytes for tensor in state.values())
         content = {"metadata": {"total_size": total}, "weight_map": dict(placed)}

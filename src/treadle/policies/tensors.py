@@ -1,6 +1,5 @@
 """Files of tensors: safetensors and torch state dicts, what may be in them, and how wrappers name what they hold."""
 
-import pickle
 import re
 import zipfile
 from collections import Counter
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from treadle.errors import CheckpointError
+from treadle.reading import library
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Types that weights may have, by their names in safetensors files."""
@@ -30,7 +30,7 @@ class Stored:
     """A tensor in a safetensors file."""
 
     file: str
-    """The file's name."""
+    """The file's path in its directory."""
     name: str
     """Its name there, with what wrappers left in front."""
     shape: tuple[int, ...]
@@ -49,12 +49,15 @@ class Stored:
         return self.numbers * (int(bits[0]) if bits else 8) // 8
 
 
-def read_headers(path: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file, from its header. Raises CheckpointError where it is missing or corrupt."""
+def read_headers(path: Path, name: str | None = None) -> dict[str, Stored]:
+    """The tensors of a safetensors file, from its header. `name` is the file's in its checkpoint, by default the last
+    part of the path. Raises CheckpointError where it is missing or corrupt.
+    """
     with _opened(path) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
         return {
-            name: Stored(path.name, name, tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
+            key: Stored(name or path.name, key, tuple(part.get_shape()), part.get_dtype())
+            for key, part in slices.items()
         }
 
 
@@ -85,16 +88,34 @@ def read_torch(path: Path) -> dict[str, Tensor]:
 
     Raises CheckpointError where it is corrupt or holds anything else.
     """
-    try:
-        # A file of torch's format of old would be read before its content is checked.
-        if not zipfile.is_zipfile(path):
-            raise CheckpointError(f"{path}: not readable as a torch state dict: not a zip file")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: not readable as a torch state dict: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    state = load_plain(path, mmap=True)
+    if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict of tensors alone")
+    size = path.stat().st_size
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: {name!s:.80}: found a {type(value).__name__}; allowed: tensors alone")
+        # A tensor that repeats a few numbers would become huge as soon as it is copied.
+        if value.layout != torch.strided or value.numel() * value.element_size() > size:
+            raise CheckpointError(f"{path}: {name}: {list(value.shape)} numbers are not in a file of {size} bytes")
     return state
+
+
+def load_plain(path: Path, *, mmap: bool = False, advice: str = "") -> Any:
+    """What `torch.save` wrote to a file; tensors and plain data alone are unpickled. `advice` ends an error.
+
+    Raises CheckpointError where it is corrupt or holds anything else.
+    """
+    with library(path, CheckpointError, "a file of tensors", advice):
+        # A file of torch's format of old would be read before its content is checked.
+        if not path.is_file() or not zipfile.is_zipfile(path):
+            reason = f"cut short or of another kind, {path.stat().st_size} bytes"
+            raise CheckpointError(f"{path}: not readable as a file of tensors: {reason}{advice}")
+        with zipfile.ZipFile(path) as archive:
+            packed = sum(entry.file_size for entry in archive.infolist())
+        if packed > path.stat().st_size:
+            raise CheckpointError(f"{path}: compressed; torch.save writes files that are not{advice}")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def check_types(path: Path, tensors: Mapping[str, Stored | Tensor]) -> None:
@@ -137,7 +158,5 @@ def missing(path: Path) -> CheckpointError:
 def _opened(path: Path) -> Any:
     if not path.is_file():
         raise missing(path)
-    try:
+    with library(f"{path} ({path.stat().st_size} bytes)", CheckpointError, "safetensors"):
         return safe_open(path, framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: corrupt or cut off ({path.stat().st_size} bytes): {error}") from error

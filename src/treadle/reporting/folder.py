@@ -2,14 +2,94 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from treadle.config.section import Natural, NonNegative, Share
 from treadle.errors import OutputError
-from treadle.files import read_json
+from treadle.reading import read_json
 from treadle.reporting.machine import MACHINE_FILE
 from treadle.reporting.metrics import METRICS_FILE, read_metrics
 from treadle.reporting.summary import SUMMARY_FILE
-from treadle.reporting.timeline import TRACE_FILE
+from treadle.reporting.timeline import ROLES, TRACE_FILE
+from treadle.tables import LooseTable, read_table
+
+Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
+
+
+class _Setting(LooseTable):
+    """Success on a suite, or on a setting of it."""
+
+    success: Share
+    episodes: Natural
+    ci95: Interval
+
+
+class _Suite(_Setting):
+    settings: dict[str, _Setting] = {}
+
+
+class _Evaluation(LooseTable):
+    suites: dict[str, _Suite]
+    seconds: NonNegative = 0.0
+
+
+class _Config(LooseTable):
+    name: str = ""
+    iterations: Natural = 0
+    seed: int | None = None
+
+
+class _Film(LooseTable):
+    file: str
+    success: bool
+    length: Natural
+
+
+class _Scene(LooseTable):
+    scenario: str
+    instruction: str
+    base: _Film | None = None
+    final: _Film | None = None
+
+
+class _Scenes(LooseTable):
+    videos: list[_Scene]
+
+
+class _Summary(LooseTable):
+    base: dict[str, _Setting] = {}
+    final: dict[str, _Setting] = {}
+    seconds: dict[str, NonNegative] = {}
+    peak_rss_mb: float | None = None
+    env_steps: Natural | None = None
+    control_steps_per_second: float | None = None
+    versions: dict[str, str] = {}
+    seed: int | None = None
+
+
+class _Machine(LooseTable):
+    versions: dict[str, str] = {}
+
+
+class _Arguments(LooseTable):
+    iteration: Natural = 0
+    lanes: list[Natural] = []
+
+
+class _Event(LooseTable):
+    ph: str
+    name: str = ""
+    ts: Annotated[float, Field(ge=0, le=1e18)] = 0.0
+    dur: Annotated[float, Field(ge=0, le=1e18)] = 0.0
+    pid: Annotated[int, Field(ge=0, lt=len(ROLES))] = 0
+    tid: Natural = 0
+    args: _Arguments = _Arguments()
+
+
+class _Trace(LooseTable):
+    traceEvents: list[_Event]  # noqa: N815 - Chrome's word
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +132,7 @@ def read_run(run_dir: Path) -> RunFolder:
     """Read the folder of a run. Raises OutputError where it is none, or a file of it cannot be read."""
     if not run_dir.is_dir():
         raise OutputError(f"{run_dir}: no such folder; give the folder of a run, as in runs/quickstart")
-    config = read_json(run_dir / "config.json")
+    config = _read(run_dir / "config.json", _Config)
     has_metrics = (run_dir / METRICS_FILE).exists()
     if config is None and not has_metrics:
         raise OutputError(
@@ -63,10 +143,34 @@ def read_run(run_dir: Path) -> RunFolder:
         path=run_dir,
         config=config or {},
         metrics=read_metrics(run_dir) if has_metrics else [],
-        base=read_json(run_dir / "evaluation" / "base.json"),
-        final=read_json(run_dir / "evaluation" / "final.json"),
-        videos=read_json(run_dir / "videos" / "videos.json") or [],
-        summary=read_json(run_dir / SUMMARY_FILE),
-        machine=read_json(run_dir / MACHINE_FILE),
-        trace=read_json(run_dir / TRACE_FILE),
+        base=read_evaluation(run_dir, "base"),
+        final=read_evaluation(run_dir, "final"),
+        videos=read_videos(run_dir),
+        summary=_read(run_dir / SUMMARY_FILE, _Summary),
+        machine=_read(run_dir / MACHINE_FILE, _Machine),
+        trace=_read(run_dir / TRACE_FILE, _Trace),
     )
+
+
+def read_evaluation(run_dir: Path, name: str) -> dict[str, Any] | None:
+    """An evaluation of a run, None where there is none. Raises OutputError."""
+    return _read(run_dir / "evaluation" / f"{name}.json", _Evaluation)
+
+
+def read_videos(run_dir: Path) -> list[dict[str, Any]]:
+    """What the films of a run show; empty where there is none. Raises OutputError."""
+    path = run_dir / "videos" / "videos.json"
+    if not path.exists():
+        return []
+    found = read_json(path, OutputError)
+    read_table(_Scenes, {"videos": found}, path, error=OutputError)
+    return found
+
+
+def _read(path: Path, table: type[LooseTable]) -> dict[str, Any] | None:
+    """The object of a file, which has what the report reads of it; None where there is no such file."""
+    if not path.exists():
+        return None
+    found = read_json(path, OutputError)
+    read_table(table, found, path, error=OutputError)
+    return found

@@ -1,6 +1,5 @@
 """The numbers of each iteration: JSON lines for programs, TensorBoard for people."""
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from treadle.errors import OutputError
 from treadle.files import cannot_write, to_json, write_atomically
+from treadle.reading import parse_json, read_bytes
 
 # The generated modules build their classes at import, where a type checker cannot see them.
 _event = cast("Any", event_pb2)
@@ -83,29 +83,37 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     Raises OutputError where there is no metrics file, or a line of it is not JSON.
     """
     path = run_dir / METRICS_FILE
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except FileNotFoundError as error:
+    if not path.exists():
         raise OutputError(
             f"{path}: no metrics here; give the folder of a run, which holds {METRICS_FILE} after its first iteration"
-        ) from error
-    except OSError as error:
-        raise OutputError(f"cannot read {path}: {error.strerror}") from error
+        )
+    lines = read_bytes(path, OutputError, most=2**32).decode("utf-8", errors="replace").split("\n")
     rows: list[dict[str, float]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = {key: math.nan if value is None else float(value) for key, value in json.loads(line).items()}
-            _ = row["iteration"]
-            rows.append(row)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            rows.append(_row(parse_json(line, path, OutputError)))
+        except (OutputError, ValueError) as error:
             if number == len(lines):
                 break
             raise OutputError(
                 f"{path}, line {number}: not a JSON object of numbers with an 'iteration'; mend or delete the line"
             ) from error
     return rows
+
+
+def _row(found: Any) -> dict[str, float]:
+    """The numbers of a line. Raises ValueError for anything else."""
+    if not isinstance(found, dict) or not all(
+        value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        for value in cast("dict[str, Any]", found).values()
+    ):
+        raise ValueError("not an object of numbers")
+    row = {key: math.nan if value is None else float(value) for key, value in cast("dict[str, Any]", found).items()}
+    if not (0 <= row.get("iteration", math.nan) < 2**53 and row["iteration"] % 1 == 0):
+        raise ValueError("no iteration")
+    return row
 
 
 def _plain(value: float) -> float:

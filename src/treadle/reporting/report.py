@@ -11,7 +11,9 @@ from typing import Any
 
 from treadle.config.run_directory import flatten
 from treadle.config.schema import TrainConfig
+from treadle.errors import OutputError
 from treadle.files import to_json, write_atomically
+from treadle.reading import check_path, read_bytes
 from treadle.reporting.curves import health_curves, idle_table, learning_curves, metrics_table, role_bar
 from treadle.reporting.evaluation_table import evaluation_table, interval, percent
 from treadle.reporting.folder import RunFolder, read_run
@@ -62,7 +64,7 @@ def reproduce_command(run: RunFolder) -> str:
 
 def _status(run: RunFolder) -> str:
     planned = run.config.get("iterations")
-    of_planned = f" of {planned}" if planned else ""
+    of_planned = f" of {escape(str(planned))}" if planned else ""
     if run.summary is not None and run.final is not None:
         return f'<span class="pill done">finished</span> {run.iterations}{of_planned} iterations'
     waits = [text for text, there in (("final evaluation", run.final), ("summary", run.summary)) if there is None]
@@ -128,12 +130,13 @@ def _film(run: RunFolder, label: str, film: Mapping[str, Any] | None) -> str:
     if film is None:
         return f'<div><span class="outcome">{label}</span>{_missing("Not filmed yet.")}</div>'
     outcome, kind = ("success", "good") if film["success"] else ("failure", "bad")
-    caption = f'<span class="outcome"><b>{label}</b> <i class="{kind}">{outcome}</i> {film["length"]} steps</span>'
+    length = escape(str(film["length"]))
+    caption = f'<span class="outcome"><b>{label}</b> <i class="{kind}">{outcome}</i> {length} steps</span>'
     # Only the name counts: a file outside the run's videos is never read.
-    path = run.path / "videos" / Path(str(film["file"])).name
-    if not path.is_file():
+    path = run.path / "videos" / check_path(Path(film["file"]).name, "videos.json: file", OutputError)
+    if path.is_symlink() or not path.is_file():
         return f"<div>{_missing(f'{path.name} is missing.')}{caption}</div>"
-    data = base64.b64encode(path.read_bytes()).decode()
+    data = base64.b64encode(read_bytes(path, OutputError)).decode()
     video = f'<video src="data:video/mp4;base64,{data}" autoplay loop muted playsinline controls></video>'
     return f"<div>{video}{caption}</div>"
 

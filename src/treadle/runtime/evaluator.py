@@ -6,8 +6,9 @@ from typing import Any
 
 from treadle.config.schema import TrainConfig
 from treadle.evaluation.evaluate import manifest, summarize_suite
-from treadle.files import read_json, to_json, write_atomically
+from treadle.files import to_json, write_atomically
 from treadle.reporting.console import RunConsole
+from treadle.reporting.folder import read_videos
 from treadle.reporting.video import write_video
 from treadle.runtime.roles import Players
 
@@ -58,7 +59,8 @@ class Evaluator:
         folder = self._directory / "videos"
         folder.mkdir(exist_ok=True)
         index = folder / "videos.json"
-        entries: list[dict[str, Any]] = read_json(index) or [{"index": i} for i in range(len(films))]
+        entries: list[dict[str, Any]] = read_videos(self._directory)
+        entries += [{"index": i} for i in range(len(entries), len(films))]
         for i, (result, frames) in enumerate(films):
             write_video(folder / f"{name}-{i}.mp4", frames, self._players.control_hz)
             entries[i] |= {"scenario": result.scenario.id, "instruction": result.scenario.instruction}

@@ -12,8 +12,8 @@ from typing import Any, Self
 from treadle.config.schema import TrainConfig
 from treadle.data.span import Span
 from treadle.data.step import EpisodeResult
-from treadle.files import read_json
 from treadle.reporting.console import RunConsole
+from treadle.reporting.folder import read_evaluation
 from treadle.reporting.log import RunLog
 from treadle.reporting.machine import versions
 from treadle.reporting.metrics import METRICS_FILE, MetricsWriter
@@ -113,7 +113,7 @@ class Recorder:
 
     def finish(self, peak_rss_mb: float) -> None:
         """Write summary and report, from the evaluations in the run's folder; the run held so much memory at most."""
-        base, trained = (read_json(self.directory / "evaluation" / f"{name}.json") for name in ("base", "final"))
+        base, trained = (read_evaluation(self.directory, name) or {} for name in ("base", "final"))
         summary = RunSummary(
             base=suite_results(base),
             final=suite_results(trained),

@@ -34,7 +34,10 @@ def find_simulator(name: str) -> tuple[str, dict[str, str]]:
         return installed[name].value, {}
     family, _, identity = name.partition(":")
     if identity and family in installed:
-        return installed[family].value, {"id": identity}
+        target = installed[family].value
+        if "id" not in inspect.signature(import_callable("simulator.name", target, "class")).parameters:
+            raise ConfigError(f"simulator.name: {name!r:.120}: {family!r} takes no id behind a colon; write {family}")
+        return target, {"id": identity}
     if not identity:
         raise ConfigError(
             f"simulator.name: unknown simulator {name!r}{did_you_mean(name, installed)}; "

@@ -6,23 +6,25 @@ torch's distributed checkpoint, because reading one runs whatever its pickled me
 no deadline that names a rank.
 """
 
-import pickle
 import shutil
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from treadle.config.section import Natural, NonNegative
 from treadle.errors import CheckpointError, OutputError
 from treadle.policies.protocol import Policy
+from treadle.policies.tensors import load_plain
+from treadle.tables import LooseTable, read_table
 from treadle.training.parts import join_state, map_tensors, part_path, read_parts, split_state, write_part
 from treadle.training.ranks import ALONE, Ranks
 from treadle.training.saving import savable
@@ -187,16 +189,32 @@ def load_trainer(checkpoint: Path) -> dict[str, Any]:
         CheckpointError: A file is missing or corrupt.
     """
     path = checkpoint / TRAINER
-    try:
-        # torch would take a file of another kind for its old format, and fail in many different ways.
-        if zipfile.is_zipfile(path):
-            state = _current(torch.load(path, map_location="cpu", weights_only=True), checkpoint)
-            parts = state.pop("parts")
-            return join_state(state, read_parts(checkpoint, parts)) if parts else state
-        reason = f"it is cut short or of another kind, {path.stat().st_size} bytes"
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-    raise CheckpointError(f"{path}: cannot be read ({reason}); remove {checkpoint} to resume from the one before")
+    advice = f"; remove {checkpoint} to resume from the one before"
+    state = load_plain(path, advice=advice)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not the state of a trainer{advice}")
+    _current(state, checkpoint)
+    found = read_table(TrainerState, {name: state[name] for name in TrainerState.model_fields if name in state}, path)
+    del state["parts"]
+    return join_state(state, read_parts(checkpoint, found.parts)) if found.parts else state
+
+
+class RecorderState(LooseTable):
+    """What a recorder goes on from."""
+
+    elapsed: NonNegative
+    control_steps: Natural
+
+
+class TrainerState(LooseTable):
+    """What every trainer's state has; algorithms and players know their own parts."""
+
+    parts: Annotated[int, Field(ge=0, le=2**16)]
+    iteration: Natural
+    algorithm: dict[Any, Any] = {}
+    average: dict[Any, Any] = {}
+    player: dict[Any, Any] = {}
+    recorder: RecorderState | None = None
 
 
 def _current(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:

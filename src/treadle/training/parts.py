@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from treadle.errors import CheckpointError
+from treadle.reading import library, parse_json
 from treadle.training.shards import Shard
 
 PLACEHOLDER = "treadle.shard"
@@ -116,19 +117,20 @@ def read_parts(folder: Path, count: int) -> dict[str, StoredTensor]:
 
 def _entries(path: Path) -> Iterator[tuple[str, int, tuple[int, ...], int, Any]]:
     """Name, first row, whole shape, row after the last, and opened file of each tensor."""
-    try:
+    with library(path, CheckpointError, "a part of a trainer's state", _advice(path.parent)):
         file: Any = safe_open(path, framework="pt")
-        records = json.loads(file.metadata()[_RECORDS])
+        records = parse_json(file.metadata()[_RECORDS], path, CheckpointError)
         for name in file.keys():  # noqa: SIM118
             start, shape = records[name]
             yield name, start, tuple(shape), start + file.get_slice(name).get_shape()[0], file
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise _unusable(path, str(error)) from error
 
 
 def _unusable(path: Path, reason: str) -> CheckpointError:
-    folder = path if path.is_dir() else path.parent
-    return CheckpointError(f"{path}: cannot be read ({reason}); remove {folder} to resume from the one before")
+    return CheckpointError(f"{path}: cannot be read ({reason}){_advice(path if path.is_dir() else path.parent)}")
+
+
+def _advice(folder: Path) -> str:
+    return f"; remove {folder} to resume from the one before"
 
 
 def _walk(value: Any, replace: Callable[[str, Any], Any], path: str = "") -> Any:

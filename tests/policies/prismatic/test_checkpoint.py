@@ -94,12 +94,12 @@ NORM = "language_model.model.norm.weight"
     [
         (shutil.rmtree, "policy: no such directory"),
         (lambda d: (d / "config.json").unlink(), r"config\.json: missing; the directory has: dataset_statistics\.json"),
-        (lambda d: (d / "config.json").write_text("{"), r"config\.json: not readable as JSON"),
+        (lambda d: (d / "config.json").write_text("{"), r"config\.json: not valid JSON"),
         (lambda d: (d / "config.json").write_text('{"model_type": "gpt"}'), "'gpt' and no treadle.policy; none of"),
         (lambda d: (d / "config.json").write_text('{"model_type": "openvla"}'), "no 'text_config'"),
         (lambda d: (d / "dataset_statistics.json").write_text("{}"), "no statistics of any data set"),
         (lambda d: (d / "tokenizer.json").unlink(), r"tokenizer\.json: missing"),
-        (lambda d: (d / "tokenizer.json").write_text("?"), r"tokenizer\.json: not a tokenizer"),
+        (lambda d: (d / "tokenizer.json").write_text("?"), r"tokenizer\.json: not readable as a tokenizer"),
         (lambda d: (d / "preprocessor_config.json").unlink(), r"preprocessor_config\.json: missing"),
         (lambda d: (d / "preprocessor_config.json").write_text("{}"), "no 'image_resize_strategy'; it must be given"),
         (lambda d: (d / "model.safetensors").unlink(), r"model\.safetensors: missing; the directory has:"),
@@ -107,7 +107,7 @@ NORM = "language_model.model.norm.weight"
         (lambda d: (d / "proprio_projector.safetensors").unlink(), r"proprio_projector\.safetensors: missing"),
         (
             lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-99]),
-            r"model\.safetensors: corrupt or cut off",
+            r"model\.safetensors .*not readable as safetensors",
         ),
         (lambda d: _edit_tensors(d / "model.safetensors", lambda t: t.pop(NORM)), f"1 missing: {NORM}"),
         (lambda d: _edit_tensors(d / "model.safetensors", lambda t: t.update(x=torch.ones(1))), "1 surplus: x"),
@@ -117,7 +117,7 @@ NORM = "language_model.model.norm.weight"
         ),
         (
             lambda d: (d / "vision_backbone--1_checkpoint.pt").touch(),
-            "checkpoint.pt: not readable as a torch state dict",
+            "checkpoint.pt: not readable as a file of tensors",
         ),
         (lambda d: (d / "noisy_action_projector--1_checkpoint.pt").touch(), "a diffusion head; supported are"),
     ],
@@ -166,7 +166,7 @@ def test_a_corrupt_pt_file(official: Official, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(official.directory, folder)
     (folder / "proprio_projector--150000_checkpoint.pt").write_bytes(b"not torch")
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: not readable as a torch state dict"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: not readable as a file of tensors"):
         load_policy(folder, statistics="libero_spatial")
 
 

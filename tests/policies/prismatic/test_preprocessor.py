@@ -103,7 +103,7 @@ def test_settings_that_are_refused(
 def test_config_and_preprocessor_agree(official: Official) -> None:
     with pytest.raises(CheckpointError, match=r"found 'resize-naive', but config\.json has 'letterbox'"):
         read(official, lambda c: None, strategy="letterbox")
-    with pytest.raises(CheckpointError, match="not readable as JSON"):
+    with pytest.raises(CheckpointError, match="not valid JSON"):
         read_images({PREPROCESSOR: b"{"}, 224, 2)
     with pytest.raises(CheckpointError, match=r"found \[1\]; allowed: an object"):
         read_images({PREPROCESSOR: b"[1]"}, 224, 2)

@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 
 from treadle.errors import CheckpointError
 from treadle.policies import checkpoint
+from treadle.reading import library
 
 FIELDS = (
     *("peft_type", "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode"),
@@ -38,6 +39,8 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
     # Others start from changed weights of the base, which the adapter's file does not hold.
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
 }
+MOST = 2**20
+"""Of ranks and their scales; a larger one is a slip of the pen."""
 _OFF = (None, False, {}, [], "")
 """Values of any other key, also one of a later peft, that leave its feature out."""
 
@@ -74,11 +77,9 @@ class AdapterConfig:
         targets = self.selecting.get("target_modules")
         if targets is None or (isinstance(targets, str) and targets.lower() == "all-linear"):
             return None
-        try:
+        with library(f"{self.source}: {', '.join(self.selecting)}", CheckpointError, "peft's choice of layers"):
             config = LoraConfig(**self.selecting)
             return {name for name in names if check_target_module_exists(config, name)}
-        except (ValueError, TypeError, re.error) as error:
-            raise CheckpointError(f"{self.source}: {', '.join(self.selecting)}: {error}") from error
 
 
 def read_config(path: Path) -> AdapterConfig:
@@ -87,10 +88,10 @@ def read_config(path: Path) -> AdapterConfig:
     for key, value in raw.items():
         allowed = _allowed(key, value)
         if allowed:
-            raise CheckpointError(f"{path}: {key} {value!r}; {allowed}")
+            raise CheckpointError(f"{path}: {key} {value!r:.120}; {allowed}")
     for key in ("r", "lora_alpha"):
         if key not in raw:
-            raise CheckpointError(f"{path}: no {key}; it must be a number above 0")
+            raise CheckpointError(f"{path}: no {key}; it must be a number above 0, of 2**20 at most")
     return AdapterConfig(
         raw["r"],
         raw["lora_alpha"],
@@ -106,7 +107,7 @@ def _allowed(key: str, value: object) -> str:
     """What a key allows, where the value is anything else; empty where it fits."""
     match key:
         case "r" | "lora_alpha":
-            return "" if _is_number(value, whole=key == "r") else "it must be a number above 0"
+            return "" if _is_number(value, whole=key == "r") else "it must be a number above 0, of 2**20 at most"
         case "rank_pattern" | "alpha_pattern":
             fits = value is None or _is_pattern(value, whole=key == "rank_pattern")
             return "" if fits else "it must give numbers above 0 by regular expressions of layers"
@@ -133,10 +134,10 @@ def _is_pattern(value: object, whole: bool) -> bool:
         return False
     try:
         return all(re.compile(name) and _is_number(number, whole) for name, number in value.items())
-    except re.error:
+    except (re.error, RecursionError, OverflowError):
         return False
 
 
 def _is_number(value: object, whole: bool) -> bool:
     kinds = int if whole else (int, float)
-    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < float("inf")
+    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value <= MOST

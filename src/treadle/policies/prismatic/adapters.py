@@ -18,6 +18,7 @@ from treadle.errors import CheckpointError
 from treadle.policies import checkpoint
 from treadle.policies.prismatic.adapter_config import FIELDS, AdapterConfig, read_config
 from treadle.policies.tensors import check_types, read_tensors
+from treadle.reading import check_path
 
 FOLDER = "lora_adapter"
 """Where official training puts an adapter, beside the other files of a checkpoint."""
@@ -146,6 +147,7 @@ def find_base(adapter: Path) -> Path:
     named = checkpoint.read_json(source).get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         raise CheckpointError(f"{source}: no base_model_name_or_path, the directory of the base's weights")
+    check_path(named, f"{source}: base_model_name_or_path", CheckpointError)
     for folder in (adapter / named, Path(named)):
         if folder.is_dir():
             if find_adapter(folder) is not None:

@@ -16,8 +16,9 @@ from treadle.policies.prismatic.action_tokens import BINS
 from treadle.policies.prismatic.image import NAIVE
 from treadle.policies.prismatic.prompt import PromptStyle
 from treadle.policies.prismatic.published import read_published
-from treadle.policies.prismatic.settings import check_fields
 from treadle.policies.prismatic.statistics import Normalization
+from treadle.reading import brief
+from treadle.tables import check_fields
 
 CONFIG = "config.json"
 OVERRIDES = "treadle_tower_overrides"
@@ -127,7 +128,7 @@ def from_json(config: type[AnyConfig], raw: dict[str, Any], action_dim: int, **c
             **facts,
         )
     except (TypeError, ConfigError) as error:
-        raise CheckpointError(f"{CONFIG}: key 'treadle': {error}") from error
+        raise CheckpointError(f"{CONFIG}: key 'treadle': {brief(error)}") from error
 
 
 def to_json(config: PrismaticConfig, norm_stats: dict[str, Any]) -> dict[str, Any]:

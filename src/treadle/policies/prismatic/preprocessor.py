@@ -11,7 +11,8 @@ from torch import Tensor
 
 from treadle.errors import CheckpointError
 from treadle.policies.prismatic.image import NAIVE, Strategy
-from treadle.policies.prismatic.settings import Table, read_table
+from treadle.reading import parse_json
+from treadle.tables import Table, read_table
 
 PREPROCESSOR = "preprocessor_config.json"
 ROUNDING = 2**-7
@@ -105,11 +106,7 @@ def read_images(files: Mapping[str, bytes], side: int, towers: int, strategy: St
     """
     if PREPROCESSOR not in files:
         raise CheckpointError(f"{PREPROCESSOR}: missing; it holds the image normalisation of each tower")
-    try:
-        content = json.loads(files[PREPROCESSOR])
-    except ValueError as error:
-        raise CheckpointError(f"{PREPROCESSOR}: not readable as JSON: {error}") from error
-    found = read_table(Preprocessor, content, PREPROCESSOR)
+    found = read_table(Preprocessor, parse_json(files[PREPROCESSOR], PREPROCESSOR, CheckpointError), PREPROCESSOR)
     if strategy not in (None, found.image_resize_strategy):
         raise CheckpointError(
             f"{PREPROCESSOR}: image_resize_strategy: found {found.image_resize_strategy!r}, but config.json has "

@@ -9,7 +9,7 @@ from treadle.errors import CheckpointError
 from treadle.policies.prismatic.action_tokens import BINS
 from treadle.policies.prismatic.image import Strategy
 from treadle.policies.prismatic.prompt import PromptStyle
-from treadle.policies.prismatic.settings import Table, read_table
+from treadle.tables import Table, read_table
 
 GENERIC = frozenset(
     [

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from treadle.errors import CheckpointError
-from treadle.policies.prismatic.settings import shown
 from treadle.policies.protocol import Scale
+from treadle.reading import shown
 
 Normalization = Literal["quantiles", "bounds"]
 """`quantiles`: q01 and q99 go to -1 and 1 (LIBERO, Bridge, tabletop); `bounds`: min and max (ALOHA, RoboTwin)."""

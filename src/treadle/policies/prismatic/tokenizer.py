@@ -4,7 +4,6 @@
 in which one they follow; so they must agree.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,7 +12,8 @@ from tokenizers import Tokenizer
 
 from treadle.errors import CheckpointError
 from treadle.policies.prismatic.prompt import TOKENIZER, prompt
-from treadle.policies.prismatic.settings import Table, read_table, shown
+from treadle.reading import library, parse_json, shown
+from treadle.tables import Table, read_table
 
 SETTINGS = "tokenizer_config.json"
 SPECIAL = "special_tokens_map.json"
@@ -106,19 +106,15 @@ def read_tokenizer(files: Mapping[str, bytes]) -> Tokenizer:
     """
     if TOKENIZER not in files:
         raise CheckpointError(f"{TOKENIZER}: missing; there are: {', '.join(sorted(files)) or 'none'}")
-    try:
+    with library(TOKENIZER, CheckpointError, "a tokenizer"):
         tokenizer = Tokenizer.from_str(files[TOKENIZER].decode())
-    except Exception as error:
-        # The library raises bare Exception for a file that it cannot parse.
-        if type(error) is not Exception and not isinstance(error, UnicodeDecodeError):
-            raise
-        raise CheckpointError(f"{TOKENIZER}: not a tokenizer: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if getattr(tokenizer.model, "dropout", None):
         raise CheckpointError(f"{TOKENIZER}: model.dropout: found {tokenizer.model.dropout}; allowed: null")
     _check_added(tokenizer, files)
-    _check_beginning(tokenizer)
+    with library(TOKENIZER, CheckpointError, "a tokenizer that splits the prompts"):
+        _check_beginning(tokenizer)
     return tokenizer
 
 
@@ -155,9 +151,10 @@ def _check_added(tokenizer: Tokenizer, files: Mapping[str, bytes]) -> None:
             if key == "bos_token" and text != BEGINNING:
                 raise CheckpointError(f"{file}: {key}: found {text!r}; allowed: {BEGINNING!r}")
     for text, index in _object(files, ADDED).items():
-        if known.get(index) != text:
+        if not isinstance(index, int) or known.get(index) != text:
             raise CheckpointError(
-                f"{ADDED}: found {text!r} as {shown(index)}; {TOKENIZER} has {shown(known.get(index))}; they must agree"
+                f"{ADDED}: found {text!r} as {shown(index)}; {TOKENIZER} has "
+                f"{shown(known.get(index) if isinstance(index, int) else None)}; they must agree"
             )
 
 
@@ -177,10 +174,7 @@ def _check_beginning(tokenizer: Tokenizer) -> None:
 def _object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     if name not in files:
         return {}
-    try:
-        content = json.loads(files[name])
-    except ValueError as error:
-        raise CheckpointError(f"{name}: not readable as JSON: {error}") from error
+    content = parse_json(files[name], name, CheckpointError)
     if not isinstance(content, dict):
         raise CheckpointError(f"{name}: holds a {type(content).__name__}, not an object")
     return content

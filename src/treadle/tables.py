@@ -1,11 +1,9 @@
-"""How settings are checked, those of a directory's files and those that people give: strict types and ranges, and every
-key is known.
+"""Typed readers of files: strict types and ranges, and what is wrong is said with file and key.
 
 A table is a pydantic model. A field is used, or its type allows one value alone; `ignored` names keys that change
-nothing here; any other key is an error.
+nothing here; any other key is an error, but for a `LooseTable`.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
@@ -14,10 +12,7 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from treadle.errors import CheckpointError, TreadleError
-
-SHOWN = 80
-"""Characters of a value that an error repeats."""
-
+from treadle.reading import shown
 
 _WORDS = {
     "Input should be ": "allowed: ",
@@ -36,18 +31,30 @@ class Table(BaseModel):
     """Keys that change nothing here. So do keys that begin with `_`, transformers' own notes."""
 
 
+class LooseTable(Table):
+    """An object that may have further keys, which nobody reads."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 AnyTable = TypeVar("AnyTable", bound=Table)
 
 
-def read_table(table: type[AnyTable], content: object, file: str, place: str = "") -> AnyTable:
-    """The settings of a file, or of the object at `place` in it. Raises CheckpointError, which names file, key, what
-    was found and what is allowed.
+def read_table(
+    table: type[AnyTable],
+    content: object,
+    file: object,
+    place: str = "",
+    error: type[TreadleError] = CheckpointError,
+) -> AnyTable:
+    """The settings of a file, or of the object at `place` in it. Raises `error`, which names file, key, what was found
+    and what is allowed.
     """
-    source = f"{file}: {place}" if place else file
+    source = f"{file}: {place}" if place else str(file)
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{source}: found {shown(content)}; allowed: an object")
+        raise error(f"{source}: found {shown(content)}; allowed: an object")
     kept = {key: value for key, value in content.items() if key not in table.ignored and not key.startswith("_")}
-    return check(table, kept, CheckpointError, f"{source}: ")
+    return check(table, kept, error, f"{source}: ")
 
 
 def check(model: type[AnyTable], values: Mapping[str, Any], error: type[TreadleError], prefix: str = "") -> AnyTable:
@@ -61,12 +68,6 @@ def check(model: type[AnyTable], values: Mapping[str, Any], error: type[TreadleE
 def check_fields(config: Any, names: tuple[str, ...], error: type[TreadleError]) -> None:
     """Raises `error` where a field of a dataclass, of those named, has a value that its type or range forbids."""
     check(_model_of(type(config), names), {name: getattr(config, name) for name in names}, error)
-
-
-def shown(value: object) -> str:
-    """A value as its file has it, shortened."""
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
 
 
 @cache
