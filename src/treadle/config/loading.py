@@ -50,13 +50,17 @@ def read_config(model: type[Config], path: Path | None, overrides: Sequence[str]
     """Any configuration class, from a TOML or JSON file (or none) and overrides, which win. Raises ConfigError."""
     data = _parse(path) if path is not None else {}
     problems: list[str] = []
-    reader = _reader(model, data, overrides)
+    source = f"{path}: " if path is not None and not overrides else ""
+    try:
+        reader = _reader(model, data, overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{source}{error}") from error
     keys = {key.name: key for key in describe(reader)}
     for override in overrides:
         problem = _override(data, override, keys)
         problems += [problem] if problem else []
     check_plain(data, path or "settings", ConfigError)
-    _check_texts(data, f"{path}: " if path is not None and not overrides else "")
+    _check_texts(data, source)
     _fill_sections(reader, data)
     try:
         # Strict, as JSON: no "3" or true for 3, yet arrays make tuples, text makes paths, and 1 is a number.
@@ -67,7 +71,6 @@ def read_config(model: type[Config], path: Path | None, overrides: Sequence[str]
         if not problems:
             # The class itself, not the reader: equal configurations are equal, and can be sent to other processes.
             return model.model_construct(config.model_fields_set, **dict(config))
-    source = f"{path}: " if path is not None and not overrides else ""
     if len(problems) == 1:
         raise ConfigError(source + problems[0])
     raise ConfigError(
