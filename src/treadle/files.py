@@ -1,13 +1,18 @@
 """Files that are whole or absent: a reader, or a run that is cut short, never meets half of one."""
 
+import ctypes
 import json
 import math
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from treadle.errors import OutputError
+
+_HERE, _EXCHANGE = -100, 2
+"""Of renameat2(2): paths as they are, and each takes the other's place."""
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -29,6 +34,30 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def replace_directory(new: Path, directory: Path) -> None:
+    """Put the folder `new` in the place of `directory`, in one step of the system where it has one (Linux): a process
+    that is killed leaves the old or the new, whole. `new` is gone afterwards. Raises OSError.
+    """
+    if not directory.exists():
+        new.rename(directory)
+        return
+    try:
+        swap: Any = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        swap = None
+    if swap is None or swap(_HERE, os.fsencode(new), _HERE, os.fsencode(directory), _EXCHANGE):
+        old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        directory.replace(old)
+        try:
+            new.rename(directory)
+        except OSError:
+            old.replace(directory)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def cannot_write(path: Path, error: Exception) -> OutputError:

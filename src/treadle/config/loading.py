@@ -51,6 +51,8 @@ def read_config(model: type[Config], path: Path | None, overrides: Sequence[str]
     data = _parse(path) if path is not None else {}
     problems: list[str] = []
     source = f"{path}: " if path is not None and not overrides else ""
+    check_plain(data, path or "settings", ConfigError)
+    _check_texts(data, source)
     try:
         reader = _reader(model, data, overrides)
     except ConfigError as error:

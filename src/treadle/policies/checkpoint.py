@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from treadle import reading
 from treadle.errors import CheckpointError, OutputError
+from treadle.files import replace_directory
 from treadle.policies.tensors import Stored, missing, read_headers, read_tensors, wrapped
 
 WEIGHTS = "model.safetensors"
@@ -213,7 +214,7 @@ def write_directory(
         for path in temporary.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         temporary.chmod(0o755)
-        _replace(temporary, directory)
+        replace_directory(temporary, directory)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{directory}: cannot write the checkpoint: {error}; nothing was changed") from error
     finally:
@@ -224,20 +225,6 @@ def write_directory(
 def dump_json(content: object) -> bytes:
     """JSON as checkpoints have it: indented, sorted."""
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _replace(temporary: Path, directory: Path) -> None:
-    if not directory.exists():
-        temporary.rename(directory)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    directory.replace(old)
-    try:
-        temporary.rename(directory)
-    except OSError:
-        old.replace(directory)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _below(folder: Path, name: str) -> Path:

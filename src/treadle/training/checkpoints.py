@@ -22,6 +22,7 @@ from torch import Tensor
 
 from treadle.config.section import Natural, NonNegative
 from treadle.errors import CheckpointError, OutputError
+from treadle.files import replace_directory
 from treadle.policies.protocol import Policy
 from treadle.policies.tensors import load_plain
 from treadle.tables import LooseTable, read_table
@@ -161,9 +162,7 @@ def _await_parts(folder: Path, count: int, deadline: float) -> None:
 
 def _put_in_place(temporary: Path, target: Path) -> None:
     temporary.chmod(0o755)
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.replace(target)
+    replace_directory(temporary, target)
     for old in list_checkpoints(target.parent)[:-KEEP]:
         shutil.rmtree(old)
 
