@@ -11,8 +11,9 @@ from rich.table import Table
 from benchmarks.output import make_table, write_record
 from treadle.config.loading import load_recipe
 from treadle.config.run_directory import create_run_directory
-from treadle.errors import ConfigError
-from treadle.files import read_json, write_atomically
+from treadle.errors import ConfigError, OutputError
+from treadle.files import write_atomically
+from treadle.reading import read_json
 from treadle.reporting.metrics import read_metrics
 from treadle.reporting.plots import Axes, Series, moving_mean, standalone_chart
 from treadle.reporting.summary import SUMMARY_FILE
@@ -64,7 +65,7 @@ def run(folder: Path, variants: Sequence[str], seeds: Sequence[int], runs: Path,
                 "changes": [*changes, *overrides],
                 "seed": seed,
                 "curve": curve(read_metrics(directory)),
-                "summary": read_json(directory / SUMMARY_FILE),
+                "summary": read_json(directory / SUMMARY_FILE, OutputError),
             }
     result = {
         "runs": rows,

@@ -24,8 +24,8 @@ from rich.table import Table
 
 from benchmarks.gpu_task import SkippedError, Task
 from benchmarks.output import RESULTS, ROOT, make_table, write_record
-from treadle.errors import TreadleError
-from treadle.files import read_json
+from treadle.errors import OutputError, TreadleError
+from treadle.reading import read_json
 
 ERROR_CHARACTERS = 3000
 """Of a check's last words that are kept."""
@@ -133,7 +133,7 @@ def attempt(check: Check, cpu: bool, folder: Path) -> Outcome:
         except subprocess.TimeoutExpired:
             problem = f"not done after {check.seconds:g} s"
             _end(process.pid)
-    found = read_json(file) or {}
+    found = read_json(file, OutputError) if file.exists() else {}
     result = Outcome(check.name, "works", time.monotonic() - began, check.seconds, found.get("summary", ""))
     result.figures = found.get("figures", {})
     if problem is not None:
