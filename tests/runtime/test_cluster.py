@@ -1,5 +1,6 @@
 """Runs of several processes: the same numbers in every placement, and what happens when a process dies."""
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,6 @@ from miniature import run_config
 from treadle.config.placement import PlacementConfig, RuntimeConfig
 from treadle.config.schema import CollectionConfig, EvaluationConfig, TrainConfig
 from treadle.errors import MemberLostError, PlacementError
-from treadle.files import read_json
 from treadle.policies import load_policy
 from treadle.reporting.metrics import read_metrics
 from treadle.runtime.cluster.engine import Handle, prepare_ray
@@ -68,7 +68,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def evaluation(directory: Path) -> Any:
-    return read_json(directory / "evaluation" / "final.json")["suites"]
+    return json.loads((directory / "evaluation" / "final.json").read_text())["suites"]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -136,7 +136,7 @@ def test_two_players_and_two_ranks_make_the_same_run_which_goes_on_in_one_proces
     directory = tmp_path / "run"
     assert [path.name for path in list_checkpoints(directory / "checkpoints")][-1] == "iteration-000002"
     assert_same_but_for_rounding(whole, train(run(tmp_path, checkpoint)))
-    assert read_json(directory / "config.json")["placement"]["players"] == 0
+    assert json.loads((directory / "config.json").read_text())["placement"]["players"] == 0
 
 
 def test_ranks_that_hold_a_part_of_the_weights_each_make_the_same_run(tmp_path: Path, checkpoint: Path, whole: Path):
