@@ -327,7 +327,7 @@ def test_a_full_disk_keeps_the_earlier_checkpoint_and_its_lines(
     (kept,) = (directory / "checkpoints").iterdir()
     assert kept.name == "iteration-000001"
     (kept / "trainer.pt").write_bytes(b"garbage")
-    with pytest.raises(CheckpointError, match=r"iteration-000001.*trainer\.pt: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"iteration-000001.*trainer\.pt: not readable as a file of tensors"):
         train(run_config(tmp_path, checkpoint, save_every=1))
 
 
