@@ -31,6 +31,10 @@ class DataNeeds:
     """Of which episodes the last observation is kept and valued: those cut short, all that ended, or none."""
     next_inputs: bool = False
     """The observation after each decision is kept."""
+    rollouts: int = 1
+    """Rollouts that every update takes; where playing overlaps with training they are played without asking."""
+    refills: int = 0
+    """Further rollouts that an update may take, at most."""
 
 
 class AlgorithmConfig(Section):

@@ -90,9 +90,9 @@ class OnPolicyConfig(AlgorithmConfig):
     """The ratio is clipped above 1 + clip_high."""
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     """Bound on the weight of negative advantages; 3 is usual."""
-    decoupled: bool = False
+    decoupled: bool = True
     """Clip around the policy as it is at the start of the update, not the older one that acted, and weigh data by how
-    likely the former finds it."""
+    likely the former finds it. Data of the present policy, all of it unless `overlap` is async, stays as it is."""
     stale_weight_cap: Rate = 2.0
     """That weight is cut above this."""
     entropy_coefficient: NonNegative = 0.0
@@ -127,7 +127,13 @@ class OnPolicyConfig(AlgorithmConfig):
         values = self.estimator not in EPISODE_ESTIMATORS
         valued = "ended" if self.bootstrap == "always" else "truncated"
         return DataNeeds(
-            self.partial_reset, self.group_size, values, self.values_per_action, valued if values else "none"
+            self.partial_reset,
+            self.group_size,
+            values,
+            self.values_per_action,
+            valued if values else "none",
+            rollouts=self.rounds,
+            refills=self.filter.refills,
         )
 
     def check(self, config: Any) -> None:

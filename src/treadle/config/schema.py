@@ -197,6 +197,12 @@ class TrainConfig(RunConfig):
     """Rollouts and updates."""
     decisions: Positive = 10
     """Decisions per slot and rollout."""
+    overlap: Literal["none", "stream", "async"] = "none"
+    """What is played while the policy trains. none: nothing. stream: the rest of the same update's rollouts, by the
+    same weights; see `algorithm.rounds`. async: the rollouts of the next updates, by older weights."""
+    max_staleness: Positive = 1
+    """Updates by which the weights that play are older than those that learn, with overlap async. It is not a limit
+    alone: rollouts are always of the version so many updates before, so runs repeat."""
     save_every: Natural = 10
     """Iterations between checkpoints; 0 saves at the end only."""
     save_in_background: bool = False
@@ -241,6 +247,24 @@ class TrainConfig(RunConfig):
                     f"collection.{name} {count} with simulator.slots {self.simulator.slots}: each needs a slot at "
                     f"least; use collection.{name} of at most {self.simulator.slots}, or more slots"
                 )
+        return self
+
+    @property
+    def staleness(self) -> int:
+        """Updates by which rollouts may be older than the weights that learn from them. Refills are known only when the
+        update begins, so nothing is played further ahead of them.
+        """
+        if self.overlap != "async":
+            return 0
+        return min(self.max_staleness, 1) if self.needs.refills else self.max_staleness
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.max_staleness > 1 and self.overlap != "async":
+            raise ValueError(
+                f"max_staleness {self.max_staleness} with overlap {self.overlap!r}: only overlap 'async' plays with "
+                "older weights; use overlap=async, or leave max_staleness out"
+            )
         return self
 
     @model_validator(mode="after")

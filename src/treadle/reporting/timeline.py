@@ -72,10 +72,14 @@ def timeline_svg(trace: Mapping[str, Any] | None) -> str:
     return f'<figure class="scroll"><figcaption>Iteration {last}</figcaption>{"".join(parts)}</figure>'
 
 
-def idle_shares(seconds: Mapping[str, float]) -> dict[str, float]:
-    """The share of the time of collecting in which simulator and policy had nothing to do, as metrics."""
-    whole = seconds["time/collect"]
-    return {f"idle/{role}": max(0.0, 1 - seconds[f"time/{role}"] / whole) for role in ("simulate", "generate")}
+def idle_shares(played: Mapping[str, float], iteration: float, update: float) -> dict[str, float]:
+    """The share of the time in which a role had nothing to do, as metrics: simulator and policy while it is collected,
+    collecting (`idle/collect`) and training (`idle/train`) in the whole iteration; seconds.
+    """
+    whole = played["time/collect"]
+    shares = {role: played[f"time/{role}"] / whole for role in ("simulate", "generate")}
+    shares |= {"collect": whole / iteration, "train": update / iteration}
+    return {f"idle/{role}": max(0.0, 1 - share) for role, share in shares.items()}
 
 
 def _event(span: Span, iteration: int) -> dict[str, Any]:

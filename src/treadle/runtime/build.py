@@ -1,11 +1,11 @@
 """From a configuration to the roles of a run, new or resumed, in one process or in many."""
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,9 +21,11 @@ from treadle.reporting.machine import peak_rss_mb, write_machine
 from treadle.runtime.evaluator import Evaluator
 from treadle.runtime.member import Member, Start
 from treadle.runtime.memory import Plan, describe_memory
+from treadle.runtime.overlap import OverlappedPlayers
 from treadle.runtime.placement import CPU, Machines, Placement, describe, place
 from treadle.runtime.recorder import Recorder
 from treadle.runtime.roles import Players, Trainers
+from treadle.runtime.weights import Weights
 from treadle.training.checkpoints import list_checkpoints, load_trainer
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ class Run:
     recorder: Recorder
     cluster: "Cluster | None" = None
     """What the processes of the run are members of; None for a run of one process."""
+    overlapped: OverlappedPlayers | None = None
+    """The player, where it plays beside training."""
 
     @property
     def save_is_due(self) -> bool:
@@ -58,7 +62,9 @@ class Run:
 
     def save(self) -> None:
         """Checkpoint the run as it is."""
-        state = {"player": self.player.state_dict(), "recorder": self.recorder.state_dict()}
+        state: dict[str, Any] = {"player": self.player.state_dict(), "recorder": self.recorder.state_dict()}
+        if self.overlapped is not None:
+            state["published"] = [asdict(self.trainer.fetch(weights)) for weights in self.overlapped.published]
         self.trainer.save(self.directory / "checkpoints", self.version, state)
         if self.recorder.stop_asked:
             self.trainer.finish_saving()
@@ -80,9 +86,13 @@ class Run:
         state = load_trainer(last) if last else {"iteration": 0, "recorder": {"elapsed": 0.0, "control_steps": 0}}
         self.version = self.saved = state["iteration"]
         _log.warning("%s; all members start anew, and go on after iteration %d", lost.brief, self.version)
+        if self.overlapped is not None:
+            self.overlapped.halt()
         self.cluster.make_again(lost, _start(last, self.base))
         if last is not None:
             self.cluster.go_on(last, self.version)
+        if self.overlapped is not None:
+            self.overlapped.begin(self.version, _published(self.trainer, state))
         self.recorder.go_back(state["recorder"], self.version)
 
 
@@ -126,6 +136,11 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
             player, trainer = cluster.players, cluster.trainer
             if last is not None and state is not None:
                 cluster.go_on(last, state["iteration"])
+        overlapped = None
+        if config.overlap != "none":
+            player = overlapped = OverlappedPlayers(player, config)
+            opened.callback(overlapped.close)
+            overlapped.begin(state["iteration"] if state else 0, _published(trainer, state))
         # Only now: if checkpoint or simulator cannot be used, no folder is left behind.
         directory = create_run_directory(config)
         if last is None:
@@ -138,7 +153,7 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
             recorder.load_state_dict(state["recorder"], version)
         write_machine(directory, str(device))
         opened.enter_context(recorder)
-        yield Run(directory, base, version, version, player, trainer, evaluator, recorder, cluster)
+        yield Run(directory, base, version, version, player, trainer, evaluator, recorder, cluster, overlapped)
 
 
 def last_checkpoint(directory: Path) -> Path | None:
@@ -149,6 +164,13 @@ def last_checkpoint(directory: Path) -> Path | None:
 
 def _start(checkpoint: Path | None, base: Path) -> Start:
     return Start(base, checkpoint / "policy" if checkpoint else base)
+
+
+def _published(trainer: Trainers, state: Mapping[str, Any] | None) -> list[Any]:
+    """The weights that a run goes on with: those that it was saved with, and the latest."""
+    state = state or {"iteration": 0}
+    earlier = [trainer.put(Weights(**weights)) for weights in state.get("published", ())]
+    return [*earlier, trainer.publish(state["iteration"])]
 
 
 def machine_of(device: torch.device) -> Machines:

@@ -23,6 +23,7 @@ def train(config: TrainConfig) -> Path:
             while run.version < config.iterations:
                 try:
                     rollouts = player.collect(trainer.wants_more)
+                    recorder.update_begins()
                     metrics = trainer.update(rollouts, run.version)
                     trainer.average()
                     player.receive(trainer.publish(run.version + 1))

@@ -7,8 +7,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch import nn
 
 from treadle.config.schema import TrainConfig
+from treadle.cores import usable_cores
 from treadle.devices import prepare_cpu
 from treadle.errors import ConfigError
 from treadle.policies.critic import Critic, NoCritic, PrivilegedCritic, ValueHeadCritic
@@ -17,6 +19,7 @@ from treadle.policies.protocol import Policy
 from treadle.runtime.placement import CPU, Placement, ProcessPlace
 from treadle.runtime.player import Player, check_decisions
 from treadle.runtime.trainer import Trainer
+from treadle.runtime.weights import twin
 from treadle.training.algorithm import Training
 from treadle.training.finetuning import load_trainable
 from treadle.training.ranks import ALONE, ProcessRanks, Ranks
@@ -58,7 +61,7 @@ class Member:
         self._exit = ExitStack()
         self._pins = placement.machines.kind == CPU and placement.machines.physical
         self.crew: Crew | None = None
-        prepare_cpu(config.torch_threads or _threads(self.place))
+        prepare_cpu(config.torch_threads or _threads(self.place, overlaps=config.overlap != "none"))
         # Every member draws the same numbers for whatever it adds to the policy.
         torch.manual_seed(config.seed)
         self._sharded = placement.sharded and self.place.rank is not None
@@ -105,6 +108,13 @@ class Member:
         """
         config = self._config
         critic = build_critic(config, self.policy, state_dim, self.device)
+        self.policy.freeze(vision=config.policy.freeze_vision)
+        acting, acting_critic, copied = self.policy, critic, False
+        if config.overlap != "none" and self.crew is not None and self.place.rank is not None:
+            # A thread plays while this one trains: with modes of its own, and with weights that stay as they are.
+            copied = config.overlap == "async"
+            acting = twin(self.policy, share_trained=not copied)
+            acting_critic = _critic_beside(critic, acting, share_trained=not copied)
 
         def divide(policy: Policy) -> Policy:
             if not self._sharded:
@@ -122,17 +132,14 @@ class Member:
             self._player = Player(
                 config,
                 self.crew,
-                self.policy,
-                critic,
+                acting,
+                acting_critic,
                 slots=self.place.player.slots,
                 cores=self.place.player.generate if self._pins else (),
             )
         if self.place.rank is not None:
             training = Training(self.policy, critic, config, self.device, load_reference, ranks)
-            self._trainer = Trainer(training, shared=shared)
-        else:
-            # As the trainer does: what changes here is what is published.
-            self.policy.freeze(vision=config.policy.freeze_vision)
+            self._trainer = Trainer(training, shared=shared and not copied, copied=copied)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a run's state; the policy has its saved weights already."""
@@ -180,6 +187,13 @@ def build_critic(config: TrainConfig, policy: Policy, state_dim: int, device: to
     return PrivilegedCritic(state_dim, outputs, config.critic.width).to(device)
 
 
+def _critic_beside(critic: Critic, policy: Policy, *, share_trained: bool) -> Critic:
+    """The critic that belongs to a twin of the policy."""
+    if isinstance(critic, ValueHeadCritic):
+        return ValueHeadCritic(policy)
+    return twin(critic, share_trained=share_trained) if isinstance(critic, nn.Module) else critic
+
+
 def _device(placement: Placement, place: ProcessPlace) -> torch.device:
     """The device of a process's policy."""
     kind = placement.machines.kind
@@ -189,7 +203,11 @@ def _device(placement: Placement, place: ProcessPlace) -> torch.device:
     return torch.device("cuda", number)
 
 
-def _threads(place: ProcessPlace) -> int:
-    """Threads of torch: as many as the process has cores of its own, 0 if it has any."""
+def _threads(place: ProcessPlace, *, overlaps: bool) -> int:
+    """Threads of torch: as many as the process has cores of its own, 0 if it has any; half of them, if it acts and
+    trains at the same time.
+    """
     cores = place.rank.train if place.rank else place.player.generate if place.player else ()
+    if overlaps and place.rank and place.player:
+        return max(1, (len(cores) or len(usable_cores())) // 2)
     return len(cores)

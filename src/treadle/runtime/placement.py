@@ -114,7 +114,8 @@ class Placement:
 
 
 def place(config: TrainConfig, machines: Machines) -> Placement:
-    """The processes of a run on these machines.
+    """The processes of a run on these machines. Where playing overlaps with training, a player and a rank share a
+    process only if it is the run's only one, and are threads of it.
 
     Raises:
         PlacementError: Devices that there are not, a machine that generates and does not simulate, or fewer groups of
@@ -145,7 +146,9 @@ def place(config: TrainConfig, machines: Machines) -> Placement:
         processes.append(ProcessPlace(node, place, None))
     for number, (node, devices) in enumerate(ranks):
         place = RankPlace(number, rank_slots[number], devices)
-        shared = next((i for i, other in enumerate(processes) if _shares(other, node, devices, machines)), None)
+        apart = config.overlap != "none" and len(players) + len(ranks) > 2
+        places = [] if apart else processes
+        shared = next((i for i, other in enumerate(places) if _shares(other, node, devices, machines)), None)
         if shared is None:
             processes.append(ProcessPlace(node, None, place))
         else:

@@ -40,6 +40,19 @@ class PlayReport:
     restarts: int = 0
     """Workers that were replaced."""
 
+    @staticmethod
+    def chain(reports: "Sequence[PlayReport]") -> "PlayReport":
+        """The report of the same players, from one for each of several rollouts."""
+        roles = {role for report in reports for role in report.seconds}
+        return PlayReport(
+            sum(report.rollouts for report in reports),
+            [episode for report in reports for episode in report.episodes],
+            sum(report.control_steps for report in reports),
+            {role: sum(report.seconds.get(role, 0.0) for report in reports) for role in sorted(roles)},
+            [span for report in reports for span in report.spans],
+            sum(report.restarts for report in reports),
+        )
+
     @classmethod
     def of(cls, rollouts: Sequence[Rollout], spans: list[Span], restarts: int = 0) -> "PlayReport":
         """The report of one player."""

@@ -50,7 +50,7 @@ class Recorder:
         self._iteration = 0
         self._control_steps = 0
         self._elapsed = 0.0
-        self._began = time.perf_counter()
+        self._began = self._update_began = time.perf_counter()
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -78,6 +78,10 @@ class Recorder:
         finally:
             signal.signal(signal.SIGINT, previous)
 
+    def update_begins(self) -> None:
+        """All rollouts of the next update are there."""
+        self._update_began = time.perf_counter()
+
     def write(self, iteration: int, played: PlayReport, metrics: Mapping[str, float]) -> None:
         """Write down an iteration: what was played, and the metrics of its update."""
         now = time.perf_counter()
@@ -92,7 +96,7 @@ class Recorder:
             **summary,
             **metrics,
             "rollout/restarts": float(played.restarts),
-            **idle_shares(summary),
+            **idle_shares(summary, seconds, now - self._update_began),
             "time/iteration": seconds,
             "speed/control_steps_per_second": summary["rollout/control_steps"] / seconds,
         }
@@ -100,9 +104,7 @@ class Recorder:
         for warning in self._alarms(row):
             self.console.message(f"warning: iteration {iteration}: {warning}")
         self.console.iteration(row)
-        # Everything after the last rollout is training.
-        collected = max(span.ended for span in played.spans)
-        self._trace.write(iteration, [*played.spans, Span("train", 0, (), collected, now)])
+        self._trace.write(iteration, [*played.spans, Span("train", 0, (), self._update_began, now)])
 
     def go_back(self, state: dict[str, Any], iteration: int) -> None:
         """Forget what came after an iteration; it is done again."""

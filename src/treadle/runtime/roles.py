@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from treadle.data.step import EpisodeResult
 from treadle.runtime.player import PlayReport
+from treadle.runtime.weights import Weights
 
 Film = tuple[EpisodeResult, NDArray[np.uint8]]
 """An episode, and its frames [length + 1, size, size, 3]."""
@@ -23,6 +24,10 @@ class Players(Protocol):
 
     def collect(self, wants_more: Callable[[Sequence[Any]], bool]) -> Sequence[Any]:
         """Rollouts of the policy as it is, until no more are wanted."""
+        ...
+
+    def collect_one(self) -> Any:
+        """One rollout of the policy as it is."""
         ...
 
     def receive(self, weights: Any) -> None:
@@ -68,6 +73,14 @@ class Trainers(Protocol):
 
     def publish(self, version: int) -> Any:
         """The weights as they are now, after `version` updates."""
+        ...
+
+    def fetch(self, weights: Any) -> Weights:
+        """Published weights, from wherever they are."""
+        ...
+
+    def put(self, weights: Weights) -> Any:
+        """Published weights, again, from what `fetch` gave."""
         ...
 
     def alarms(self, metrics: dict[str, float]) -> list[str]:

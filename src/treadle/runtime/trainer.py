@@ -23,16 +23,18 @@ class Trainer:
     Args:
         training: policy, critic and settings of the training. On several ranks each has a trainer, and all make the
             same calls.
-        shared: the player acts with the trained parameters themselves, so nothing has to be copied.
+        shared: the player acts with the trained parameters themselves, so nothing has to be published.
+        copied: what is published stays as it is while training goes on.
     """
 
-    def __init__(self, training: Training, *, shared: bool = True) -> None:
+    def __init__(self, training: Training, *, shared: bool = True, copied: bool = False) -> None:
         config = training.config
         self.policy = training.policy
         self.algorithm = make_algorithm(training)
         self._average = WeightAverage(self.algorithm.trained, config.optimizer.average)
         self._critic = training.critic
-        self._shared = shared
+        self._shared, self._copied = shared, copied
+        self._staleness = config.staleness
         self._offload = config.placement.offload
         self._ranks = training.ranks
         self._writer = CheckpointWriter(
@@ -47,10 +49,11 @@ class Trainer:
         """See `Algorithm.update`.
 
         Raises:
-            VersionError: Some decision was made with other weights than those of this version.
+            VersionError: Some decision was made with other weights than it may: those of this version, or by as many
+                updates older ones as `TrainConfig.staleness` allows.
         """
         with self._ranks.together(VersionError):
-            check_versions(rollouts, version)
+            check_versions(rollouts, version, self._staleness)
         metrics = self.algorithm.update(rollouts, version)
         if self._offload:
             self.algorithm.offload()
@@ -68,8 +71,17 @@ class Trainer:
         """The weights as they are now, after `version` updates; on other ranks than 0, no tensors."""
         if self._shared:
             return Weights(version)
-        critic = trained_state(self._critic, self._ranks) if isinstance(self._critic, nn.Module) else None
-        return Weights(version, trained_state(self.policy, self._ranks), critic)
+        modules = (self.policy, self._critic if isinstance(self._critic, nn.Module) else None)
+        policy, critic = (m and trained_state(m, self._ranks, copy=self._copied) for m in modules)
+        return Weights(version, policy, critic)
+
+    def fetch(self, weights: Weights) -> Weights:
+        """Published weights, which are here."""
+        return weights
+
+    def put(self, weights: Weights) -> Weights:
+        """Weights that were published before."""
+        return weights
 
     def playing(self) -> AbstractContextManager[None]:
         """The policy may act, without other ranks, for as long as the block lasts; see `sharding.unsharded`."""
@@ -96,12 +108,15 @@ class Trainer:
         self._average.load_state_dict(state["average"])
 
 
-def check_versions(rollouts: Sequence[Rollout], version: int) -> None:
-    """Raises VersionError where decisions were made with other weights than those of this version."""
+def check_versions(rollouts: Sequence[Rollout], version: int, staleness: int = 0) -> None:
+    """Raises VersionError where decisions were made with newer weights than those of this version, or with weights that
+    are more than `staleness` updates older.
+    """
     for rollout in rollouts:
         acted = rollout.versions[rollout.valid.any(-1)].unique().tolist()
-        if acted not in ([], [version]):
+        if not all(version - staleness <= found <= version for found in acted):
+            allowed = f"{version - staleness} to {version}" if staleness else f"{version} alone"
             raise VersionError(
                 f"the trainer is at version {version} of the weights, and was given decisions of version "
-                f"{', '.join(map(str, acted))}: a player did not receive what was published"
+                f"{', '.join(map(str, acted))}, where {allowed} may be: a player did not receive what was published"
             )

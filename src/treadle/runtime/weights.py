@@ -1,13 +1,17 @@
 """Weights on their way from the trainer to the player: plain data with a version."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from treadle.training.ranks import ALONE, Ranks
 from treadle.training.sharding import gather_state
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +26,23 @@ class Weights:
     """Parameters of a critic with its own network; None where there is none, or it is shared."""
 
 
-def trained_state(module: nn.Module, ranks: Ranks = ALONE) -> dict[str, Tensor]:
+def trained_state(module: nn.Module, ranks: Ranks = ALONE, *, copy: bool = False) -> dict[str, Tensor]:
     """A module's trained parameters by name, on the CPU: on rank 0, and nothing on other ranks. All ranks call it;
-    parts of a sharded policy are gathered one by one. Whole ones on the CPU share its memory, and are sent at once.
+    parts of a sharded policy are gathered one by one. Without `copy`, whole ones on the CPU share its memory, and are
+    sent at once.
 
     Raises:
         RankError: A rank does not come.
     """
-    return gather_state(((name, p) for name, p in module.named_parameters() if p.requires_grad), ranks, copy=False)
+    return gather_state(((name, p) for name, p in module.named_parameters() if p.requires_grad), ranks, copy=copy)
+
+
+def twin(module: _Module, *, share_trained: bool) -> _Module:
+    """A second module with modes and buffers of its own, and parameters of its own where they are trained; frozen ones,
+    and with `share_trained` all, are the module's own.
+    """
+    shared = {id(p): p for p in module.parameters() if share_trained or not p.requires_grad}
+    return copy.deepcopy(module, dict[int, Any](shared))
 
 
 @torch.no_grad()

@@ -51,8 +51,8 @@ class MemberActor:
         self._place = placement.processes[number]
         self._member: Member | None = None
         self._store: dist.TCPStore | None = None
-        self._collected: list[Rollout] = []
-        """Rollouts of the own player for the next update, while a rank here may need them."""
+        self._collected: Rollout | None = None
+        """The last rollout of the own player, until a rank here has taken its part of it."""
         self._taken: list[Rollout] = []
         """This rank's rollouts for the next update."""
         self._whole = ExitStack()
@@ -90,7 +90,7 @@ class MemberActor:
         def play() -> None:
             rollout = self._here.player.collect_one()
             if self._place.rank is not None:
-                self._collected.append(rollout)
+                self._collected = rollout
             parts[:] = [rollout.take_slots(part.first, part.stop) for part in shares]
 
         return (self._answered(play), *parts)
@@ -108,7 +108,7 @@ class MemberActor:
         """Put this rank's rollout together, of parts of players; None is of the player in this process."""
 
         def take() -> None:
-            own = self._collected.pop(0) if None in parts else None
+            own, self._collected = self._collected, None
             found: list[Rollout] = []
             for place, part in zip(route, parts, strict=True):
                 if part is None:
@@ -152,7 +152,7 @@ class MemberActor:
 
     def forget(self) -> None:
         """Drop rollouts that were not learnt from."""
-        self._collected.clear()
+        self._collected = None
         self._taken.clear()
 
     def wants_more(self) -> bool:
@@ -162,7 +162,6 @@ class MemberActor:
     def update(self, version: int) -> dict[str, float]:
         """See `Trainer.update`."""
         rollouts, self._taken = self._taken, []
-        self._collected.clear()
         return self._here.trainer.update(rollouts, version)
 
     def gather_policy(self) -> None:

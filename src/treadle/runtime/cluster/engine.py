@@ -207,6 +207,18 @@ class Engine:
             raise answer.fault.error
         raise MemberFaultError(f"{handle.name} raised an error{self._last_words(handle)}\n\n{answer.fault.trace}")
 
+    def get(self, reference: Any) -> Any:
+        """What a reference stands for. Raises MemberLostError where it is gone."""
+        exceptions = _ray("exceptions")
+        try:
+            return _ray().get(reference, timeout=self._config.runtime.timeout)
+        except (exceptions.RayError, TimeoutError) as error:
+            raise MemberLostError(f"weights that were published are gone ({_first_line(error)})", [], "") from error
+
+    def put(self, value: Any) -> Any:
+        """A reference to a value, which members read from shared memory."""
+        return _ray().put(value)
+
     def wait(
         self, calls: dict[Handle, Any], doing: str, meanwhile: Callable[[], None] | None = None
     ) -> dict[Handle, Any]:

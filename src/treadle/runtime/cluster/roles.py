@@ -16,6 +16,7 @@ from treadle.runtime.cluster.messages import Part
 from treadle.runtime.cluster.team import Team
 from treadle.runtime.player import PlayReport, join_states
 from treadle.runtime.roles import Film
+from treadle.runtime.weights import Weights
 
 _log = logging.getLogger(__name__)
 
@@ -41,33 +42,39 @@ class RemotePlayers:
     def __init__(self, team: Team, trainers: "RemoteTrainers") -> None:
         self._team = team
         self._trainers = trainers
-        self._version = 0
+        self._weights: PublishedWeights | None = None
+        """What they act with."""
         self._state: dict[str, Any] | None = None
-        """Of all slots, after the last rollouts."""
-        self._report: PlayReport | None = None
+        """Of all slots, after the last rollout."""
+        self._reports: list[PlayReport] = []
 
     def collect(self, wants_more: Callable[[Sequence[Shares]], bool]) -> list[Shares]:
         """See `Players.collect`."""
-        rollouts, report, self._state = self._surely(lambda: self._collect(wants_more))
+        rollouts: list[Shares] = []
+        while wants_more(rollouts):
+            rollouts.append(self.collect_one())
+        return rollouts
+
+    def collect_one(self) -> Shares:
+        """See `Players.collect_one`."""
+        shares, report, self._state = self._surely(self._collect)
         # Members tell times of the clock that all machines share; here they are of this process.
         offset = time.time() - time.perf_counter()
         report.spans = [span._replace(began=span.began - offset, ended=span.ended - offset) for span in report.spans]
-        self._report = report
-        return rollouts
+        self._reports.append(report)
+        return shares
 
     def receive(self, weights: "PublishedWeights") -> None:
         """See `Players.receive`."""
-        self._version = weights.version
+        self._weights = weights
         self._surely(lambda: self._trainers.send(weights))
         if self._state is None:
             self._state = join_states(self._team.ask_players("player_state"))
 
     def take_report(self) -> PlayReport:
-        """See `Players.take_report`. It is called after each iteration."""
-        self._team.note_progress()
-        report, self._report = self._report, None
-        assert report is not None
-        return report
+        """See `Players.take_report`."""
+        reports, self._reports = self._reports, []
+        return PlayReport.chain(reports)
 
     def evaluate(self, suite: str, progress: Callable[[int, int], None]) -> list[EpisodeResult]:
         """See `Players.evaluate`. Every player has a share of the scenarios."""
@@ -106,19 +113,15 @@ class RemotePlayers:
         """See `Players.control_hz`."""
         return self._team.engine.ask(self._team.players()[:1], "control_hz")[0]
 
-    def _collect(
-        self, wants_more: Callable[[Sequence[Shares]], bool]
-    ) -> tuple[list[Shares], PlayReport, dict[str, Any]]:
-        rollouts: list[Shares] = []
-        while wants_more(rollouts):
-            with self._team.playing():
-                rollouts.append(Shares(self._team.collect()))
+    def _collect(self) -> tuple[Shares, PlayReport, dict[str, Any]]:
+        with self._team.playing():
+            shares = Shares(self._team.collect())
         report = PlayReport.join(self._team.ask_players("report"))
-        return rollouts, report, join_states(self._team.ask_players("player_state"))
+        return shares, report, join_states(self._team.ask_players("player_state"))
 
     def forget(self) -> None:
         """Play from where new members stand."""
-        self._state = self._report = None
+        self._state, self._reports = None, []
 
     def _surely(self, work: Callable[[], Any]) -> Any:
         """Do something that players take part in; if one is lost, replace it and do it again.
@@ -132,7 +135,8 @@ class RemotePlayers:
             except MemberLostError as lost:
                 self._team.note_failure(lost)
                 _log.warning("%s; it is replaced, and plays again from the state before", lost.brief)
-                self._team.replace_players(lost, self._state, self._version, self._trainers.publish)
+                assert self._weights is not None
+                self._team.replace_players(lost, self._state, self._weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,9 @@ class RemoteTrainers:
     def update(self, rollouts: Sequence[Shares], version: int) -> dict[str, float]:
         """See `Trainers.update`."""
         self._hand_over(rollouts)
-        return self.team.ask_ranks("update", version)[0]
+        metrics = self.team.ask_ranks("update", version)[0]
+        self.team.note_progress()
+        return metrics
 
     def average(self) -> None:
         """See `Trainers.average`."""
@@ -172,6 +178,14 @@ class RemoteTrainers:
     def publish(self, version: int) -> PublishedWeights:
         """See `Trainers.publish`."""
         return PublishedWeights(version, self.team.publish(version))
+
+    def fetch(self, weights: PublishedWeights) -> Weights:
+        """See `Trainers.fetch`."""
+        return self.team.engine.get(weights.reference)
+
+    def put(self, weights: Weights) -> PublishedWeights:
+        """See `Trainers.put`."""
+        return PublishedWeights(weights.version, self.team.engine.put(weights))
 
     def send(self, weights: "PublishedWeights") -> None:
         """Let every player act with published weights."""

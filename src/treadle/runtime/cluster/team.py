@@ -161,10 +161,8 @@ class Team:
         """An iteration is done: earlier losses do not count any more."""
         self._failures = 0
 
-    def replace_players(
-        self, lost: MemberLostError, state: dict[str, Any] | None, version: int, publish: Callable[[int], Published]
-    ) -> None:
-        """Replace members that play and do not train; every player goes on from `state`, of all slots.
+    def replace_players(self, lost: MemberLostError, state: dict[str, Any] | None, weights: Published) -> None:
+        """Replace members that play and do not train; every player goes on from `state`, of all slots, with `weights`.
 
         Raises:
             MemberLostError: A lost member also trains, or its machine is gone: the whole team must be made again.
@@ -179,10 +177,8 @@ class Team:
         self.engine.ask(started, "begin", self.state_dim, "", False)
         # A call that was under way elsewhere is done before the next one begins.
         if state is not None:
-            self.ask_players("load_player", state, version)
-        self.ask_ranks("forget")
-        weights = publish(version)
-        self.send_weights(weights.reference, version)
+            self.ask_players("load_player", state, weights.version)
+        self.send_weights(weights.reference, weights.version)
 
     def make_again(self, start: Start) -> None:
         """End every member, and start a new team on the machines that there are. Raises as `Team`."""
