@@ -17,6 +17,7 @@ import torch
 
 from leftovers import workers_left
 from miniature import run_config
+from treadle.config.on_policy import PPOConfig
 from treadle.config.placement import PlacementConfig, RuntimeConfig
 from treadle.config.schema import CollectionConfig, EvaluationConfig, TrainConfig
 from treadle.errors import MemberLostError, PlacementError
@@ -159,6 +160,20 @@ def test_what_dies_is_replaced_and_the_run_is_the_same(
     assert "rank 0 has died" in log
     assert "all members start anew, and go on after iteration 3" in log
     assert sum(row["rollout/restarts"] for row in read_metrics(directory)) == 1
+
+
+@pytest.mark.parametrize("overlap", ["stream", "async"])
+def test_playing_beside_training_is_the_same_in_threads_and_in_processes(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, overlap: str
+):
+    """Also when a player dies while the trainer works, and a rank while the player does."""
+    fields: dict[str, Any] = {"overlap": overlap, "algorithm": PPOConfig(minibatch=8, rounds=2)}
+    threads = train(run(tmp_path / "threads", checkpoint, **fields))
+    assert_same_run(threads, train(run(tmp_path / "processes", checkpoint, placement=APART, **fields)))
+    at_update(monkeypatch, {1: kill_player, 2: kill_rank})
+    disturbed = train(run(tmp_path / "disturbed", checkpoint, placement=APART, **fields))
+    assert_same_run(threads, disturbed)
+    assert "all members start anew, and go on after iteration 2" in (disturbed / "run.log").read_text()
 
 
 def test_one_process_on_a_cluster_that_is_there_makes_the_same_run(tmp_path: Path, checkpoint: Path, whole: Path):
