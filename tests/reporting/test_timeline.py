@@ -60,4 +60,6 @@ def test_a_run_without_timeline(trace):
 def test_idle_is_what_is_left_of_collecting():
     assert busy_seconds(SPANS, "simulate") == 0.75
     shares = idle_shares({"time/collect": 2.0, "time/simulate": 0.5, "time/generate": 2.5}, 2.5, 0.5)
-    assert shares == pytest.approx({"idle/simulate": 0.75, "idle/generate": 0.0, "idle/collect": 0.2, "idle/train": 0.8})
+    assert shares == pytest.approx(
+        {"idle/simulate": 0.75, "idle/generate": 0.0, "idle/collect": 0.2, "idle/train": 0.8}
+    )

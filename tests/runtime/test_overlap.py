@@ -15,12 +15,15 @@ from treadle.config.algorithm import AlgorithmConfig
 from treadle.config.on_policy import GRPOConfig, PPOConfig
 from treadle.config.schema import CriticConfig, TrainConfig
 from treadle.errors import ConfigError, SimulatorError, VersionError
+from treadle.policies import load_policy
 from treadle.reporting.metrics import read_metrics
 from treadle.runtime.loop import train
 from treadle.runtime.overlap import OverlappedPlayers
+from treadle.runtime.placement import Machines, describe, place
 from treadle.runtime.player import Player, PlayReport
 from treadle.runtime.trainer import Trainer, check_versions
-from whole_runs import assert_resumes, assert_same_run, interrupt_at
+from treadle.training.on_policy.stream import GradientStream
+from whole_runs import assert_resumes, assert_same_run, final_weights, interrupt_at, numbers
 
 
 class Paper:
@@ -246,3 +249,66 @@ def test_stopping_at_once_ends_the_thread(tmp_path: Path, checkpoint: Path, monk
     with pytest.raises(KeyboardInterrupt):
         train(run_config(tmp_path, checkpoint, overlap="async"))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("players") and thread.is_alive()]
+
+
+def stream_settings(name: str) -> dict[str, Any]:
+    """Settings under which an update begins with its first rollout."""
+    common: dict[str, Any] = {"rounds": 3, "minibatch": 1000, "micro_batch": 5, "epochs": 1}
+    common["normalize_advantages"] = False
+    if name == "ppo":
+        critic = CriticConfig(kind="privileged", width=16, warmup_iterations=1)
+        return {"algorithm": PPOConfig(**common, reference={"coefficient": 0.1}), "critic": critic}  # type: ignore[arg-type]
+    filtered = {"low": 0.0, "high": 1.0, "refills": 1}
+    return {"algorithm": GRPOConfig(**common, group_size=2, filter=filtered, trajectory_weights=name == "grpo")}  # type: ignore[arg-type]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["ppo", "grpo", "grpo-actions"])
+def test_a_gradient_that_comes_in_parts_is_the_whole_gradient(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    fields = stream_settings(name) | {"iterations": 5}
+    none = train(run_config(tmp_path / "none", checkpoint, **fields))
+    passes: list[int] = []
+    add = GradientStream.add
+
+    def noted(self: GradientStream, rollouts: Any, iteration: int) -> None:
+        add(self, rollouts, iteration)
+        passes.append(len(rollouts))
+
+    monkeypatch.setattr(GradientStream, "add", noted)
+    stream = train(run_config(tmp_path / "stream", checkpoint, overlap="stream", **fields))
+    assert set(passes) >= {1, 2, 3}
+    for row, found in zip(numbers(none), numbers(stream), strict=True):
+        assert row == pytest.approx(found, rel=1e-3, abs=1e-5)
+    moved = final_weights(none)
+    for name_, weight in final_weights(stream).items():
+        assert torch.allclose(moved[name_], weight, atol=1e-5), name_
+    first = load_policy(checkpoint, device="cpu").state_dict()
+    assert max(float((first[name_] - weight).abs().max()) for name_, weight in moved.items()) > 2e-4
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, None),
+        ({"rounds": 1}, "rounds 1 is one rollout alone"),
+        ({"minibatch": 512}, "minibatch 512 and epochs 1 make up to 10 steps"),
+        ({"epochs": 2}, "epochs 2 make up to 2 steps"),
+        ({"normalize_advantages": True}, "takes the moments of the whole batch"),
+        ({"chunk_share": 0.5}, "draws from the whole batch"),
+        ({"loss": "a:b"}, "another package's"),
+    ],
+)
+def test_a_run_says_why_its_updates_wait(changed: dict[str, Any], reason: str | None):
+    fitting = {"rounds": 2, "minibatch": 10_000, "epochs": 1, "normalize_advantages": False}
+    algorithm = PPOConfig(**(fitting | changed))
+    config = TrainConfig(algorithm=algorithm, critic=CriticConfig(kind="privileged"), overlap="stream")
+    found = algorithm.not_streamed(config)
+    assert found is None if reason is None else reason in str(found)
+    machines = Machines("cpu", ((0, 1),))
+    assert (f"because {found}" if found else "are propagated back while") in describe(place(config, machines), config)[
+        -1
+    ]
+    head = config.model_copy(update={"critic": CriticConfig()})
+    assert algorithm.not_streamed(head) is not None

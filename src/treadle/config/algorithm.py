@@ -60,6 +60,12 @@ class AlgorithmConfig(Section):
         """Optimizer steps of the policy in an update from so many decisions, at most; None where it cannot be told."""
         return None
 
+    def not_streamed(self, config: Any) -> str | None:
+        """Why, with overlap stream, an update of a run (a `TrainConfig`) begins with its last rollout and not with the
+        first: a clause that names settings. None where it begins with the first.
+        """
+        return "this algorithm prepares nothing before"
+
     def check(self, config: Any) -> None:
         """Raise ValueError where other sections of the run, a `TrainConfig`, do not suit the algorithm."""
 

@@ -136,6 +136,26 @@ class OnPolicyConfig(AlgorithmConfig):
             refills=self.filter.refills,
         )
 
+    def not_streamed(self, config: Any) -> str | None:
+        """See `AlgorithmConfig.not_streamed`. The gradient is a sum over decisions where one step takes all, and nothing
+        in a term depends on the others.
+        """
+        rollouts = self.rounds + self.filter.refills
+        steps = self.epochs * -(-config.decisions * config.simulator.slots * rollouts // self.minibatch)
+        if rollouts == 1:
+            return "algorithm.rounds 1 is one rollout alone"
+        if steps > 1:
+            return f"algorithm.minibatch {self.minibatch} and epochs {self.epochs} make up to {steps} steps of it"
+        if self.normalize_advantages:
+            return "algorithm.normalize_advantages takes the moments of the whole batch"
+        if config.has_critic and config.critic.kind == "value_head":
+            return "critic.kind value_head adds a loss with a divisor of its own"
+        if self.chunk_share < 1:
+            return "algorithm.chunk_share draws from the whole batch"
+        if ":" in self.loss:
+            return "algorithm.loss is another package's, and may depend on the whole batch"
+        return None
+
     def check(self, config: Any) -> None:
         """Raise ValueError where the estimator reads values and there is no critic."""
         if self.estimator == "gae" and not config.has_critic:

@@ -272,6 +272,21 @@ def _unpinned(placement: Placement) -> Placement:
 
 def describe(placement: Placement, config: TrainConfig) -> list[str]:
     """What follows from a placement, in lines for a person: where each role is, and how much work it has."""
+    return [*_describe(placement, config), *_describe_overlap(config)]
+
+
+def _describe_overlap(config: TrainConfig) -> list[str]:
+    if config.overlap == "none":
+        return []
+    if config.overlap == "async":
+        lag = config.staleness
+        return [f"overlap async: rollouts are played by weights {lag} update{'s' * (lag != 1)} older than the learning"]
+    if reason := config.algorithm.not_streamed(config):
+        return [f"overlap stream: an update waits for its last rollout all the same, because {reason}"]
+    return ["overlap stream: rollouts are propagated back while the next ones of the same update are played"]
+
+
+def _describe(placement: Placement, config: TrainConfig) -> list[str]:
     machines, decisions = placement.machines, config.decisions * placement.slots
     steps = config.algorithm.count_steps(decisions)
     work = f"{decisions:,} decisions a rollout" + (

@@ -34,7 +34,8 @@ class Trainer:
         self._average = WeightAverage(self.algorithm.trained, config.optimizer.average)
         self._critic = training.critic
         self._shared, self._copied = shared, copied
-        self._staleness = config.staleness
+        self._staleness, self._streams = config.staleness, config.overlap == "stream"
+        self._version = 0
         self._offload = config.placement.offload
         self._ranks = training.ranks
         self._writer = CheckpointWriter(
@@ -42,7 +43,9 @@ class Trainer:
         )
 
     def wants_more(self, rollouts: Sequence[Rollout]) -> bool:
-        """See `Algorithm.wants_more`."""
+        """See `Algorithm.wants_more`. With overlap stream it also prepares the update, by what is there."""
+        if self._streams:
+            self.algorithm.prepare(rollouts, self._version)
         return self.algorithm.wants_more(rollouts)
 
     def update(self, rollouts: Sequence[Rollout], version: int) -> dict[str, float]:
@@ -69,6 +72,7 @@ class Trainer:
 
     def publish(self, version: int) -> Weights:
         """The weights as they are now, after `version` updates; on other ranks than 0, no tensors."""
+        self._version = version
         if self._shared:
             return Weights(version)
         modules = (self.policy, self._critic if isinstance(self._critic, nn.Module) else None)

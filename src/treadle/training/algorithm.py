@@ -50,6 +50,16 @@ class Algorithm(ABC):
         """
         return not rollouts
 
+    def prepare(self, rollouts: Sequence[Rollout], iteration: int) -> None:  # noqa: B027 - there may be nothing to do
+        """Do what can be done of the next update, of a policy that has had `iteration` updates, while the rest of its
+        rollouts is played; called with overlap stream whenever one more is there, on all ranks. Without a rollout, drop
+        what was prepared.
+
+        Raises:
+            DivergenceError: As `update`.
+            RankError: As `update`.
+        """
+
     @abstractmethod
     def update(self, rollouts: Sequence[Rollout], iteration: int) -> dict[str, float]:
         """Update the policy, which has had `iteration` updates, from its rollouts. Returns metrics of all ranks by

@@ -106,7 +106,7 @@ class PolicyGradient:
                 self._evaluate(policy, *_any(batch))
         return torch.cat(found)
 
-    def accumulate(self, batch: Batch, minibatch: Tensor, version: int) -> MinibatchResult:
+    def accumulate(self, batch: Batch, minibatch: Tensor, version: int, *, divided: bool = True) -> MinibatchResult:
         """Add the gradient of this rank's part of a minibatch to the parameters; the result is that of all ranks.
 
         With a chunk share p below 1, only the first share of the minibatch's rows is used; they are in random order. A
@@ -116,6 +116,7 @@ class PolicyGradient:
             batch: of this rank.
             minibatch: [n] rows of all ranks' trained decisions; -1 where another rank holds the decision.
             version: updates that the present weights have had.
+            divided: by the minibatch's entries; else losses, gradients and the result are sums.
 
         Raises:
             DivergenceError: a loss is not finite; it names what was at fault.
@@ -125,7 +126,7 @@ class PolicyGradient:
         # Losses are divided by the valid entries of the whole minibatch, on all ranks.
         valid = batch.trained.valid[minibatch[minibatch >= 0]].to(self._device)
         counts = [self.objective.valid_entries(valid).sum(), self._critic.entries(valid).sum()]
-        totals = self._ranks.sum(torch.stack(counts))
+        totals = self._ranks.sum(torch.stack(counts)) if divided else torch.ones(2, device=self._device)
         if len(chosen) < len(minibatch):
             totals = totals * (len(chosen) / len(minibatch))
         # Forward and backward, one micro-batch after another.

@@ -1,6 +1,7 @@
 """Proximal policy optimisation (Schulman et al. 2017), and GRPO, which is the same update on other advantages."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from treadle.training.on_policy.batch import Batch, find_estimator, make_batch
 from treadle.training.on_policy.critic_fit import CriticFit
 from treadle.training.on_policy.gradient import MinibatchResult, PolicyGradient
 from treadle.training.on_policy.selection import count_groups
+from treadle.training.on_policy.stream import GradientStream
 from treadle.training.optimizer import MasterAdamW
 from treadle.training.schedule import draw_minibatches, learning_rate_share
 
@@ -37,6 +39,7 @@ class PPO(Algorithm):
         self.policy, self.critic = policy, training.critic
         self._config, self._algorithm = config, config.algorithm
         self._ranks = training.ranks
+        self._watch = Stopwatch()
         self._reference_coefficient = self._algorithm.reference.coefficient
         self._reference = training.load_reference() if self._reference_coefficient else None
         find_estimator(self._algorithm.estimator)
@@ -50,6 +53,14 @@ class PPO(Algorithm):
         self._critic_fit = CriticFit(self.critic, config, training.device, self._ranks)
         self._gradient = PolicyGradient(
             policy, self._critic_fit, config, self._dimension_mask, training.device, self._ranks
+        )
+        streamed = config.overlap == "stream" and self._algorithm.not_streamed(config) is None
+        self._stream = (
+            GradientStream(
+                self._gradient, self._algorithm, self._dimension_mask, self._ranks, self._add_frozen_log_probs
+            )
+            if streamed
+            else None
         )
         self.optimizer = MasterAdamW(
             [
@@ -73,16 +84,39 @@ class PPO(Algorithm):
         wanted = settings.rounds * played
         return kept < wanted and len(rollouts) < settings.rounds + settings.filter.refills
 
+    def prepare(self, rollouts: Sequence[Rollout], iteration: int) -> None:
+        """See `Algorithm.prepare`. Back-propagates, where `OnPolicyConfig.not_streamed` has no objection."""
+        if self._stream is None or iteration < self._config.critic_warmup:
+            return
+        if not rollouts:
+            self._drop_gradients()
+        with self._whole_or_nothing(), self._watch("update"):
+            with self._ranks.together(DivergenceError):
+                check_rollouts(rollouts[self._stream.count :])
+            self.policy.train()
+            self._stream.add(rollouts, iteration)
+
     def update(self, rollouts: Sequence[Rollout], iteration: int) -> dict[str, float]:
         """See `Algorithm.update`."""
-        try:
+        with self._whole_or_nothing():
             return self._update(rollouts, iteration)
+
+    @contextmanager
+    def _whole_or_nothing(self) -> Generator[None, None, None]:
+        try:
+            yield
         except DivergenceError:
-            self.optimizer.zero_grad(set_to_none=True)
+            self._drop_gradients()
             raise
 
+    def _drop_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._stream is not None:
+            self._stream.clear()
+
     def _update(self, rollouts: Sequence[Rollout], iteration: int) -> dict[str, float]:
-        watch, config, ranks = Stopwatch(), self._config, self._ranks
+        config, ranks = self._config, self._ranks
+        watch, self._watch = self._watch, Stopwatch()
         ranks.check_same(self._named_parameters())
         with ranks.together(DivergenceError):
             check_rollouts(rollouts)
@@ -96,27 +130,45 @@ class PPO(Algorithm):
         versions_behind, decisions = ranks.sum(torch.tensor([int(behind.sum()), len(behind)])).tolist()
         metrics["update/staleness"] = versions_behind / max(decisions, 1)
         self.optimizer.param_groups[0]["lr"] = metrics["update/learning_rate"] = self._learning_rate(iteration)
-        # A critic with its own network learns first; a head learns with the policy.
         if config.has_critic:
             metrics |= self._critic_fit.describe(batch.samples)
-            if not self._critic_fit.is_head:
-                with watch("critic"):
-                    metrics["critic/loss"] = self._critic_fit.fit(batch.samples, self.optimizer, iteration)
         if self._critic_fit.is_head or iteration >= config.critic_warmup:
             with watch("update"):
                 metrics |= self._fit_policy(batch, iteration)
+        # A critic with its own network learns by itself; a head has learnt with the policy.
+        if config.has_critic and not self._critic_fit.is_head:
+            with watch("critic"):
+                metrics["critic/loss"] = self._critic_fit.fit(batch.samples, self.optimizer, iteration)
         return metrics | {f"time/{name}": seconds for name, seconds in watch.seconds.items()}
 
     def _fit_policy(self, batch: Batch, iteration: int) -> dict[str, float]:
         """Epochs of minibatches through the policy."""
-        algorithm = self._algorithm
         place = self._ranks.place(batch.trained.order)
         if not len(place):
+            self._drop_gradients()
             return {"update/steps": 0.0}
         self.policy.train()
-        self._add_frozen_log_probs(batch, iteration)
+        results, norms = self._take_steps(batch, place, iteration)
+        metrics = _summarize(results, len(place))
+        metrics["update/gradient_norm"] = _mean(norms)
+        if self._critic_fit.is_head:
+            metrics["critic/loss"] = _mean([result["value_loss"] for result in results])
+        if self._reference is not None:
+            metrics |= self._follow_reference(metrics["update/reference_kl"])
+        return metrics
+
+    def _take_steps(self, batch: Batch, place: Tensor, iteration: int) -> tuple[list[MinibatchResult], list[float]]:
+        """Results and gradient norms of all minibatches."""
+        algorithm = self._algorithm
         results: list[MinibatchResult] = []
         norms: list[float] = []
+        if self._stream is not None and self._stream.count:
+            # All of the batch has been propagated back as it came.
+            results.append(self._stream.finish(self._policy_parameters))
+            norms.append(self._step(iteration))
+            self._stream.clear()
+            return results, norms
+        self._add_frozen_log_probs(batch, iteration)
         # Each epoch takes its own permutation of all ranks' decisions.
         for epoch in range(algorithm.epochs):
             start = len(results)
@@ -128,13 +180,7 @@ class PPO(Algorithm):
                 kl = [result["kl"] for result in results[start:]]
                 if sum(kl) / len(kl) > algorithm.target_kl:
                     break
-        metrics = _summarize(results, len(place))
-        metrics["update/gradient_norm"] = _mean(norms)
-        if self._critic_fit.is_head:
-            metrics["critic/loss"] = _mean([result["value_loss"] for result in results])
-        if self._reference is not None:
-            metrics |= self._follow_reference(metrics["update/reference_kl"])
-        return metrics
+        return results, norms
 
     def _add_frozen_log_probs(self, batch: Batch, iteration: int) -> None:
         """Log-probs under policies that stand still during the update; only unknown ones are computed."""
