@@ -176,6 +176,24 @@ def collect(
     benchmark.run(pair, json, overrides or [], checkpoint=checkpoint, size=size, kind=kind, seconds=seconds)
 
 
+@app.command("overlap")
+def overlap(
+    overrides: Overrides = None,
+    pair: Annotated[
+        Literal["synthetic", "tabletop"],
+        typer.Option(help="Roles that do nothing but take their time, or those of GRPO on the tabletop."),
+    ] = "synthetic",
+    turns: Annotated[int, typer.Option(min=1, help="Times that each mode has its turn.")] = 3,
+    iterations: Annotated[int, typer.Option(min=3, help="Of a turn; all but the first and the last count.")] = 6,
+    json: JsonFile = None,
+) -> None:
+    """Measure iterations with overlap none, stream and async, and their bounds; the two roles have a core each."""
+    check_destination(json)
+    from benchmarks import overlap as benchmark
+
+    benchmark.run(pair, json, overrides or [], turns=turns, iterations=iterations)
+
+
 @app.command("exchange")
 def exchange(
     slots: Annotated[int, typer.Option(min=1, help="Environments of the figures at the top of the file.")] = 64,

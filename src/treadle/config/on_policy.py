@@ -137,8 +137,8 @@ class OnPolicyConfig(AlgorithmConfig):
         )
 
     def not_streamed(self, config: Any) -> str | None:
-        """See `AlgorithmConfig.not_streamed`. The gradient is a sum over decisions where one step takes all, and nothing
-        in a term depends on the others.
+        """See `AlgorithmConfig.not_streamed`. The gradient is a sum over decisions if one step takes all, and no term
+        depends on others.
         """
         rollouts = self.rounds + self.filter.refills
         steps = self.epochs * -(-config.decisions * config.simulator.slots * rollouts // self.minibatch)
