@@ -15,6 +15,7 @@ SOURCE = Path(treadle.__file__).parent
 
 LAYERS = [
     {"cli", "commands", "doctor"},
+    {"planning"},
     {"runtime", "supervised"},
     {"evaluation"},
     {"training", "rollout"},

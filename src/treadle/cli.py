@@ -24,6 +24,7 @@ from treadle.config.schema import (
     SimulatorConfig,
     SupervisedConfig,
 )
+from treadle.errors import ConfigError
 
 if TYPE_CHECKING:
     from treadle.doctor import Check
@@ -111,16 +112,36 @@ def plan(
         str | None,
         typer.Option("--size", help="Plan without the checkpoint, for a policy.kind of a size: 7b, 200m."),
     ] = None,
+    timed: Annotated[
+        bool,
+        typer.Option("--time", help="Also the time of an iteration, after a minute of measuring."),
+    ] = False,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", help="Take what roles cost from this file, in place of measuring.")
+    ] = None,
+    save_profile: Annotated[
+        Path | None, typer.Option("--save-profile", help="Keep what was measured in this file.")
+    ] = None,
     json: JsonFile = None,
 ) -> None:
-    """Show the processes of a run, and the memory of each, before it starts: here, or on devices that are not here."""
+    """Show a run's processes, memory and time before it starts: here, or on devices that are not here."""
     config = load_recipe(recipe, overrides or [])
-    check_destination(json)
-    from treadle.commands.plan import plan_run, show_plan
+    for file in (json, save_profile):
+        check_destination(file)
+    if timed and profile is None and devices is not None:
+        raise ConfigError("--time: nothing can be measured on --devices that are not here; give a --profile")
+    from treadle.commands.plan import plan_run, planned_machines, show_plan
 
     planned = plan_run(config, memory=memory, devices=devices, machines=machines, device_gb=device_gb, size=size)
     show_plan(Console(), planned)
-    write_result(json, planned.report())
+    report = planned.report()
+    if timed or profile is not None:
+        from treadle.commands.timing import plan_time, show_time_plan
+
+        found = plan_time(config, planned_machines(config, devices, machines), profile, save_profile, Console())
+        show_time_plan(Console(), found)
+        report["time"] = found.report()
+    write_result(json, report)
 
 
 @app.command()

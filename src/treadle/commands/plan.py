@@ -103,19 +103,23 @@ def plan_run(
     Raises:
         TreadleError: A mistake that the user can mend.
     """
-    if devices is None and machines > 1:
-        raise ConfigError(f"--machines: found {machines} without --devices; say how many graphics cards each has")
-    if devices is None:
-        here = machine_of(choose_device(config.device))
-    else:
-        names = ("this machine",) if machines == 1 else tuple(f"node{number}" for number in range(machines))
-        here = Machines("cuda", (tuple(range(devices)),) * machines, names)
+    here = planned_machines(config, devices, machines)
     placement = place(config, here)
     room = device_gb * 1e9 if device_gb else CARD_GB * 1e9 if devices else _device_bytes(here)
     if not memory:
         return Planned(config, placement, room)
     policy = _sized(config.policy, size) if size else _outline(config.policy)
     return Planned(config, placement, room, Plan(config, placement, policy))
+
+
+def planned_machines(config: TrainConfig, devices: int | None, machines: int) -> Machines:
+    """This machine, or so many with so many graphics cards each. Raises ConfigError."""
+    if devices is None:
+        if machines > 1:
+            raise ConfigError(f"--machines: found {machines} without --devices; say how many graphics cards each has")
+        return machine_of(choose_device(config.device))
+    names = ("this machine",) if machines == 1 else tuple(f"node{number}" for number in range(machines))
+    return Machines("cuda", (tuple(range(devices)),) * machines, names)
 
 
 def _device_bytes(machines: Machines) -> float:

@@ -1,0 +1,111 @@
+"""A profile of a recipe's roles, measured here in about a minute, with half and with all of its slots."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from treadle.config.loading import resolve_checkpoint
+from treadle.config.schema import TrainConfig
+from treadle.cores import pinned
+from treadle.data.rollout import Rollout
+from treadle.planning.profile import Affine, Profile
+from treadle.runtime.member import Member, Start
+from treadle.runtime.placement import CPU, Machines, Placement, PlayerPlace, ProcessPlace, RankPlace
+
+_ROUNDS = 2
+"""The last one counts: in the first everything is allocated, and the simulators begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    slots: float
+    """That played, the mean over decisions."""
+    decisions: float
+    """That were learnt from."""
+    simulate: float
+    """Seconds of a chunk of those slots."""
+    generate: float
+    """Seconds of a decision of those slots, with all that the exchange with the simulators takes."""
+    learn: float
+    """Seconds of an update from those decisions."""
+    playing: tuple[float, ...]
+
+
+def measure_profile(
+    config: TrainConfig, machines: Machines, counts: Sequence[int], progress: Callable[[str], None] = lambda _: None
+) -> Profile:
+    """Measure on this machine, with each of these numbers of devices.
+
+    Raises:
+        TreadleError: A mistake that the user can mend.
+    """
+    base = resolve_checkpoint(config.policy.checkpoint).resolve()
+    group = config.needs.group_size
+    slots = config.simulator.slots
+    sizes = sorted({max(group, slots // 2 // group * group), slots})
+    simulate: dict[int, Affine] = {}
+    generate: dict[int, Affine] = {}
+    learn: dict[int, Affine] = {}
+    playing = (1.0,)
+    for count in counts:
+        found: list[_Measured] = []
+        for size in sizes:
+            progress(f"measuring {size} slots on {count} {machines.word}{'s' * (count > 1)}")
+            found.append(_measure(config, base, machines, size, machines.devices[0][:count]))
+        few, many = found[0], found[-1]
+        simulate[count] = _through((few.slots, few.simulate), (many.slots, many.simulate))
+        generate[count] = _through((few.slots, few.generate), (many.slots, many.generate))
+        learn[count] = _through((few.decisions, few.learn), (many.decisions, many.learn))
+        playing = many.playing
+    return Profile(f"measured on {platform.node()}, {machines.kind}", simulate, generate, learn, playing)
+
+
+def _through(smaller: tuple[float, float], larger: tuple[float, float]) -> Affine:
+    return Affine.through(smaller, larger) if smaller[0] < larger[0] else Affine(0.0, larger[1] / larger[0])
+
+
+def _measure(config: TrainConfig, base: Path, machines: Machines, slots: int, devices: tuple[int, ...]) -> _Measured:
+    """One lane of so many slots in one process, every role on the same devices."""
+    simulator = config.simulator.model_copy(update={"slots": slots})
+    collection = config.collection.model_copy(update={"lanes": 1, "workers": 1})
+    algorithm = config.algorithm.model_copy(update={"rounds": 1}) if config.needs.rollouts > 1 else config.algorithm
+    changes = {"simulator": simulator, "collection": collection, "algorithm": algorithm, "overlap": "none"}
+    config = config.model_copy(update=changes)
+    own = devices if machines.kind == CPU else devices[:1]
+    rows = slice(0, slots)
+    process = ProcessPlace(0, PlayerPlace(0, rows, own, own), RankPlace(0, rows, own))
+    with ExitStack() as opened:
+        placement = Placement(machines, "colocated", slots, (process,))
+        member = opened.enter_context(Member(config, placement, 0, Start(base, base)))
+        assert member.crew is not None
+        member.begin(member.crew.spec.state_dim)
+        opened.enter_context(pinned(own if machines.kind == CPU else ()))
+        rollout, learn = None, 0.0
+        # Past the critic's warm-up, where the policy learns too.
+        first = config.critic_warmup
+        member.player.version = first
+        for version in range(first, first + _ROUNDS):
+            rollout = member.player.collect_one()
+            began = time.perf_counter()
+            member.trainer.update([rollout], version)
+            member.trainer.average()
+            member.player.receive(member.trainer.publish(version + 1))
+            learn = time.perf_counter() - began
+        assert rollout is not None
+        return _measured(rollout, learn)
+
+
+def _measured(rollout: Rollout, learn: float) -> _Measured:
+    played = rollout.valid.any(-1)
+    decisions, length = float(played.sum()), len(played)
+    simulate = rollout.seconds["simulate"]
+    return _Measured(
+        decisions / length,
+        decisions,
+        simulate / length,
+        (rollout.seconds["collect"] - simulate) / length,
+        learn,
+        tuple(played.float().mean(1).tolist()),
+    )

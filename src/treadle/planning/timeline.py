@@ -1,0 +1,292 @@
+"""The timeline of a run's iterations, by discrete events: what every device does when, from a profile of the roles.
+
+Roles that share a device take turns on it, in the order in which their work is ready. So lanes gain where simulating
+and generating have devices of their own, and playing beside training where training has.
+"""
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from treadle.config.schema import TrainConfig
+from treadle.planning.profile import Profile
+from treadle.runtime.placement import CPU, Placement
+from treadle.workers.partition import partition, share_devices
+
+Devices = frozenset[tuple[str, int, int]]
+"""Kind (`device`, or `host` for a processor core beside graphics cards), machine and number of each."""
+ITERATIONS = 6
+"""That are simulated: the first fill the pipeline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A piece of work on its devices; times in seconds."""
+
+    role: str
+    devices: Devices
+    began: float
+    ended: float
+    iteration: int
+    lane: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PlayerShape:
+    """How a player works."""
+
+    slots: int
+    lanes: int
+    generate: Devices
+    workers: tuple[Devices, ...]
+    """Devices of each worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankShape:
+    """How a rank works."""
+
+    share: float
+    """Of the decisions."""
+    devices: Devices
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Who does what, where."""
+
+    players: tuple[PlayerShape, ...]
+    ranks: tuple[RankShape, ...]
+    decisions: int
+    """Of a slot in a rollout."""
+    rollouts: int = 1
+    """Of an update."""
+    overlap: str = "none"
+    staleness: int = 0
+    streams: bool = False
+    """Rollouts are learnt from one by one, with overlap stream."""
+
+
+@dataclass(slots=True)
+class Timeline:
+    """What came of it."""
+
+    bars: list[Bar]
+    published: list[float]
+    """When the weights of each update were there."""
+
+    @property
+    def seconds(self) -> float:
+        """Of an iteration, once the pipeline is full."""
+        return (self.published[-1] - self.published[1]) / (len(self.published) - 2)
+
+    def busy(self) -> dict[str, float]:
+        """The share of time in which the devices of each role were at work for it, once the pipeline is full."""
+        first, last = self.published[1], self.published[-1]
+        found: dict[str, tuple[float, set[tuple[str, int, int]]]] = {}
+        for bar in self.bars:
+            seconds, devices = found.get(bar.role, (0.0, set()))
+            inside = max(0.0, min(bar.ended, last) - max(bar.began, first))
+            found[bar.role] = seconds + inside * len(bar.devices), devices | bar.devices
+        return {role: seconds / len(devices) / (last - first) for role, (seconds, devices) in found.items()}
+
+
+def shape_of(config: TrainConfig, placement: Placement, lanes: int, workers: int, profile: Profile) -> Shape:
+    """A run's shape in a placement, with so many lanes and workers of each player; 0 workers are one for each device of
+    its simulators.
+    """
+    accelerated = placement.machines.kind != CPU
+    everything = [place.devices for place in placement.processes]
+    players: list[PlayerShape] = []
+    for process in placement.processes:
+        if (place := process.player) is None:
+            continue
+        node = process.node
+        cores = place.simulate or everything[0] or placement.machines.devices[node]
+        generate = place.generate or placement.machines.devices[node]
+        number = workers or (len(cores) if place.simulate else lanes)
+        on_host = profile.simulates_on == "host" and accelerated
+        shares = [
+            # A card's share of the machine's processor cores is one device.
+            _devices("host", node, generate) if on_host else _devices("device", node, share_devices(cores, i, number))
+            for i in range(number)
+        ]
+        slots = place.slots.stop - place.slots.start
+        players.append(PlayerShape(slots, min(lanes, slots), _devices("device", node, generate), tuple(shares)))
+    ranks = [
+        RankShape(
+            (process.rank.slots.stop - process.rank.slots.start) / placement.slots,
+            _devices("device", process.node, process.rank.train or placement.machines.devices[process.node]),
+        )
+        for process in placement.processes
+        if process.rank is not None
+    ]
+    return Shape(
+        tuple(players),
+        tuple(ranks),
+        config.decisions,
+        config.needs.rollouts,
+        config.overlap,
+        config.staleness,
+        config.overlap == "stream" and config.algorithm.not_streamed(config) is None,
+    )
+
+
+def simulate_timeline(shape: Shape, profile: Profile, iterations: int = ITERATIONS) -> Timeline:
+    """Play some iterations on paper."""
+    return _Simulation(shape, profile, iterations).run()
+
+
+@dataclass(slots=True)
+class _Task:
+    role: str
+    devices: Devices
+    seconds: float
+    iteration: int
+    lane: int
+    done: Callable[[float], None]
+
+
+@dataclass(slots=True)
+class _Simulation:
+    shape: Shape
+    profile: Profile
+    iterations: int
+    waiting: list[tuple[float, int, _Task]] = field(default_factory=list[tuple[float, int, _Task]])
+    free: dict[tuple[str, int, int], float] = field(default_factory=dict[tuple[str, int, int], float])
+    bars: list[Bar] = field(default_factory=list[Bar])
+    published: list[float] = field(default_factory=list[float])
+    played: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
+    """When each rollout, of an iteration by number, was there."""
+    begun: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    learnt: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
+    """When each part of an update was done."""
+    learning: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    numbers: "count[int]" = field(default_factory=count)
+
+    def run(self) -> Timeline:
+        """Take what is ready first, until nothing is left."""
+        self.published.append(0.0)
+        self._go_on(0.0)
+        while self.waiting:
+            ready, _, task = heapq.heappop(self.waiting)
+            began = max([ready, *(self.free.get(device, 0.0) for device in task.devices)])
+            ended = began + task.seconds
+            for device in task.devices:
+                self.free[device] = ended
+            self.bars.append(Bar(task.role, task.devices, began, ended, task.iteration, task.lane))
+            task.done(ended)
+        return Timeline(self.bars, self.published)
+
+    def _submit(self, ready: float, task: _Task) -> None:
+        heapq.heappush(self.waiting, (ready, next(self.numbers), task))
+
+    def _go_on(self, now: float) -> None:
+        """Begin every rollout and every part of an update that can begin."""
+        rollouts = self.shape.rollouts
+        for iteration in range(self.iterations):
+            for number in range(rollouts):
+                here, before = (iteration, number), (iteration, number - 1) if number else (iteration - 1, rollouts - 1)
+                version = max(0, iteration - self.shape.staleness)
+                if (
+                    here not in self.begun
+                    and version < len(self.published)
+                    and (before in self.played or here == (0, 0))
+                ):
+                    self.begun.add(here)
+                    self._play(here, max(now, self.published[version]))
+            self._learn_what_is_there(iteration, now)
+
+    def _learn_what_is_there(self, iteration: int, now: float) -> None:
+        if len(self.published) != iteration + 1:
+            return
+        rollouts = self.shape.rollouts
+        parts = rollouts if self.shape.streams else 1
+        for part in range(parts):
+            here = (iteration, part)
+            needed = [(iteration, part)] if parts > 1 or rollouts == 1 else [(iteration, n) for n in range(rollouts)]
+            first = part == 0 or (iteration, part - 1) in self.learnt
+            if here not in self.learning and first and all(rollout in self.played for rollout in needed):
+                self.learning.add(here)
+                self._learn(here, rollouts // parts, last=part == parts - 1, now=now)
+
+    def _play(self, rollout: tuple[int, int], now: float) -> None:
+        """One rollout, by every player in all of its lanes."""
+        left = sum(player.lanes for player in self.shape.players)
+
+        def lane_ended(at: float) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                self.played[rollout] = at
+                self._go_on(at)
+
+        for player in self.shape.players:
+            parts = partition(player.slots, player.lanes, len(player.workers))
+            for lane in range(player.lanes):
+                serving = [
+                    (player.workers[worker], part.stop - part.first)
+                    for worker, own in enumerate(parts)
+                    for part in own
+                    if part.lane == lane
+                ]
+                self._decide(rollout, player, lane, serving, 0, now, lane_ended)
+
+    def _decide(
+        self,
+        rollout: tuple[int, int],
+        player: PlayerShape,
+        lane: int,
+        serving: Sequence[tuple[Devices, int]],
+        decision: int,
+        now: float,
+        ended: Callable[[float], None],
+    ) -> None:
+        """A lane's decision, and what follows from it."""
+        share = self.profile.share_playing(decision)
+        if decision == self.shape.decisions or not share:
+            ended(now)
+            return
+
+        def decided(at: float) -> None:
+            left = len(serving)
+
+            def simulated(at: float) -> None:
+                nonlocal left
+                left -= 1
+                if not left:
+                    self._decide(rollout, player, lane, serving, decision + 1, at, ended)
+
+            for devices, slots in serving:
+                seconds = self.profile.cost("simulate", len(devices))(slots * share)
+                self._submit(at, _Task("simulate", devices, seconds, rollout[0], lane, simulated))
+
+        slots = sum(slots for _, slots in serving) * share
+        seconds = self.profile.cost("generate", len(player.generate))(slots)
+        self._submit(now, _Task("generate", player.generate, seconds, rollout[0], lane, decided))
+
+    def _learn(self, here: tuple[int, int], rollouts: int, *, last: bool, now: float) -> None:
+        """A part of an update, on all ranks; the last one publishes."""
+        shape = self.shape
+        slots = sum(player.slots for player in shape.players)
+        decisions = rollouts * sum(slots * self.profile.share_playing(t) for t in range(shape.decisions))
+        left = len(shape.ranks)
+
+        def learnt(at: float) -> None:
+            nonlocal left
+            left -= 1
+            if left:
+                return
+            self.learnt[here] = at
+            if last:
+                self.published.append(at + self.profile.publish)
+            self._go_on(at)
+
+        for rank in shape.ranks:
+            seconds = self.profile.cost("learn", len(rank.devices))(decisions * rank.share)
+            self._submit(now, _Task("train", rank.devices, seconds, here[0], 0, learnt))
+
+
+def _devices(kind: str, node: int, numbers: Sequence[int]) -> Devices:
+    return frozenset((kind, node, number) for number in numbers)

@@ -1,0 +1,109 @@
+"""Timelines on paper, against schedules that were drawn by hand."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from treadle.config.loading import load_recipe
+from treadle.planning.profile import Affine, Profile
+from treadle.planning.timeline import PlayerShape, RankShape, Shape, shape_of, simulate_timeline
+from treadle.runtime.placement import Machines, place
+
+A, B, C = (frozenset({("device", 0, number)}) for number in range(3))
+PROFILE = Profile("by hand", {1: Affine(0, 1.0)}, {1: Affine(0, 0.5)}, {1: Affine(0, 0.25)})
+"""A slot's chunk takes 1 s, its decision 0.5 s, learning from a decision 0.25 s."""
+
+
+def shape(lanes: int = 1, *, generate: Any = B, workers: Any = (A,), train: Any = C, **fields: Any) -> Shape:
+    """Four slots with two decisions each."""
+    player = PlayerShape(4, lanes, generate, workers)
+    return Shape((player,), (RankShape(1.0, train),), **({"decisions": 2} | fields))
+
+
+def seconds(*arguments: Any, profile: Profile = PROFILE, **fields: Any) -> float:
+    return simulate_timeline(shape(*arguments, **fields), profile).seconds
+
+
+def test_an_affine_cost_goes_through_its_measurements():
+    cost = Affine.through((2, 1.0), (4, 1.5))
+    assert (cost.fixed, cost.each, cost(0), cost(2), cost(8)) == (0.5, 0.25, 0, 1.0, 2.5)
+    # Noise makes neither part negative.
+    assert Affine.through((2, 2.0), (4, 1.5)) == Affine(1.5, 0.0)
+    assert Affine.through((2, 0.5), (4, 2.0)) == Affine(0.0, 0.5)
+
+
+def test_lockstep_takes_turns():
+    # Two decisions of 4 slots: 2 x (2 + 4); learning from 8 decisions: 2.
+    assert seconds() == 12 + 2
+    # It makes no difference where the turns are taken.
+    assert seconds(generate=A, train=A) == 14
+
+
+def test_two_lanes_overlap_simulating_with_generating_on_devices_of_their_own():
+    # Lanes of two slots decide in 1 s and play in 2 s. The simulator waits for the first decision alone: 1 + 4 x 2.
+    assert seconds(2) == 9 + 2
+    # On one device they take turns as before.
+    assert seconds(2, generate=A, train=A) == 14
+    # A worker for each lane: lane 0 is decided 0-1, played 1-3, 3-4, 4-6; lane 1 a second later.
+    assert seconds(2, workers=(A, C), train=B) == 7 + 2
+    # Two workers divide one lane.
+    assert seconds(1, workers=(A, C), train=B) == 2 * (2 + 2) + 2
+
+
+def test_stream_and_async_train_beside_playing():
+    # Two rollouts of 12 s, and 2 s of learning from each.
+    assert seconds(rollouts=2) == 24 + 4
+    assert seconds(rollouts=2, overlap="stream", streams=True) == 24 + 2
+    # Whose update waits for its last rollout gains nothing.
+    assert seconds(rollouts=2, overlap="stream") == 28
+    assert seconds(overlap="async", staleness=1) == 12
+    slow = replace(PROFILE, learn={1: Affine(0, 2.0)})
+    assert seconds(profile=slow, overlap="async", staleness=1) == 16
+    # The first is learnt from while the second is played; from then on the trainer is busy.
+    assert seconds(profile=slow, rollouts=2, overlap="stream", streams=True) == 12 + 32
+    # On the same device nothing is gained.
+    assert seconds(generate=A, train=A, overlap="async", staleness=1) == 14
+
+
+def test_publishing_and_what_has_ended_count():
+    assert seconds(profile=replace(PROFILE, publish=0.5)) == 14.5
+    # At the second decision half of the slots play: 6 + 3, and 6 decisions to learn from.
+    assert seconds(profile=replace(PROFILE, playing=(1.0, 0.5))) == 9 + 1.5
+
+
+def test_players_and_ranks_wait_for_the_slowest_of_them():
+    one, other = PlayerShape(2, 1, A, (A,)), PlayerShape(2, 1, B, (B,))
+    ranks = (RankShape(0.25, A), RankShape(0.75, B))
+    # Each player: 2 x (1 + 2); of 8 decisions, 6 on the second rank.
+    assert simulate_timeline(Shape((one, other), ranks, 2), PROFILE).seconds == 6 + 1.5
+
+
+def test_costs_are_those_of_as_many_devices():
+    both = A | B
+    faster = replace(PROFILE, learn={1: Affine(0, 0.25), 2: Affine(0, 0.125)})
+    assert seconds(profile=faster, train=both) == 12 + 1
+    assert seconds(profile=faster, train=A | B | C) == 12 + 1
+    assert seconds(train=both) == 14
+
+
+def test_busy_shares_are_of_the_time_after_the_first_iteration():
+    busy = simulate_timeline(shape(), PROFILE).busy()
+    assert busy == pytest.approx({"simulate": 8 / 14, "generate": 4 / 14, "train": 2 / 14})
+
+
+def test_the_shape_of_a_run_follows_its_placement():
+    machines = Machines("cpu", ((0, 1),))
+    apart = load_recipe("quickstart", ["placement.simulate=0", "placement.generate=0", "placement.train=1"])
+    found = shape_of(apart, place(apart, machines), 2, 0, PROFILE)
+    assert found == Shape((PlayerShape(256, 2, A, (A,)),), (RankShape(1.0, B),), 10)
+    whole = load_recipe("quickstart-grpo", ["algorithm.rounds=3", "overlap=async", "max_staleness=2"])
+    found = shape_of(whole, place(whole, machines), 1, 2, PROFILE)
+    assert found.players == (PlayerShape(256, 1, A | B, (A, B)),)
+    assert (found.ranks, found.rollouts, found.overlap, found.staleness) == ((RankShape(1.0, A | B),), 3, "async", 2)
+    # Simulators of cards that play on the host leave the cards alone.
+    cards = Machines("cuda", ((0, 1),))
+    host = replace(PROFILE, simulates_on="host")
+    apart = load_recipe("quickstart", ["placement.simulate=0", "placement.generate=0", "placement.train=1"])
+    (player,) = shape_of(apart, place(apart, cards), 1, 1, host).players
+    assert (player.generate, player.workers) == (A, (frozenset({("host", 0, 0)}),))
