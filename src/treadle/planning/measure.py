@@ -1,5 +1,6 @@
 """A profile of a recipe's roles, measured here in about a minute, with half and with all of its slots."""
 
+import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
