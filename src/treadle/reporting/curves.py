@@ -7,6 +7,9 @@ from treadle.reporting.folder import RunFolder
 from treadle.reporting.plots import Axes, Series, chart, sparkline_svg
 
 ROLES = ("simulate", "generate", "update", "critic")
+_WORDS = {"collect": "playing", "train": "training"}
+_EVEN = 0.1
+"""Shares of time that differ by less need no other division."""
 
 
 def learning_curves(run: RunFolder) -> str:
@@ -59,10 +62,38 @@ def role_bar(run: RunFolder) -> str:
 
 
 def idle_table(run: RunFolder) -> str:
-    """The mean share of the time of collecting in which each role had nothing to do."""
-    shares = {role: [x for x in run.series(f"idle/{role}") if math.isfinite(x)] for role in ROLES}
-    idle = [f"{role} {100 * sum(values) / len(values):.0f}&nbsp;%" for role, values in shares.items() if values]
-    return f'<p class="note">Idle while rollouts were played: {", ".join(idle)}.</p>' if idle else ""
+    """The mean shares of time in which each role had nothing to do, and what to change."""
+
+    def idle(*roles: str) -> dict[str, float]:
+        finite = {role: [x for x in run.series(f"idle/{role}") if math.isfinite(x)] for role in roles}
+        return {role: sum(values) / len(values) for role, values in finite.items() if values}
+
+    def listed(shares: dict[str, float]) -> str:
+        return ", ".join(f"{_WORDS.get(role, role)} {100 * share:.0f}&nbsp;%" for role, share in shares.items())
+
+    played, whole = idle("simulate", "generate"), idle("collect", "train")
+    said = [f"Idle while rollouts were played: {listed(played)}."] if played else []
+    if len(whole) == 2:
+        said.append(f"Idle in the whole iteration: {listed(whole)}. {_division(whole, run.config.get('overlap'))}")
+    return f'<p class="note">{" ".join(said)}</p>' if said else ""
+
+
+def _division(idle: dict[str, float], overlap: object) -> str:
+    """Which role to give more, in a sentence."""
+    most = max(idle, key=lambda role: idle[role])
+    busier = "train" if most == "collect" else "collect"
+    if overlap == "async":
+        if idle[most] - idle[busier] < _EVEN:
+            return "Both are busy for about as long: the division of devices fits."
+        return f"{_WORDS[most].capitalize()} waits for {_WORDS[busier]}: give {_WORDS[busier]} more devices."
+    # They take turns: what one is busy with could be done while the other works.
+    gain = 1 / max(1 - idle["collect"], 1 - idle["train"], 0.5)
+    if gain < 1 + _EVEN:
+        return f"Nearly all of the time goes to {_WORDS[busier]}: give it more devices."
+    return (
+        "On devices of their own, at the same time (<code>overlap=async</code>), an iteration would be up to "
+        f"{gain:.2f} times as fast."
+    )
 
 
 def metrics_table(run: RunFolder) -> str:
