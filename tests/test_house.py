@@ -15,7 +15,6 @@ SOURCE = Path(treadle.__file__).parent
 
 LAYERS = [
     {"cli", "commands", "doctor"},
-    {"planning"},
     {"runtime", "supervised"},
     {"evaluation"},
     {"training", "rollout"},

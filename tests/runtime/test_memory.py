@@ -106,6 +106,19 @@ def test_a_reference_and_an_average_come_on_top() -> None:
     assert found.train["weight average"] == 4 * trained
 
 
+def test_a_player_beside_training_has_older_weights_of_its_own() -> None:
+    none, stream, late = (planned(f"overlap={x}", "device=cpu").plan.processes[0] for x in ("none", "stream", "async"))
+    acting = none.play["activations"]
+    assert stream.train == none.train | {
+        "activations": none.train["activations"] + acting,
+        "older weights that play": 0,
+    }
+    # One that acts, two that wait.
+    assert late.train["older weights that play"] == 3 * none.train[GRADIENTS]
+    card = planned("overlap=async", devices=1).plan.processes[0]
+    assert card.train["older weights that play"] == card.train[GRADIENTS]
+
+
 @pytest.mark.parametrize("recompute", ["true", "false"])
 def test_activations_grow_with_the_micro_batch(recompute: str) -> None:
     key = f"policy.gradient_checkpointing={recompute}"

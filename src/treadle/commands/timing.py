@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from treadle.config.schema import TrainConfig
-from treadle.planning.candidates import Candidate, as_configured, candidates, recommend
-from treadle.planning.measure import measure_profile
-from treadle.planning.profile import Profile, read_profile, write_profile
-from treadle.planning.timeline import Timeline
-from treadle.runtime.placement import CPU, Machines, Placement
+from treadle.runtime.placement import CPU, Machines, Placement, place
+from treadle.runtime.planning.candidates import Candidate, as_configured, candidates, recommend
+from treadle.runtime.planning.measure import measure_profile
+from treadle.runtime.planning.profile import Profile, read_profile, write_profile
+from treadle.runtime.planning.timeline import Timeline
 
 _SHOWN = 12
 """Rows of the table."""
@@ -65,9 +65,7 @@ def plan_time(
     if save is not None:
         write_profile(save, known)
     began = time.perf_counter()
-    # Where the recipe leaves the number of lanes open, a run takes two for devices apart, else one.
-    lanes = config.collection.lanes or 1
-    configured = as_configured(config, machines, known, lanes)
+    configured = as_configured(config, place(config, machines), known)
     found = candidates(config, machines, known)
     return TimePlan(known, configured, found, recommend(found), time.perf_counter() - began)
 

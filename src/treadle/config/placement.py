@@ -1,6 +1,7 @@
 """Where a run's roles are: which devices simulate, generate and train, and how their processes find each other."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator
@@ -78,3 +79,6 @@ class RuntimeConfig(Section):
     this machine alone, for this run alone."""
     timeout: Rate = 1800.0
     """Seconds that a process may take for a rollout, an update or a save before it is given up as hung."""
+    profile: Path | None = None
+    """A file that `treadle plan --save-profile` wrote: the report then has the time of an iteration that it predicts
+    beside the measured one."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from torch import nn
 
 WEIGHTS, GATHERED, REFERENCE, ADAPTERS = "weights", "weights gathered", "frozen reference", "adapters"
+OLDER = "older weights that play"
 GRADIENTS, MASTER, MOMENTS, AVERAGE = "gradients", "float32 master", "AdamW moments", "weight average"
 ACTIVATIONS, COPIES = "activations", "copies of gradients at the step"
-USES = (WEIGHTS, GATHERED, REFERENCE, ADAPTERS, GRADIENTS, MASTER, MOMENTS, AVERAGE, ACTIVATIONS, COPIES)
+USES = (WEIGHTS, GATHERED, REFERENCE, ADAPTERS, OLDER, GRADIENTS, MASTER, MOMENTS, AVERAGE, ACTIVATIONS, COPIES)
 """What memory is for, in the order in which it is shown."""
 
 Parts = Mapping[str, int]

@@ -88,8 +88,18 @@ class _Event(LooseTable):
     args: _Arguments = _Arguments()
 
 
+class _Prediction(LooseTable):
+    seconds: Annotated[float, Field(gt=0)]
+    bound: str
+    source: str
+
+
 class _Trace(LooseTable):
     traceEvents: list[_Event]  # noqa: N815 - Chrome's word
+
+
+PREDICTION_FILE = "plan.json"
+"""What a plan predicted of a run, where it was made with a profile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,8 @@ class RunFolder:
     machine: dict[str, Any] | None
     trace: dict[str, Any] | None
     """`trace.json`"""
+    prediction: dict[str, Any] | None = None
+    """`plan.json`"""
 
     @property
     def name(self) -> str:
@@ -149,6 +161,7 @@ def read_run(run_dir: Path) -> RunFolder:
         summary=_read(run_dir / SUMMARY_FILE, _Summary),
         machine=_read(run_dir / MACHINE_FILE, _Machine),
         trace=_read(run_dir / TRACE_FILE, _Trace),
+        prediction=_read(run_dir / PREDICTION_FILE, _Prediction),
     )
 
 

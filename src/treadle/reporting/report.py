@@ -17,6 +17,7 @@ from treadle.reading import check_path, read_bytes
 from treadle.reporting.curves import health_curves, idle_table, learning_curves, metrics_table, role_bar
 from treadle.reporting.evaluation_table import evaluation_table, interval, percent
 from treadle.reporting.folder import RunFolder, read_run
+from treadle.reporting.prediction import predicted_line
 from treadle.reporting.summary import suite_name
 from treadle.reporting.timeline import timeline_svg
 
@@ -39,7 +40,7 @@ def write_report(run_dir: Path) -> Path:
         videos=_videos(run),
         curves=learning_curves(run) if run.metrics else _missing("No iteration has ended yet."),
         roles=role_bar(run),
-        idle=idle_table(run),
+        idle=idle_table(run) + predicted_line(run),
         timeline=timeline_svg(run.trace),
         stages=_pairs(
             {stage.replace("_", " "): f"{seconds:,.1f} s" for stage, seconds in _summary(run, "seconds", {}).items()}

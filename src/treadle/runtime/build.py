@@ -23,6 +23,8 @@ from treadle.runtime.member import Member, Start
 from treadle.runtime.memory import Plan, describe_memory
 from treadle.runtime.overlap import OverlappedPlayers
 from treadle.runtime.placement import CPU, Machines, Placement, describe, place
+from treadle.runtime.planning.prediction import write_prediction
+from treadle.runtime.planning.profile import read_profile
 from treadle.runtime.recorder import Recorder
 from treadle.runtime.roles import Players, Trainers
 from treadle.runtime.weights import Weights
@@ -104,6 +106,7 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
         TreadleError: A mistake that the user can mend.
     """
     device = choose_device(config.device)
+    profile = read_profile(config.runtime.profile) if config.runtime.profile is not None else None
     base = resolve_checkpoint(config.policy.checkpoint).resolve()
     last = last_checkpoint(config.output / config.name)
     state, start = load_trainer(last) if last else None, _start(last, base)
@@ -145,6 +148,10 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
         directory = create_run_directory(config)
         if last is None:
             opened.enter_context(lock_run_directory(directory))
+        if profile is not None:
+            whole = cluster.team.placement if cluster is not None else placement
+            assert whole is not None
+            write_prediction(directory, config, whole, profile)
         recorder = Recorder(config, directory, trainer.alarms, console)
         evaluator = Evaluator(config, directory, player, console)
         version = 0

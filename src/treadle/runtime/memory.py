@@ -20,6 +20,7 @@ from treadle.policies.footprint import (
     GRADIENTS,
     MASTER,
     MOMENTS,
+    OLDER,
     REFERENCE,
     WEIGHTS,
     Activations,
@@ -122,6 +123,10 @@ class Plan:
                 gathered = max(gathered, _gathered(self._reference))
         samples, recompute = self.micro_batch, self._config.policy.gradient_checkpointing
         passing = self.activations.training(samples, recompute) if self.activations else 0
+        if self._config.overlap != "none" and process.player is not None:
+            # A thread acts while this one trains, on weights of its own where they are older.
+            passing += self._acting(process)
+            lasting[OLDER] = self._older(held)
         train = peak(lasting, {GATHERED: gathered, ACTIVATIONS: passing}, {COPIES: copies(held, ranks)})
         # Between updates there are no gradients; on a CPU nothing moves.
         waits = self._config.placement.offload and self._placement.machines.kind != CPU
@@ -131,6 +136,13 @@ class Plan:
             if parts > 1:
                 resting[GATHERED] = sum(_bare(_hold(self.policy)).values())
         return ProcessMemory(process, resting, train)
+
+    def _older(self, held: Iterable[Held]) -> int:
+        """Bytes of the weights that a player of the same process acts with, and that wait for it on a CPU."""
+        if self._config.overlap != "async":
+            return 0
+        copied = 1 + (self._config.staleness + 1) * (self._placement.machines.kind == CPU)
+        return copied * sum(each.stored * each.width for each in held if each.trained)
 
     def _acting(self, process: ProcessPlace) -> int:
         """Bytes of a decision of a lane."""

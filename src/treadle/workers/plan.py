@@ -12,6 +12,16 @@ FEW_CORES = 4
 """With fewer cores, simulator and policy use all of them in turn."""
 
 
+def are_apart(simulate_cores: tuple[int, ...], generate_cores: tuple[int, ...]) -> bool:
+    """Simulator and policy have cores of their own each."""
+    return bool(simulate_cores and generate_cores) and not set(simulate_cores) & set(generate_cores)
+
+
+def default_lanes(*, accelerated: bool, apart: bool, cores: int) -> int:
+    """Lanes where `collection.lanes` leaves it open: more than one pays where two things can happen at once."""
+    return 2 if accelerated or apart or cores >= FEW_CORES else 1
+
+
 def plan_crew(
     simulator: SimulatorConfig,
     collection: CollectionConfig,
@@ -43,9 +53,8 @@ def plan_crew(
     check_cores("placement.generate", generate_cores)
     own = {*simulate_cores, *generate_cores}
     cores = len(own if simulate_cores and generate_cores else usable_cores())
-    apart = bool(simulate_cores and generate_cores) and not set(simulate_cores) & set(generate_cores)
-    overlaps = accelerated or apart or cores >= FEW_CORES
-    lanes = min(slots, collection.lanes or (2 if overlaps else 1))
+    apart = are_apart(simulate_cores, generate_cores)
+    lanes = min(slots, collection.lanes or default_lanes(accelerated=accelerated, apart=apart, cores=cores))
     factory = simulator_factory(simulator)
     elsewhere = factory.interpreter is not None
     kind = collection.kind if collection.kind != "auto" else "processes" if elsewhere else "threads"

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from treadle.config.loading import load_recipe
-from treadle.planning.profile import Affine, Profile
-from treadle.planning.timeline import PlayerShape, RankShape, Shape, shape_of, simulate_timeline
 from treadle.runtime.placement import Machines, place
+from treadle.runtime.planning.profile import Affine, Profile
+from treadle.runtime.planning.timeline import PlayerShape, RankShape, Shape, shape_of, simulate_timeline
 
 A, B, C = (frozenset({("device", 0, number)}) for number in range(3))
 PROFILE = Profile("by hand", {1: Affine(0, 1.0)}, {1: Affine(0, 0.5)}, {1: Affine(0, 0.25)})
@@ -93,17 +93,21 @@ def test_busy_shares_are_of_the_time_after_the_first_iteration():
 
 
 def test_the_shape_of_a_run_follows_its_placement():
-    machines = Machines("cpu", ((0, 1),))
-    apart = load_recipe("quickstart", ["placement.simulate=0", "placement.generate=0", "placement.train=1"])
-    found = shape_of(apart, place(apart, machines), 2, 0, PROFILE)
-    assert found == Shape((PlayerShape(256, 2, A, (A,)),), (RankShape(1.0, B),), 10)
-    whole = load_recipe("quickstart-grpo", ["algorithm.rounds=3", "overlap=async", "max_staleness=2"])
-    found = shape_of(whole, place(whole, machines), 1, 2, PROFILE)
-    assert found.players == (PlayerShape(256, 1, A | B, (A, B)),)
-    assert (found.ranks, found.rollouts, found.overlap, found.staleness) == ((RankShape(1.0, A | B),), 3, "async", 2)
-    # Simulators of cards that play on the host leave the cards alone.
-    cards = Machines("cuda", ((0, 1),))
+    def found(machines: Machines, *overrides: str, recipe: str = "quickstart", profile: Profile = PROFILE) -> Shape:
+        config = load_recipe(recipe, list(overrides))
+        return shape_of(config, place(config, machines), profile)
+
+    cores, cards = Machines("cpu", ((0, 1),)), Machines("cuda", ((0, 1),))
+    apart = ("placement.simulate=0", "placement.generate=0", "placement.train=1")
+    # Simulator and policy share a core: one lane, unless the recipe asks for more.
+    assert found(cores, *apart) == Shape((PlayerShape(256, 1, A, (A,)),), (RankShape(1.0, B),), 10)
+    assert found(cores, *apart, "collection.lanes=2").players == (PlayerShape(256, 2, A, (A, A)),)
+    assert found(cores, "placement.simulate=0", "placement.generate=1").players == (PlayerShape(256, 2, B, (A,)),)
+    whole = ("collection.workers=2", "algorithm.rounds=3", "overlap=async", "max_staleness=2")
+    shape = found(cores, *whole, recipe="quickstart-grpo")
+    assert shape.players == (PlayerShape(256, 1, A | B, (A, B)),)
+    assert (shape.ranks, shape.rollouts, shape.overlap, shape.staleness) == ((RankShape(1.0, A | B),), 3, "async", 2)
+    # Simulators that play on the host leave the cards alone.
     host = replace(PROFILE, simulates_on="host")
-    apart = load_recipe("quickstart", ["placement.simulate=0", "placement.generate=0", "placement.train=1"])
-    (player,) = shape_of(apart, place(apart, cards), 1, 1, host).players
+    (player,) = found(cards, *apart, "collection.workers=1", profile=host).players
     assert (player.generate, player.workers) == (A, (frozenset({("host", 0, 0)}),))

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from treadle.config.schema import TrainConfig
 from treadle.errors import PlacementError
-from treadle.planning.profile import Profile
-from treadle.planning.timeline import Timeline, shape_of, simulate_timeline
 from treadle.runtime.placement import Machines, Placement, place
+from treadle.runtime.planning.profile import Profile
+from treadle.runtime.planning.timeline import Shape, Timeline, shape_of, simulate_timeline
 
 LANES = (1, 2, 4)
 OVERLAPS = ("none", "stream", "async")
@@ -21,8 +21,13 @@ class Candidate:
 
     config: TrainConfig
     placement: Placement
-    lanes: int
+    shape: Shape
     timeline: Timeline
+
+    @property
+    def lanes(self) -> int:
+        """Of each player."""
+        return max(player.lanes for player in self.shape.players)
 
     @property
     def seconds(self) -> float:
@@ -44,11 +49,10 @@ class Candidate:
         return [*placed, f"collection.lanes={self.lanes}", f"overlap={self.config.overlap}"]
 
 
-def as_configured(config: TrainConfig, machines: Machines, profile: Profile, lanes: int) -> Candidate:
-    """The recipe as it is, with so many lanes. Raises PlacementError."""
-    placement = place(config, machines)
-    shape = shape_of(config, placement, lanes, config.collection.workers, profile)
-    return Candidate(config, placement, lanes, simulate_timeline(shape, profile))
+def as_configured(config: TrainConfig, placement: Placement, profile: Profile) -> Candidate:
+    """The recipe as it is, in a placement of it."""
+    shape = shape_of(config, placement, profile)
+    return Candidate(config, placement, shape, simulate_timeline(shape, profile))
 
 
 def candidates(config: TrainConfig, machines: Machines, profile: Profile) -> list[Candidate]:
@@ -58,8 +62,10 @@ def candidates(config: TrainConfig, machines: Machines, profile: Profile) -> lis
         for overlap in _overlaps(placed):
             changed = placed.model_copy(update={"overlap": overlap})
             for lanes in (config.collection.lanes,) if config.collection.lanes else LANES:
+                collection = config.collection.model_copy(update={"lanes": lanes})
+                laned = changed.model_copy(update={"collection": collection})
                 try:
-                    found.append(as_configured(changed, machines, profile, lanes))
+                    found.append(as_configured(laned, place(laned, machines), profile))
                 except PlacementError:
                     # More lanes than slots, or more processes than groups of them.
                     continue

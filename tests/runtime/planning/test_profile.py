@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from treadle.errors import ConfigError
-from treadle.planning.profile import Affine, Profile, plain, read_profile, write_profile
+from treadle.runtime.planning.profile import Affine, Profile, plain, read_profile, write_profile
 
 PROFILE = Profile(
     "two cores",

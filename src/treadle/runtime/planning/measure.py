@@ -11,9 +11,9 @@ from treadle.config.loading import resolve_checkpoint
 from treadle.config.schema import TrainConfig
 from treadle.cores import pinned
 from treadle.data.rollout import Rollout
-from treadle.planning.profile import Affine, Profile
 from treadle.runtime.member import Member, Start
 from treadle.runtime.placement import CPU, Machines, Placement, PlayerPlace, ProcessPlace, RankPlace
+from treadle.runtime.planning.profile import Affine, Profile
 
 _ROUNDS = 2
 """The last one counts: in the first everything is allocated, and the simulators begin."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from treadle.config.schema import TrainConfig
-from treadle.planning.profile import Profile
 from treadle.runtime.placement import CPU, Placement
+from treadle.runtime.planning.profile import Profile
 from treadle.workers.partition import partition, share_devices
+from treadle.workers.plan import are_apart, default_lanes
 
 Devices = frozenset[tuple[str, int, int]]
 """Kind (`device`, or `host` for a processor core beside graphics cards), machine and number of each."""
@@ -92,11 +93,9 @@ class Timeline:
         return {role: seconds / len(devices) / (last - first) for role, (seconds, devices) in found.items()}
 
 
-def shape_of(config: TrainConfig, placement: Placement, lanes: int, workers: int, profile: Profile) -> Shape:
-    """A run's shape in a placement, with so many lanes and workers of each player; 0 workers are one for each device of
-    its simulators.
-    """
-    accelerated = placement.machines.kind != CPU
+def shape_of(config: TrainConfig, placement: Placement, profile: Profile) -> Shape:
+    """A run's shape in a placement; what the recipe leaves open of lanes and workers is chosen as the run will."""
+    accelerated, collection = placement.machines.kind != CPU, config.collection
     everything = [place.devices for place in placement.processes]
     players: list[PlayerShape] = []
     for process in placement.processes:
@@ -105,7 +104,9 @@ def shape_of(config: TrainConfig, placement: Placement, lanes: int, workers: int
         node = process.node
         cores = place.simulate or everything[0] or placement.machines.devices[node]
         generate = place.generate or placement.machines.devices[node]
-        number = workers or (len(cores) if place.simulate else lanes)
+        apart = are_apart(place.simulate, place.generate)
+        lanes = collection.lanes or default_lanes(accelerated=accelerated, apart=apart, cores=len({*cores, *generate}))
+        number = collection.workers or (len(cores) if apart else lanes)
         on_host = profile.simulates_on == "host" and accelerated
         shares = [
             # A card's share of the machine's processor cores is one device.

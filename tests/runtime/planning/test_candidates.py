@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from treadle.config.loading import load_recipe
-from treadle.planning.candidates import as_configured, candidates, recommend
-from treadle.planning.profile import Affine, Profile
-from treadle.runtime.placement import Machines
+from treadle.runtime.placement import Machines, place
+from treadle.runtime.planning.candidates import as_configured, candidates, recommend
+from treadle.runtime.planning.profile import Affine, Profile
 
 CORES = Machines("cpu", ((0, 1),))
 EVEN = Profile("even", {1: Affine(0, 0.01)}, {1: Affine(0, 0.01)}, {1: Affine(0, 0.002)})
@@ -28,16 +28,19 @@ def test_training_that_takes_long_gets_devices_and_overlap():
 
 
 def test_roles_that_share_a_device_gain_nothing_from_lanes():
-    one, two = (as_configured(recipe(), CORES, EVEN, lanes) for lanes in (1, 2))
-    assert one.seconds > two.seconds  # Two workers, a core each.
-    colocated = [as_configured(recipe(), Machines("cpu", ((0,),)), EVEN, lanes).seconds for lanes in (1, 2, 4)]
+    def seconds(machines: Machines, lanes: int) -> float:
+        config = recipe(f"collection.lanes={lanes}")
+        return as_configured(config, place(config, machines), EVEN).seconds
+
+    assert seconds(CORES, 1) > seconds(CORES, 2), "two workers, a core each"
+    colocated = [seconds(Machines("cpu", ((0,),)), lanes) for lanes in (1, 2, 4)]
     assert max(colocated) - min(colocated) < 1e-9
 
 
 def test_overrides_make_the_candidate():
     best = recommend(candidates(recipe(), CORES, EVEN))
     again = load_recipe("quickstart", ["simulator.slots=64", *best.overrides])
-    assert as_configured(again, CORES, EVEN, again.collection.lanes).seconds == best.seconds
+    assert as_configured(again, place(again, CORES), EVEN).seconds == best.seconds
 
 
 def test_stream_is_looked_at_where_updates_can_begin_early():
