@@ -80,5 +80,5 @@ class RuntimeConfig(Section):
     timeout: Rate = 1800.0
     """Seconds that a process may take for a rollout, an update or a save before it is given up as hung."""
     profile: Path | None = None
-    """A file that `treadle plan --save-profile` wrote: the report then has the time of an iteration that it predicts
-    beside the measured one."""
+    """A file that `treadle plan RECIPE --save-profile FILE` wrote: the report then has the time of an iteration that it
+    predicts beside the measured one."""
