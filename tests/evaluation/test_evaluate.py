@@ -11,10 +11,12 @@ import pytest
 
 from fakes import FakePolicy, FakeSimulator, Script, scenario
 from miniature import SIMULATOR, make_policy
-from treadle.config.schema import EvaluationConfig, LoadingConfig, SamplingConfig
+from treadle.config.loading import read_config
+from treadle.config.schema import EvaluationConfig, LoadingConfig, SamplingConfig, TrainConfig
 from treadle.data.step import EpisodeResult
 from treadle.errors import CheckpointError, ConfigError
-from treadle.evaluation.evaluate import Ablation, evaluate_checkpoint, evaluate_policy, film
+from treadle.evaluation.evaluate import Ablation, evaluate_checkpoint, evaluate_policy, play_suite
+from treadle.evaluation.films import film
 from treadle.evaluation.play import play
 from treadle.policies.protocol import Sampling
 from treadle.rollout.actor import Actor
@@ -85,7 +87,7 @@ def test_suites_and_their_settings():
     # Scenarios 0, 2, 4, 6 end at steps 1, 4, 7, 10: the goal, at steps 3 and 5, held in three of seven.
     assert suites["train"]["success"] == pytest.approx(3 / 7)
     assert suites["train"]["success_at_end"] == 0
-    assert suites["train"]["settings"] == {}
+    assert suites["train"]["settings"] == suites["train"]["tasks"] == {}
     assert {name: rate["episodes"] for name, rate in suites["odd"]["settings"].items()} == {"odd/a": 4, "odd/b": 3}
     # a plays 0 to 3, b 0 to 2, and of them 2 succeeds.
     assert {name: rate["success"] for name, rate in suites["odd"]["settings"].items()} == pytest.approx(
@@ -111,6 +113,45 @@ def test_no_more_slots_play_than_are_allowed():
     with crew_of(6) as crew:
         evaluate_policy(policy, crew, 10, EvaluationConfig(suites=("train",), episodes=9, slots=2))
     assert max(len(frames) for frames in policy.frames) == 2
+
+
+def test_horizons_of_suites():
+    policy: Any = FakePolicy()
+    config = EvaluationConfig(suites=("train", "odd"), episodes=2, horizons={"odd": 3})
+    with crew_of(2) as crew:
+        suites = evaluate_policy(policy, crew, 5, config)["suites"]
+    assert (suites["train"]["mean_length"], suites["odd"]["mean_length"]) == (5, 3)
+
+
+def test_repeats_have_noise_of_their_own_and_the_first_is_as_without():
+    policy: Any = FakePolicy()
+    config = EvaluationConfig(suites=("train",), episodes=4, sampling=SamplingConfig(), repeats=3)
+    single = config.model_copy(update={"repeats": 1})
+    with crew_of(3) as crew:
+        results, first = (play_suite(policy, crew, 10, some, "train") for some in (config, single))
+        shares = [play_suite(policy, crew, 10, config, "train", share=(i, 2)) for i in range(2)]
+    assert [result.scenario.index for result in results] == [0, 1, 2, 3] * 3
+    assert results[:4] == first
+    assert len({result.episode_return for result in results}) == 12
+    assert shares == [results[::2], results[1::2]]
+
+
+def test_repeats_of_a_greedy_policy_are_refused():
+    with pytest.raises(ConfigError, match=r"evaluation.repeats 3 with evaluation.sampling.temperature 0"):
+        read_config(TrainConfig, None, ["evaluation.repeats=3"])
+
+
+def test_the_rule_of_success():
+    policy: Any = FakePolicy()
+    scripts = {0: Script(ends=5, succeeds=(3, 5)), 1: Script(ends=6, succeeds=(3,))}
+    config = EvaluationConfig(suites=("train",), episodes=2)
+    with crew_of(2, scripts) as crew:
+        once = evaluate_policy(policy, crew, 10, config)["suites"]["train"]
+        end = evaluate_policy(policy, crew, 10, config.model_copy(update={"success": "end"}))["suites"]["train"]
+    assert (once["success"], end["success"]) == (1.0, 0.5)
+    assert {k: v for k, v in once.items() if k not in ("success", "ci95")} == {
+        k: v for k, v in end.items() if k not in ("success", "ci95")
+    }
 
 
 def ablated(ablation: Ablation, slots: int, policy: FakePolicy) -> dict[str, Any]:
@@ -169,6 +210,14 @@ def test_a_checkpoint_is_evaluated_with_its_manifest(tmp_path: Path):
     assert manifest["checkpoint"] == "tiny"
     assert manifest["split"] == "evaluation"
     assert manifest["ablation"] == {"instructions": "shuffled", "frames": "own"}
+    facts = manifest["policy_facts"]
+    assert (facts["kind"], facts["chunk"], facts["center_crop"], facts["statistics"]) == (
+        "openvla_oft", 4, 0.9, "tabletop",
+    )  # fmt: skip
+    assert manifest["horizons"] == {"train": 8, "vision": 8}
+    assert manifest["simulator_versions"]["mujoco"] == manifest["versions"]["mujoco"]
+    assert report["complete"]
+    assert report["wanted"] == 10
     assert LoadingConfig.model_validate(manifest["policy"]) == loading
     assert SIMULATOR.model_validate(manifest["simulator"]) == SIMULATOR
     assert EvaluationConfig.model_validate_json(json.dumps(manifest["evaluation"])) == evaluation

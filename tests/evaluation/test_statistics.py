@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fakes import scenario
 from treadle.data.step import EpisodeResult
-from treadle.evaluation.statistics import SuccessRate, wilson_interval
+from treadle.evaluation.statistics import SuccessRate, mean_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,25 @@ def test_rates():
     rate = asdict(SuccessRate.of(results))
     assert rate.pop("ci95") == wilson_interval(2, 3)
     assert rate == pytest.approx(
-        {"success": 2 / 3, "episodes": 3, "success_at_end": 1 / 3, "mean_length": 8, "mean_return": 1.5}
+        {
+            "success": 2 / 3,
+            "episodes": 3,
+            "success_once": 2 / 3,
+            "success_at_end": 1 / 3,
+            "mean_length": 8,
+            "mean_return": 1.5,
+        }
     )
+    at_end = SuccessRate.of(results, "end")
+    assert (at_end.success, at_end.success_once, at_end.ci95) == (1 / 3, 2 / 3, wilson_interval(1, 3))
 
 
 def test_no_episodes():
-    assert SuccessRate.of([]) == SuccessRate(0.0, 0, (0.0, 1.0), 0.0, 0.0, 0.0)
+    assert SuccessRate.of([]) == SuccessRate(0.0, 0, (0.0, 1.0), 0.0, 0.0, 0.0, 0.0)
+
+
+def test_the_mean_of_rates_has_the_interval_of_its_parts():
+    mean, interval = mean_interval([(0.5, (0.2, 0.9))])
+    assert (mean, *interval) == pytest.approx((0.5, 0.2, 0.9))
+    # sqrt(0.3^2 + 0.4^2) / 2 below, sqrt(0.05^2 + 0.12^2) / 2 above.
+    assert mean_interval([(0.5, (0.2, 0.55)), (0.7, (0.3, 0.82))])[1] == pytest.approx((0.35, 0.665))

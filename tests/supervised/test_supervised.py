@@ -335,7 +335,7 @@ def test_a_supervised_run_makes_a_checkpoint(supervised: tuple[SupervisedConfig,
     assert lines[2]["imitation/total"] > lines[2]["imitation/loss"], "scenes are mixed in"
     report = json.loads((directory / "evaluation" / "base.json").read_text())
     assert report["suites"]["train"]["episodes"] == 2
-    assert report["manifest"]["checkpoint"] == "policy"
+    assert report["manifest"]["checkpoint"] == "tiny", "the run of that name"
     assert len(read_demonstrations(directory / "demonstrations").actions) > 10
 
 

@@ -57,10 +57,10 @@ def create_run_directory(config: RunConfig) -> Path:
 
 
 @contextmanager
-def lock_run_directory(directory: Path) -> Generator[None, None, None]:
-    """Keep a run's folder to this process while the block lasts. The system gives the lock back however a process ends.
+def lock_run_directory(directory: Path, change: str = "name=...") -> Generator[None, None, None]:
+    """Keep a folder to this process while the block lasts. The system gives the lock back however a process ends.
 
-    Raises OutputError, which names the owner, where another process has it.
+    Raises OutputError, which names the owner, where another process has it; `change` is what chooses another folder.
     """
     path = directory / LOCK
     try:
@@ -74,7 +74,7 @@ def lock_run_directory(directory: Path) -> Generator[None, None, None]:
             file.seek(0)
             raise OutputError(
                 f"'{directory}' is in use by {file.read().strip() or 'another process'}; wait for its end, or choose "
-                "another folder with name=..."
+                f"another folder with {change}"
             ) from error
         file.truncate(0)
         started = datetime.now().astimezone().isoformat(timespec="seconds")

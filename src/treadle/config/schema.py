@@ -169,10 +169,30 @@ class EvaluationConfig(Section):
     simulator.slots."""
     horizon: Positive | None = None
     """Control steps after which an evaluated episode is cut; none takes simulator.horizon."""
+    horizons: dict[str, Positive] = {}
+    """Horizons of single suites, in place of evaluation.horizon."""
+    repeats: Positive = 1
+    """Times that each scenario is played, each time with other noise; for policies that sample."""
+    success: Literal["once", "end"] = "once"
+    """Which rule the success rate follows: the goal held at some time, or after the last action. Both are recorded."""
     sampling: SamplingConfig = SamplingConfig(temperature=0.0)
     """How actions are chosen in evaluation."""
     videos: Natural = 4
-    """In-distribution scenarios that are filmed before and after training."""
+    """Episodes that are filmed: in training the first in-distribution scenarios, before and after; by `treadle eval`
+    half of them failures and half successes."""
+
+    def horizon_of(self, suite: str, default: int) -> int:
+        """Control steps after which an episode of a suite is cut; `default` is `simulator.horizon`."""
+        return self.horizons.get(suite, self.horizon or default)
+
+    @model_validator(mode="after")
+    def _repeats_differ(self) -> Self:
+        if self.repeats > 1 and self.sampling.temperature == 0:
+            raise ValueError(
+                f"evaluation.repeats {self.repeats} with evaluation.sampling.temperature 0: a greedy policy plays a "
+                "scenario the same way each time; use evaluation.repeats=1, or a temperature above 0"
+            )
+        return self
 
 
 class RunConfig(Section):

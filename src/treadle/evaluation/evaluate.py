@@ -1,24 +1,25 @@
-"""Success of a policy over enumerated scenarios, and films of a few of them."""
+"""Success of a policy over enumerated scenarios."""
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from treadle.config.schema import CollectionConfig, EvaluationConfig, LoadingConfig, SamplingConfig, SimulatorConfig
+from treadle.config.schema import CollectionConfig, EvaluationConfig, LoadingConfig, SimulatorConfig
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult
 from treadle.devices import prepare_cpu
+from treadle.errors import ConfigError
+from treadle.evaluation.films import film_outcomes
+from treadle.evaluation.folder import EvaluationFolder
+from treadle.evaluation.manifest import Manifest, facts_of, manifest, scenarios_digest
 from treadle.evaluation.play import AblatedActor, play
-from treadle.evaluation.statistics import SuccessRate
+from treadle.evaluation.statistics import Rule, SuccessRate, succeeded
 from treadle.policies.load import load_configured
 from treadle.policies.protocol import Policy, Sampling
-from treadle.reporting.machine import versions
-from treadle.rollout.actor import Actor
 from treadle.rollout.sources import EVALUATION_NOISE, ScenarioList
 from treadle.workers import queries
 from treadle.workers.crew import Crew, check_dimensions
@@ -40,6 +41,22 @@ class Ablation:
     """`blank`: grey images."""
 
 
+class Watcher(Protocol):
+    """It is told how an evaluation goes on."""
+
+    def begin(self, made: Manifest, wanted: Mapping[str, int], done: Mapping[str, int]) -> None:
+        """A checkpoint is about to be played: its manifest, episodes wanted of each suite, and those kept earlier."""
+        ...
+
+    def ended(self, suite: str, success: bool) -> None:
+        """An episode has ended."""
+        ...
+
+    def stage(self, text: str) -> None:
+        """What goes on beside episodes."""
+        ...
+
+
 def evaluate_policy(
     policy: Policy,
     crew: Crew,
@@ -49,7 +66,7 @@ def evaluate_policy(
     ablation: Ablation | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Success on each suite, and on each setting of a suite that has several, as plain data."""
+    """Success on each suite, and on each setting and task of it, as plain data."""
     suites: dict[str, Any] = {}
     for suite in evaluation.suites:
 
@@ -58,7 +75,7 @@ def evaluate_policy(
                 progress(suite, done, total)
 
         results = play_suite(policy, crew, horizon, evaluation, suite, ablation=ablation, progress=report)
-        suites[suite] = summarize_suite(suite, results)
+        suites[suite] = summarize_suite(suite, results, evaluation.success)
     return {"suites": suites}
 
 
@@ -73,35 +90,77 @@ def play_suite(
     ablation: Ablation | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[EpisodeResult]:
-    """The results of a suite's evaluation scenarios, in order. `share` (i, n) plays every n-th from number i on, in as
-    large a part of the slots; `progress` is called with the episodes done and wanted.
+    """The results of a suite's evaluation scenarios, in order, one repeat after another. `share` (i, n) plays every
+    n-th from number i on, in as large a part of the slots; `progress` is called with the episodes done and wanted.
+    `horizon` is that of suites without one of their own.
     """
-    ablation = ablation or Ablation()
     first, step = share
-    scenarios = crew.scenarios(suite, "evaluation", 0, evaluation.episodes)[first::step]
-    if not scenarios:
-        return []
+    scenarios = crew.scenarios(suite, "evaluation", 0, evaluation.episodes)
+    numbers = range(first, len(scenarios) * evaluation.repeats, step)
+    results: dict[int, EpisodeResult] = {}
 
-    def report(done: int) -> None:
+    def ended(number: int, result: EpisodeResult) -> None:
+        results[number] = result
         if progress is not None:
-            progress(done, len(scenarios))
+            progress(len(results), len(numbers))
 
-    asked = _shuffled_instructions(crew, scenarios) if ablation.instructions == "shuffled" else None
-    actor = AblatedActor(policy, _sampling(evaluation.sampling), asked, blank=ablation.frames == "blank")
-    numbers = range(first, first + step * len(scenarios), step)
-    lanes = _lanes(crew, Session(horizon), suite, numbers, max(1, evaluation.slots // step), policy.chunk)
-    results = play(lanes, actor, report).results
-    return [results[scenario] for scenario in scenarios]
+    play_episodes(
+        policy,
+        crew,
+        evaluation.horizon_of(suite, horizon),
+        evaluation,
+        suite,
+        scenarios,
+        numbers,
+        ended,
+        slots=max(1, evaluation.slots // step),
+        ablation=ablation,
+    )
+    return [results[number] for number in numbers]
 
 
-def summarize_suite(suite: str, results: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """Success on a suite, and on each of its settings, as plain data."""
+def play_episodes(
+    policy: Policy,
+    crew: Crew,
+    horizon: int,
+    evaluation: EvaluationConfig,
+    suite: str,
+    scenarios: Sequence[Scenario],
+    numbers: Sequence[int],
+    ended: Callable[[int, EpisodeResult], None],
+    *,
+    slots: int,
+    ablation: Ablation | None = None,
+) -> None:
+    """Play episodes of a suite by their numbers, in at most `slots` slots; `ended` is called with each as it ends. With
+    n `scenarios`, repeat r of scenario i has number r * n + i.
+    """
+    ablation, count = ablation or Ablation(), len(scenarios)
+    wanted = [scenarios[number % count] for number in numbers]
+    asked = _shuffled_instructions(crew, wanted) if ablation.instructions == "shuffled" and wanted else None
+    actor = AblatedActor(policy, Sampling(**evaluation.sampling.model_dump()), asked, blank=ablation.frames == "blank")
+    # One repeat after another, for a scenario says which episode has ended.
+    for repeat in sorted({number // count for number in numbers}):
+        places = [number % count for number in numbers if number // count == repeat]
+        number_of = {scenarios[place]: repeat * count + place for place in places}
+        source = ScenarioList((suite, "evaluation"), places, crew.rows, slots, repeat=repeat)
+        lanes = Lanes(crew, Session(horizon), source, policy.chunk)
+        play(lanes, actor, ended=lambda result, known=number_of: ended(known[result.scenario], result))
+
+
+def summarize_suite(suite: str, results: Sequence[EpisodeResult], rule: Rule = "once") -> dict[str, Any]:
+    """Success on a suite, and on each of its settings and tasks where it has several, as plain data."""
     settings = sorted({result.scenario.suite for result in results} - {suite})
-    return asdict(SuccessRate.of(results)) | {
+    tasks = sorted({result.scenario.task for result in results})
+    return asdict(SuccessRate.of(results, rule)) | {
         "settings": {
-            setting: asdict(SuccessRate.of([result for result in results if result.scenario.suite == setting]))
+            setting: asdict(SuccessRate.of([r for r in results if r.scenario.suite == setting], rule))
             for setting in settings
-        }
+        },
+        "tasks": {
+            task: asdict(SuccessRate.of([r for r in results if r.scenario.task == task], rule))
+            for task in (tasks if len(tasks) > 1 else ())
+        },
     }
 
 
@@ -114,63 +173,88 @@ def evaluate_checkpoint(
     *,
     collection: CollectionConfig | None = None,
     ablation: Ablation | None = None,
-    progress: Progress | None = None,
+    protocol: str | None = None,
+    output: Path | None = None,
+    name: str | None = None,
+    fresh: bool = False,
+    watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Load a checkpoint directory and evaluate it. The report holds a manifest: all that the figures depend on.
+
+    With `output`, episodes are kept as they end in a folder inside it, whose path is the report's `folder`. A later
+    call for the same evaluation plays only what is missing. `fresh` plays all again, in another folder, if none is
+    missing. `name` begins the folder's name; by default that is the checkpoint's.
 
     Raises:
         CheckpointError: The directory cannot be loaded.
         ConfigError: An unknown simulator or suite.
+        OutputError: The folder cannot be written, or is in use.
     """
     prepare_cpu(0)
+    ablation = ablation or Ablation()
     loaded = load_configured(checkpoint, policy, device=device)
     slots = min(evaluation.slots, evaluation.episodes)
     plan = plan_crew(simulator, collection or CollectionConfig(), slots=slots, accelerated=loaded.device.type != "cpu")
-    with Crew(plan) as crew:
+    with ExitStack() as opened:
+        crew = opened.enter_context(Crew(plan))
         check_dimensions(crew, loaded.action_dim)
-        horizon = evaluation.horizon or simulator.horizon
-        report = evaluate_policy(loaded, crew, horizon, evaluation, ablation=ablation, progress=progress)
-    made = manifest(checkpoint, policy, simulator, evaluation)
-    report["manifest"] = made | {"ablation": asdict(ablation or Ablation())}
-    return report
+        _check_horizons(evaluation, crew)
+        scenarios = {suite: crew.scenarios(suite, "evaluation", 0, evaluation.episodes) for suite in evaluation.suites}
+        made = {
+            **manifest(checkpoint, policy, simulator, evaluation),
+            **facts_of(loaded, crew, simulator),
+            "protocol": protocol,
+            "ablation": asdict(ablation),
+            "horizons": {suite: evaluation.horizon_of(suite, simulator.horizon) for suite in evaluation.suites},
+            "scenarios": {suite: scenarios_digest(of) for suite, of in scenarios.items()},
+        }
+        folder = opened.enter_context(EvaluationFolder.open(output, name or made["checkpoint"], made, fresh))
+        # Numbers of episodes: with n scenarios, repeat r of scenario i has number r * n + i.
+        wanted = {suite: range(len(of) * evaluation.repeats) for suite, of in scenarios.items()}
+        if watcher is not None:
+            done = {suite: len(folder.episodes.get(suite, {})) for suite in wanted}
+            watcher.begin(made, {suite: len(of) for suite, of in wanted.items()}, done)
+        try:
+            for suite, numbers in wanted.items():
+
+                def ended(number: int, result: EpisodeResult, suite: str = suite) -> None:
+                    folder.add(suite, number, result)
+                    if watcher is not None:
+                        watcher.ended(suite, succeeded(result, evaluation.success))
+
+                played = folder.episodes.setdefault(suite, {})
+                missing = [number for number in numbers if number not in played]
+                play_episodes(
+                    loaded, crew, made["horizons"][suite], evaluation, suite, scenarios[suite], missing, ended,
+                    slots=evaluation.slots, ablation=ablation,
+                )  # fmt: skip
+        finally:
+            # Also after Ctrl-C: what was played is kept, with its tables.
+            report = _report(folder, wanted, made, evaluation.success)
+            folder.write(report)
+        if folder.path is not None and evaluation.videos and not folder.has_films and ablation == Ablation():
+            if watcher is not None:
+                watcher.stage("filming")
+            film_outcomes(folder, loaded, crew, scenarios, made["horizons"], evaluation)
+    return report | ({} if folder.path is None else {"folder": str(folder.path)})
 
 
-def film(
-    policy: Policy, crew: Crew, count: int, horizon: int, sampling: SamplingConfig, size: int
-) -> list[tuple[EpisodeResult, NDArray[np.uint8]]]:
-    """Play the first in-distribution scenarios and film every action: results, frames [length + 1, size, size, 3]."""
-    scenarios = crew.scenarios("train", "evaluation", 0, count)
-    lanes = _lanes(crew, Session(horizon, film=size), "train", range(len(scenarios)), count, policy.chunk)
-    played = play(lanes, Actor(policy, _sampling(sampling)))
-    return [(played.results[scenario], np.stack(played.frames[scenario])) for scenario in scenarios]
+def _check_horizons(evaluation: EvaluationConfig, crew: Crew) -> None:
+    for suite in evaluation.horizons:
+        if suite not in crew.suites:
+            raise ConfigError(
+                f"evaluation.horizons: {crew.spec.name} has no suite {suite!r}; suites: {', '.join(crew.suites)}"
+            )
 
 
-def manifest(
-    checkpoint: Path, policy: LoadingConfig, simulator: SimulatorConfig, evaluation: EvaluationConfig
-) -> dict[str, Any]:
-    """All that the figures of an evaluation depend on."""
-    return {
-        "checkpoint": checkpoint.name,
-        "weights_sha256": {
-            path.relative_to(checkpoint).as_posix(): _sha256(path)
-            for path in sorted(checkpoint.rglob("*"))
-            if path.suffix in (".safetensors", ".pt")
-        },
-        "policy": policy.model_dump(mode="json", include=set(LoadingConfig.model_fields)),
-        "simulator": simulator.model_dump(mode="json"),
-        "evaluation": evaluation.model_dump(mode="json"),
-        "split": "evaluation",
-        "versions": versions(),
+def _report(folder: EvaluationFolder, wanted: Mapping[str, range], made: dict[str, Any], rule: Rule) -> dict[str, Any]:
+    suites = {
+        suite: summarize_suite(suite, [of[number] for number in sorted(of)], rule)
+        for suite, of in folder.episodes.items()
+        if of
     }
-
-
-def _lanes(crew: Crew, session: Session, suite: str, numbers: Sequence[int], slots: int, chunk: int) -> Lanes:
-    """Lanes that play scenarios of a suite, by number, in at most `slots` slots."""
-    return Lanes(crew, session, ScenarioList((suite, "evaluation"), numbers, crew.rows, slots), chunk)
-
-
-def _sampling(config: SamplingConfig) -> Sampling:
-    return Sampling(**config.model_dump())
+    total = sum(map(len, wanted.values()))
+    return {"suites": suites, "wanted": total, "complete": folder.count == total, "manifest": made}
 
 
 def _shuffled_instructions(crew: Crew, scenarios: list[Scenario]) -> dict[Scenario, str]:
@@ -182,8 +266,3 @@ def _shuffled_instructions(crew: Crew, scenarios: list[Scenario]) -> dict[Scenar
         ]
         for scenario, texts in zip(scenarios, fitting, strict=True)
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -54,8 +54,14 @@ class AblatedActor(Actor):
 
 
 @torch.no_grad()
-def play(lanes: Lanes, actor: Actor, progress: Callable[[int], None] | None = None) -> Played:
-    """Play everything that the lanes' source has. `progress` is called with the number of ended episodes.
+def play(
+    lanes: Lanes,
+    actor: Actor,
+    progress: Callable[[int], None] | None = None,
+    ended: Callable[[EpisodeResult], None] | None = None,
+) -> Played:
+    """Play everything that the lanes' source has. `progress` is called with the number of ended episodes, `ended` with
+    each of them.
 
     Raises:
         TreadleError: What a worker raised, or SimulatorError where it died or took too long.
@@ -70,6 +76,8 @@ def play(lanes: Lanes, actor: Actor, progress: Callable[[int], None] | None = No
         for arrival in lanes.ready(len(lanes)):
             for result in arrival.episodes:
                 played.results[result.scenario] = result
+                if ended is not None:
+                    ended(result)
             for scenario, frame in arrival.frames:
                 played.frames.setdefault(scenario, []).append(frame)
             if arrival.playing:

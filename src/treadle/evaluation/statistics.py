@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from treadle.data.step import EpisodeResult
 
@@ -22,15 +23,26 @@ def wilson_interval(successes: int, episodes: int, z: float = Z95) -> tuple[floa
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
+Rule = Literal["once", "end"]
+"""Which episodes count as successes: the goal held at some time, or after the last action."""
+
+
+def succeeded(result: EpisodeResult, rule: Rule) -> bool:
+    """Whether an episode counts as a success."""
+    return result.success_once if rule == "once" else result.success_at_end
+
+
 @dataclass(frozen=True, slots=True)
 class SuccessRate:
     """Success over a set of episodes."""
 
     success: float
-    """Share of episodes in which the goal held at some time."""
+    """Share of episodes that succeeded, by the rule of the evaluation."""
     episodes: int
     ci95: tuple[float, float]
-    """Wilson interval of `success`."""
+    """Wilson interval of `success`. It takes episodes for independent, also repeats of one scenario."""
+    success_once: float
+    """Share of episodes in which the goal held at some time."""
     success_at_end: float
     """Share of episodes in which the goal held after the last action."""
     mean_length: float
@@ -38,10 +50,10 @@ class SuccessRate:
     mean_return: float
 
     @classmethod
-    def of(cls, results: Sequence[EpisodeResult]) -> "SuccessRate":
+    def of(cls, results: Sequence[EpisodeResult], rule: Rule = "once") -> "SuccessRate":
         """The rates over finished episodes."""
         count = len(results)
-        successes = sum(result.success_once for result in results)
+        successes = sum(succeeded(result, rule) for result in results)
 
         def mean(total: float) -> float:
             return total / count if count else 0.0
@@ -50,7 +62,19 @@ class SuccessRate:
             success=mean(successes),
             episodes=count,
             ci95=wilson_interval(successes, count),
+            success_once=mean(sum(result.success_once for result in results)),
             success_at_end=mean(sum(result.success_at_end for result in results)),
             mean_length=mean(sum(result.length for result in results)),
             mean_return=mean(sum(result.episode_return for result in results)),
         )
+
+
+def mean_interval(parts: Sequence[tuple[float, tuple[float, float]]]) -> tuple[float, tuple[float, float]]:
+    """The mean of independent rates, each with its interval, and an interval of the mean: with n rates p, from l to u,
+    `mean - sqrt(sum (p - l)^2) / n` to `mean + sqrt(sum (u - p)^2) / n` (Zou and Donner 2008). One rate keeps its own.
+    """
+    count = len(parts)
+    mean = sum(rate for rate, _ in parts) / count
+    below = math.sqrt(sum((rate - low) ** 2 for rate, (low, _) in parts)) / count
+    above = math.sqrt(sum((high - rate) ** 2 for rate, (_, high) in parts)) / count
+    return mean, (max(0.0, mean - below), min(1.0, mean + above))

@@ -184,6 +184,10 @@ class Policy(nn.Module, ABC):
         """V of the value head, 0 without one."""
         return 0
 
+    def describe(self) -> dict[str, Any]:
+        """Facts that its actions depend on beside the weights, as plain data, for manifests of evaluations."""
+        return {"kind": self.kind, "chunk": self.chunk, "action_dim": self.action_dim}
+
     @property
     def scaling(self) -> Scaling | None:
         """What demonstrations are compared with before they are imitated; None for a policy that does not say."""

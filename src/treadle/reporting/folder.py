@@ -32,6 +32,7 @@ class _Suite(_Setting):
 
 class _Evaluation(LooseTable):
     suites: dict[str, _Suite]
+    complete: bool = True
     seconds: NonNegative = 0.0
 
 
@@ -167,7 +168,12 @@ def read_run(run_dir: Path) -> RunFolder:
 
 def read_evaluation(run_dir: Path, name: str) -> dict[str, Any] | None:
     """An evaluation of a run, None where there is none. Raises OutputError."""
-    return _read(run_dir / "evaluation" / f"{name}.json", _Evaluation)
+    return read_report(run_dir / "evaluation" / f"{name}.json")
+
+
+def read_report(path: Path) -> dict[str, Any] | None:
+    """What an evaluation has written, None where there is no such file. Raises OutputError."""
+    return _read(path, _Evaluation)
 
 
 def read_videos(run_dir: Path) -> list[dict[str, Any]]:

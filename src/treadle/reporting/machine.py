@@ -6,6 +6,7 @@ Imports the standard library alone: checks that run in the Python of a simulator
 import os
 import platform
 import resource
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +28,24 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def source_commit() -> str | None:
+    """The commit of the clone that Treadle runs from, with `+` behind it where files differ from it; None for an
+    installed package.
+    """
+    package = Path(__file__).parents[1]
+    if not (package.parents[1] / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", package, *words], capture_output=True, text=True, check=True, timeout=30)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def cpu_model() -> str:

@@ -113,14 +113,22 @@ class ScenarioList:
         indices: the scenarios that are played.
         lanes: the slots of each lane.
         slots: how many slots play at the same time at most.
+        repeat: which repeat of the scenarios it is; each has noise of its own.
     """
 
     ahead = 0
 
     def __init__(
-        self, place: tuple[str, Split], indices: Sequence[int], lanes: Sequence[slice], slots: int | None = None
+        self,
+        place: tuple[str, Split],
+        indices: Sequence[int],
+        lanes: Sequence[slice],
+        slots: int | None = None,
+        *,
+        repeat: int = 0,
     ) -> None:
         self._place = place
+        self._noise = (EVALUATION_NOISE,) if repeat == 0 else (EVALUATION_NOISE, repeat)
         self._left = [list(reversed(indices[lane :: len(lanes)])) for lane in range(len(lanes))]
         most = sum(rows.stop - rows.start for rows in lanes) if slots is None else max(slots, len(lanes))
         self._lane = {
@@ -136,7 +144,7 @@ class ScenarioList:
         if lane is None or not self._left[lane]:
             return None
         index = self._left[lane].pop()
-        return Assignment(Entry(*self._place, index), int(noise_key(EVALUATION_NOISE, index)[0]))
+        return Assignment(Entry(*self._place, index), int(noise_key(*self._noise, index)[0]))
 
     def state_dict(self) -> dict[str, Any]:
         """See `ScenarioSource.state_dict`."""

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from treadle.config.schema import TrainConfig
-from treadle.evaluation.evaluate import manifest, summarize_suite
+from treadle.evaluation.episodes import EPISODES_FILE, Episodes, write_episodes
+from treadle.evaluation.evaluate import summarize_suite
+from treadle.evaluation.manifest import manifest
 from treadle.files import to_json, write_atomically
 from treadle.reporting.console import RunConsole
 from treadle.reporting.folder import read_videos
@@ -38,14 +40,18 @@ class Evaluator:
             self.evaluate(name, checkpoint)
 
     def evaluate(self, name: str, checkpoint: Path) -> None:
-        """Write `evaluation/NAME.json`, and the films of NAME."""
+        """Write `evaluation/NAME.json`, its episodes beside it, and the films of NAME."""
         start, config = time.perf_counter(), self._config
         suites: dict[str, Any] = {}
+        episodes: Episodes = {}
         for suite in config.evaluation.suites:
             self._console.stage(f"evaluating {name}: {suite}")
-            suites[suite] = summarize_suite(suite, self._players.evaluate(suite, self._console.progress))
+            results = self._players.evaluate(suite, self._console.progress)
+            suites[suite] = summarize_suite(suite, results, config.evaluation.success)
+            episodes[suite] = dict(enumerate(results))
         report: dict[str, Any] = {"suites": suites}
         report["manifest"] = manifest(checkpoint, config.policy, config.simulator, config.evaluation)
+        write_episodes(self._directory / "evaluation" / f"{name}.{EPISODES_FILE}", episodes)
         self._film(name)
         report["seconds"] = time.perf_counter() - start
         write_atomically(self._directory / "evaluation" / f"{name}.json", to_json(report))

@@ -13,7 +13,8 @@ from treadle.data.rollout import Rollout
 from treadle.data.span import Span
 from treadle.data.step import EpisodeResult
 from treadle.errors import ConfigError
-from treadle.evaluation.evaluate import film, play_suite
+from treadle.evaluation.evaluate import play_suite
+from treadle.evaluation.films import film
 from treadle.policies.critic import Critic
 from treadle.policies.protocol import Policy, Sampling
 from treadle.rollout.actor import Actor

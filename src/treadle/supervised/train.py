@@ -18,7 +18,8 @@ from treadle.config.schema import FineTuningConfig, SupervisedConfig
 from treadle.data.demonstrations import Demonstrations, read_demonstrations
 from treadle.devices import choose_device, computes_bfloat16, prepare_cpu
 from treadle.errors import CheckpointError, ConfigError
-from treadle.evaluation.evaluate import evaluate_policy, manifest
+from treadle.evaluation.evaluate import evaluate_policy
+from treadle.evaluation.manifest import manifest
 from treadle.files import to_json, write_atomically
 from treadle.policies.checkpoint import check_shapes, shapes
 from treadle.policies.load import load_policy, policy_class

@@ -1,12 +1,14 @@
 """Questions to a simulator, which `Crew.call` asks in a worker. Imports numpy, never torch."""
 
+import platform
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 
 from treadle.data.scenario import Scenario, Split
 from treadle.simulators.protocol import Scenes, SceneTeacher, Simulator, Teacher
 
-COUNT, SCENARIOS, INSTRUCTIONS, VOCABULARY, SCENES = (
-    f"{__name__}:{name}" for name in ("count", "scenarios", "instructions", "vocabulary", "scenes")
+COUNT, SCENARIOS, INSTRUCTIONS, VOCABULARY, SCENES, VERSIONS = (
+    f"{__name__}:{name}" for name in ("count", "scenarios", "instructions", "vocabulary", "scenes", "versions")
 )
 
 
@@ -33,3 +35,14 @@ def vocabulary(simulator: Simulator) -> list[str] | None:
 def scenes(simulator: Simulator, count: int, seed: int) -> Scenes | None:
     """Rendered scenes with the truth about them; None where the simulator has none."""
     return simulator.scenes(count, seed) if isinstance(simulator, SceneTeacher) else None
+
+
+def versions(_: Simulator, packages: Sequence[str]) -> dict[str, str]:
+    """The Python that simulates, and the versions of packages there; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -131,6 +131,11 @@ class PrismaticModel(Policy):
         self.codec = ActionCodec(config.vocabulary, config.chunk, ranges[0])
         self.proprioception_range = ranges[1] if config.proprioception_dim else None
 
+    def describe(self) -> dict[str, Any]:
+        """See `Policy.describe`."""
+        facts = {"statistics": self.statistics, "prompt": self.config.prompt, "image_size": self.config.image_size[0]}
+        return {**super().describe(), **facts, **self.config.facts()}
+
     @property
     def scaling(self) -> Scaling:
         """See `Policy.scaling`."""
