@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from treadle.reporting.tables import interval, percent
+
 _TITLES = {"train": "In distribution", "vision": "Vision", "semantic": "Semantic", "execution": "Execution"}
 Result = Mapping[str, Any]
 
@@ -42,16 +44,6 @@ def difference_interval(base: Result, final: Result) -> tuple[float, float]:
     p, (p_low, p_high) = base["success"], base["ci95"]
     q, (q_low, q_high) = final["success"], final["ci95"]
     return q - p - math.hypot(q - q_low, p_high - p), q - p + math.hypot(q_high - q, p - p_low)
-
-
-def percent(value: float) -> str:
-    """A share as a percentage with one decimal."""
-    return f"{value * 100:.1f} %"
-
-
-def interval(ci95: tuple[float, float] | list[float]) -> str:
-    """An interval of shares, in percent."""
-    return f"{ci95[0] * 100:.1f} to {ci95[1] * 100:.1f}"
 
 
 def _row(label: str, base: Result | None, final: Result | None, kind: str) -> str:

@@ -1,6 +1,5 @@
 """The report of a run: one HTML file that holds everything it shows."""
 
-import base64
 import shlex
 from collections.abc import Mapping
 from html import escape
@@ -11,14 +10,14 @@ from typing import Any
 
 from treadle.config.run_directory import flatten
 from treadle.config.schema import TrainConfig
-from treadle.errors import OutputError
 from treadle.files import to_json, write_atomically
-from treadle.reading import check_path, read_bytes
 from treadle.reporting.curves import health_curves, idle_table, learning_curves, metrics_table, role_bar
-from treadle.reporting.evaluation_table import evaluation_table, interval, percent
+from treadle.reporting.evaluation_table import evaluation_table
 from treadle.reporting.folder import RunFolder, read_run
 from treadle.reporting.prediction import predicted_line
+from treadle.reporting.page import film, missing, pairs, style
 from treadle.reporting.summary import suite_name
+from treadle.reporting.tables import interval, percent
 from treadle.reporting.timeline import timeline_svg
 
 REPORT_FILE = "report.html"
@@ -32,21 +31,22 @@ def write_report(run_dir: Path) -> Path:
     run = read_run(run_dir)
     template = Template(files("treadle.reporting").joinpath("report.html").read_text(encoding="utf-8"))
     page = template.substitute(
+        style=style(),
         name=escape(run.name),
         status=_status(run),
         headline=_headline(run),
         tiles=_tiles(run),
         evaluation=evaluation_table(run.base, run.final),
         videos=_videos(run),
-        curves=learning_curves(run) if run.metrics else _missing("No iteration has ended yet."),
+        curves=learning_curves(run) if run.metrics else missing("No iteration has ended yet."),
         roles=role_bar(run),
         idle=idle_table(run) + predicted_line(run),
         timeline=timeline_svg(run.trace),
-        stages=_pairs(
+        stages=pairs(
             {stage.replace("_", " "): f"{seconds:,.1f} s" for stage, seconds in _summary(run, "seconds", {}).items()}
         ),
-        health=health_curves(run) if run.metrics else _missing("No iteration has ended yet."),
-        metrics=metrics_table(run) if run.metrics else _missing("No iteration has ended yet."),
+        health=health_curves(run) if run.metrics else missing("No iteration has ended yet."),
+        metrics=metrics_table(run) if run.metrics else missing("No iteration has ended yet."),
         machine=_machine(run),
         command=escape(reproduce_command(run)),
         changed=_changed(run.config),
@@ -78,7 +78,7 @@ def _status(run: RunFolder) -> str:
 def _headline(run: RunFolder) -> str:
     base, final = (_in_distribution(run, label, found) for label, found in (("base", run.base), ("final", run.final)))
     if base is None and final is None:
-        return _missing("Not evaluated yet: success before and after training will stand here.")
+        return missing("Not evaluated yet: success before and after training will stand here.")
     numbers = "".join(_big(label, result) for label, result in (("base", base), ("final", final)))
     episodes = next(result["episodes"] for result in (final, base) if result)
     return (
@@ -119,27 +119,23 @@ def _tiles(run: RunFolder) -> str:
 
 
 def _videos(run: RunFolder) -> str:
-    pairs: list[str] = []
+    figures: list[str] = []
     for entry in run.videos:
         films = "".join(_film(run, label, entry.get(label)) for label in ("base", "final"))
         title = f"{escape(str(entry['instruction']))}<small>{escape(str(entry['scenario']))}</small>"
-        pairs.append(f'<figure class="pair"><figcaption>{title}</figcaption><div>{films}</div></figure>')
-    return f'<div class="pairs">{"".join(pairs)}</div>' if pairs else _missing("This run has no videos yet.")
+        figures.append(f'<figure class="pair"><figcaption>{title}</figcaption><div>{films}</div></figure>')
+    return f'<div class="pairs">{"".join(figures)}</div>' if figures else missing("This run has no videos yet.")
 
 
-def _film(run: RunFolder, label: str, film: Mapping[str, Any] | None) -> str:
-    if film is None:
-        return f'<div><span class="outcome">{label}</span>{_missing("Not filmed yet.")}</div>'
-    outcome, kind = ("success", "good") if film["success"] else ("failure", "bad")
-    length = escape(str(film["length"]))
+def _film(run: RunFolder, label: str, entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return f'<div><span class="outcome">{label}</span>{missing("Not filmed yet.")}</div>'
+    outcome, kind = ("success", "good") if entry["success"] else ("failure", "bad")
+    length = escape(str(entry["length"]))
     caption = f'<span class="outcome"><b>{label}</b> <i class="{kind}">{outcome}</i> {length} steps</span>'
-    # Only the name counts: a file outside the run's videos is never read.
-    path = run.path / "videos" / check_path(Path(film["file"]).name, "videos.json: file", OutputError)
-    if path.is_symlink() or not path.is_file():
-        return f"<div>{_missing(f'{path.name} is missing.')}{caption}</div>"
-    data = base64.b64encode(read_bytes(path, OutputError)).decode()
-    video = f'<video src="data:video/mp4;base64,{data}" autoplay loop muted playsinline controls></video>'
-    return f"<div>{video}{caption}</div>"
+    video = film(run.path / "videos", str(entry["file"]))
+    name = Path(str(entry["file"])).name
+    return f"<div>{video or missing(f'{name} is missing.')}{caption}</div>"
 
 
 def _machine(run: RunFolder) -> str:
@@ -147,24 +143,14 @@ def _machine(run: RunFolder) -> str:
     versions = {**machine.pop("versions", {}), **_summary(run, "versions", {})}
     if "memory_gb" in machine:
         machine["memory"] = f"{machine.pop('memory_gb')} GiB"
-    return _pairs({**machine, **versions})
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    if not values:
-        return _missing("Not recorded yet.")
-    return f"<dl>{''.join(f'<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>' for k, v in values.items())}</dl>"
+    return pairs({**machine, **versions})
 
 
 def _changed(config: Mapping[str, Any]) -> str:
     defaults = flatten(TrainConfig().model_dump(mode="json"))
     changed = {key: to_json(value, None) for key, value in flatten(config).items() if defaults.get(key) != value}
-    return _pairs(changed) if changed else "<p>Every setting has its default.</p>"
+    return pairs(changed) if changed else "<p>Every setting has its default.</p>"
 
 
 def _summary(run: RunFolder, key: str, default: Any) -> Any:
     return run.summary.get(key, default) if run.summary is not None else default
-
-
-def _missing(text: str) -> str:
-    return f'<p class="missing">{escape(text)}</p>'
