@@ -83,6 +83,12 @@ def test_benchmarks_need_a_clone(here, monkeypatch):
             "error: simulator.name: unknown simulator 'tabeltop', did you mean 'tabletop'?",
         ),
         (["eval", "nowhere"], "error: no checkpoint folder 'nowhere'"),
+        (["eval", "evaluation.episodes=3"], "error: no checkpoint to evaluate; name a folder"),
+        (["eval", "tabletop-base", "--protocol", "x"], "error: unknown protocol 'x'"),
+        (
+            ["protocols", "treadle/tabletp"],
+            "error: unknown protocol 'treadle/tabletp', did you mean 'treadle/tabletop'",
+        ),
         (
             ["eval", "tabletop-base", "evaluation.episods=3"],
             "error: unknown key 'evaluation.episods', did you mean 'evaluation.episodes'",
@@ -169,19 +175,29 @@ def test_a_bug_keeps_its_trace(here, monkeypatch):
     assert isinstance(treadle("train", "quickstart").exception, ZeroDivisionError)
 
 
-def test_eval_prints_a_table_and_writes_json(here, monkeypatch):
+def stand_in_evaluation(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Any]:
+    """Evaluations that are not played; returns the calls."""
     calls: list[Any] = []
 
     def evaluate_checkpoint(*arguments: Any, **settings: Any) -> dict[str, Any]:
         calls.append((arguments, settings))
         rate = {"success": 0.5, "ci95": (0.25, 0.75), "episodes": 8}
-        return {"suites": {"train": rate | {"settings": {}}, "vision": rate | {"settings": {"vision/light": rate}}}}
+        suites = {"train": rate | {"settings": {}}, "vision": rate | {"settings": {"vision/light": rate}}}
+        sections = ("policy", "simulator", "evaluation")
+        made = {name: config.model_dump(mode="json") for name, config in zip(sections, arguments[1:4], strict=True)}
+        label = arguments[0].name
+        return {"suites": suites, "manifest": {**made, "checkpoint": label}, "folder": str(folder / label)}
 
     stand_in(monkeypatch, "treadle.evaluation.evaluate", evaluate_checkpoint=evaluate_checkpoint, Ablation=Ablation)
+    return calls
+
+
+def test_eval_prints_a_table_and_writes_json(here, monkeypatch):
+    calls = stand_in_evaluation(monkeypatch, here)
     result = treadle(
         "eval", "tabletop-base", "simulator.horizon=9", "--suite", "train", "--suite", "vision", "--episodes", "8",
         "policy.kind=openvla_oft", "policy.options.center_crop=0.9", "evaluation.sampling.top_k=5",
-        "collection.workers=3",
+        "collection.workers=3", "--output", "kept", "--again",
         "--device", "cpu", "--shuffle-instructions", "--blank-images", "--json", "new/result.json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -192,9 +208,39 @@ def test_eval_prints_a_table_and_writes_json(here, monkeypatch):
     assert (evaluation.sampling.temperature, evaluation.sampling.top_k) == (0, 5)
     assert settings["ablation"] == Ablation(instructions="shuffled", frames="blank")
     assert settings["collection"].workers == 3
-    for word in ("50.0%", "25.0% to 75.0%", "vision/light"):
+    assert (settings["output"], settings["fresh"], settings["protocol"]) == (Path("kept"), True, None)
+    for word in ("50.0 %", "25.0 to 75.0", "vision/light"):
         assert word in result.stdout
     assert json.loads(Path("new/result.json").read_text())["suites"]["train"]["success"] == 0.5
+    assert "50.0 %" in (here / "tabletop-base" / "report.html").read_text()
+
+
+def test_eval_of_several_checkpoints_under_a_protocol(here, monkeypatch):
+    calls = stand_in_evaluation(monkeypatch, here)
+    (here / "lr=3").mkdir()
+    result = treadle(
+        "eval", "tabletop-base", "lr=3", "evaluation.videos=0", "evaluation.episodes=8", "--protocol",
+        "treadle/tabletop", "--json", "result.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert [arguments[0].name for arguments, _ in calls] == ["tabletop-base", "lr=3"]
+    assert {settings["protocol"] for _, settings in calls} == {"treadle/tabletop"}
+    assert {arguments[3].episodes for arguments, _ in calls} == {8}
+    assert len(json.loads(Path("result.json").read_text())["evaluations"]) == 2
+    words = " ".join(result.stdout.split())
+    assert "Not under the protocol: other values of evaluation.episodes." in words
+    assert "94.1 %" in words, "the published figure"
+    page = (here / "lr=3" / "report.html").read_text()
+    assert "lr=3 · treadle/tabletop" in page
+
+
+def test_protocols_are_listed_and_shown():
+    assert "rlinf/libero-130" in treadle("protocols").stdout
+    words = " ".join(CliRunner(env={"COLUMNS": "200"}).invoke(app, ["protocols", "rlinf/libero-130"]).stdout.split())
+    assert "evaluation.sampling.temperature 1.6" in words
+    assert "OpenVLA-OFT (RLinf GRPO) [1] sampled at 1.6 99.4 % 99.8 % 98.8 %" in words
+    assert "compares a greedy base with a sampled model" in words
+    assert "Otherwise than published: Furniture" in words
 
 
 def test_report_prints_where_it_wrote(here, monkeypatch):

@@ -1,6 +1,7 @@
 """The command line. Commands import what is heavy themselves, so that help and bad input answer at once."""
 
 from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,16 +15,10 @@ from treadle import __version__
 from treadle.commands.application import Application, CommandWithKeys
 from treadle.commands.bench import bench
 from treadle.commands.options import JsonFile, Overrides, complete_recipe
-from treadle.commands.results import check_destination, success_table, write_result
+from treadle.commands.results import check_destination, write_result
 from treadle.config.loading import load_recipe, read_config, recipes, resolve_checkpoint
-from treadle.config.schema import (
-    CollectionConfig,
-    EvaluationConfig,
-    LoadingConfig,
-    Section,
-    SimulatorConfig,
-    SupervisedConfig,
-)
+from treadle.config.schema import LoadingConfig, SupervisedConfig
+from treadle.config.section import Section
 from treadle.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,15 +35,6 @@ policy_app = typer.Typer(help="Look at policies.", no_args_is_help=True)
 app.add_typer(simulators_app, name="simulators")
 app.add_typer(policy_app, name="policy")
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)(bench)
-
-
-class EvalConfig(Section):
-    """What `treadle eval` takes as key=value."""
-
-    policy: LoadingConfig = LoadingConfig()
-    simulator: SimulatorConfig = SimulatorConfig()
-    collection: CollectionConfig = CollectionConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
 
 
 class InspectConfig(Section):
@@ -158,18 +144,24 @@ def sft(
 
 @app.command("eval")
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or the name of one that ships with Treadle.")],
-    overrides: Annotated[
+    words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...",
-            help="Settings of the sections simulator, collection, evaluation, and of policy how it is loaded.",
+            metavar="CHECKPOINT... [KEY=VALUE]...",
+            help="Checkpoint folders, or names of those that ship with Treadle; settings of the sections simulator, "
+            "collection, evaluation, and of policy how it is loaded.",
         ),
     ] = None,
-    suite: Annotated[
-        list[str] | None, typer.Option("--suite", help="A suite to evaluate; may be given again. Default: all four.")
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="Complete settings by name (`treadle protocols`), or a .toml file; KEY=VALUE changes them."),
     ] = None,
+    suite: Annotated[list[str] | None, typer.Option("--suite", help="A suite to evaluate; may be given again.")] = None,
     episodes: Annotated[int | None, typer.Option(help="Episodes per suite, each another scenario.")] = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder that keeps episodes, tables and films. The same command goes on there.")
+    ] = Path("evaluations"),
+    again: Annotated[bool, typer.Option("--again", help="Play again what was played, into another folder.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     shuffle_instructions: Annotated[
         bool, typer.Option("--shuffle-instructions", help="Give a random one of the instructions that fit the scene.")
@@ -177,22 +169,29 @@ def evaluate(
     blank_images: Annotated[bool, typer.Option("--blank-images", help="Give grey images.")] = False,
     json: JsonFile = None,
 ) -> None:
-    """Measure the success of a checkpoint on enumerated scenarios that training never saw."""
-    given = [*(overrides or [])]
+    """Measure the success of checkpoints on enumerated scenarios that training never saw."""
+    given = [*(words or [])]
     if episodes is not None:
         given.append(f"evaluation.episodes={episodes}")
-    config = read_config(EvalConfig, None, given)
-    evaluation = config.evaluation if not suite else config.evaluation.model_copy(update={"suites": tuple(suite)})
-    folder = resolve_checkpoint(checkpoint)
-    check_destination(json)
-    from treadle.evaluation.evaluate import Ablation, evaluate_checkpoint
+    if suite:
+        given.append(f"evaluation.suites={dumps(suite)}")
+    from treadle.commands.evaluation import Request
+    from treadle.commands.evaluation import evaluate as run
 
-    ablation = Ablation("shuffled" if shuffle_instructions else "own", "blank" if blank_images else "own")
-    report = evaluate_checkpoint(
-        folder, config.policy, config.simulator, evaluation, device, collection=config.collection, ablation=ablation
-    )
-    Console().print(success_table(report))
-    write_result(json, report)
+    run(Request(given, protocol, output, again, device, shuffle_instructions, blank_images, json), Console())
+
+
+@app.command("protocols")
+def list_protocols(
+    name: Annotated[str | None, typer.Argument(help="Show the settings and published figures of this one.")] = None,
+) -> None:
+    """List the protocols of evaluations: published ones, and those of packages that are installed beside Treadle."""
+    from treadle.commands.evaluation import protocols_table, show_protocol
+
+    if name is not None:
+        show_protocol(name, Console())
+        return
+    Console().print(protocols_table())
 
 
 @app.command()

@@ -71,7 +71,8 @@ def test_commands_parse(command):
             return  # named in prose without its arguments
         context = parser.make_context(parser.name, list(words), parent=context)
     keys = describe(SupervisedConfig if command.startswith("treadle sft ") else TrainConfig)
-    for word in context.params.get("overrides") or []:
+    words = [word for word in context.params.get("words") or [] if "=" in word]
+    for word in [*words, *(context.params.get("overrides") or [])]:
         name = word.partition("=")[0]
         assert any(name == key.name or (key.open and name.startswith(f"{key.name}.")) for key in keys)
 

@@ -1,12 +1,8 @@
-"""Results of commands: a table for people, a JSON file for programs."""
+"""Results of commands: numbers for people, a JSON file for programs."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from rich import box
-from rich.table import Table
 
 from treadle.errors import OutputError
 from treadle.files import to_json, write_atomically
@@ -29,24 +25,6 @@ def write_result(path: Path | None, result: Any) -> None:
     """Write a result as JSON, whole or not at all, where a file was asked for. Raises OutputError."""
     if path is not None:
         write_atomically(path, to_json(result) + "\n")
-
-
-def success_table(report: Mapping[str, Any]) -> Table:
-    """An evaluation's suites, and below each its settings."""
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("suite")
-    for column in ("success", "95 % interval", "episodes"):
-        table.add_column(column, justify="right")
-    for suite, result in report["suites"].items():
-        table.add_row(suite, *_cells(result), style="bold")
-        for setting, part in result.get("settings", {}).items():
-            table.add_row(f"  {setting}", *_cells(part), style="dim")
-    return table
-
-
-def _cells(result: Mapping[str, Any]) -> tuple[str, str, str]:
-    low, high = result["ci95"]
-    return f"{result['success']:.1%}", f"{low:.1%} to {high:.1%}", str(result["episodes"])
 
 
 def format_bytes(count: int) -> str:

@@ -48,10 +48,18 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: type[Co
 
 def read_config(model: type[Config], path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Any configuration class, from a TOML or JSON file (or none) and overrides, which win. Raises ConfigError."""
-    data = _parse(path) if path is not None else {}
+    return read_settings(model, parse_file(path) if path is not None else {}, overrides, path)
+
+
+def read_settings(model: type[Config], settings: Table, overrides: Sequence[str] = (), place: object = None) -> Config:
+    """Any configuration class, from sections of settings and overrides, which win.
+
+    Raises ConfigError, which names the `place` of the settings where there are no overrides.
+    """
+    data = deepcopy(settings)
     problems: list[str] = []
-    source = f"{path}: " if path is not None and not overrides else ""
-    check_plain(data, path or "settings", ConfigError)
+    source = f"{place}: " if place is not None and not overrides else ""
+    check_plain(data, place or "settings", ConfigError)
     _check_texts(data, source)
     try:
         reader = _reader(model, data, overrides)
@@ -61,7 +69,7 @@ def read_config(model: type[Config], path: Path | None, overrides: Sequence[str]
     for override in overrides:
         problem = _override(data, override, keys)
         problems += [problem] if problem else []
-    check_plain(data, path or "settings", ConfigError)
+    check_plain(data, place or "settings", ConfigError)
     _check_texts(data, source)
     _fill_sections(reader, data)
     try:
@@ -90,22 +98,28 @@ def recipe_files() -> dict[str, Path]:
     """The installed recipes by name: those of Treadle, then those in the folders of packages that the entry point group
     `treadle.recipes` names. Raises ConfigError where such a package is not there.
     """
-    folders = [RECIPES]
-    for entry in sorted(metadata.entry_points(group=RECIPE_GROUP)):
+    found: dict[str, Path] = {}
+    for folder in [RECIPES, *offered_folders(RECIPE_GROUP)]:
+        for path in sorted(folder.glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def offered_folders(group: str) -> list[Path]:
+    """Folders of the packages that an entry point group names. Raises ConfigError where such a package is not there."""
+    folders: list[Path] = []
+    for entry in sorted(metadata.entry_points(group=group)):
         try:
             spec = find_spec(entry.value)
         except ModuleNotFoundError:
             spec = None
         if spec is None or not spec.submodule_search_locations:
             raise ConfigError(
-                f"entry point {entry.name!r} of {RECIPE_GROUP}: {entry.value!r} is no package; name one whose folder "
+                f"entry point {entry.name!r} of {group}: {entry.value!r} is no package; name one whose folder "
                 "holds .toml files, and install it again"
             )
         folders += map(Path, spec.submodule_search_locations)
-    found: dict[str, Path] = {}
-    for path in (path for folder in folders for path in sorted(folder.glob("*.toml"))):
-        found.setdefault(path.stem, path)
-    return found
+    return folders
 
 
 def find_recipe(name_or_path: str) -> Path:
@@ -142,7 +156,8 @@ def resolve_checkpoint(name: str) -> Path:
     raise CheckpointError(f"{found}{did_you_mean(name, packaged)}; packaged: {', '.join(packaged) or 'none'}")
 
 
-def _parse(path: Path) -> Table:
+def parse_file(path: Path) -> Table:
+    """The settings of a TOML or JSON file. Raises ConfigError."""
     data: Any = read_json(path, ConfigError) if path.suffix == ".json" else read_toml(path, ConfigError)
     if not _is_table(data):
         raise ConfigError(f"{path}: holds no table of settings")
@@ -151,7 +166,7 @@ def _parse(path: Path) -> Table:
 
 def _check_command(name: str, path: Path, model: type[BaseModel]) -> None:
     """Raises ConfigError where all sections of a recipe are those of another command, and some are not of this one."""
-    given = _parse(path).keys()
+    given = parse_file(path).keys()
     foreign = ", ".join(sorted(given - model.model_fields.keys()))
     for command, other in COMMANDS.items():
         if foreign and given <= other.model_fields.keys():
@@ -218,15 +233,16 @@ def _fill_sections(model: type[BaseModel], data: Table) -> None:
         if inner is None or not _is_table(given):
             continue
         if isinstance(field.default, BaseModel):
-            data[name] = _merge(field.default.model_dump(mode="json", exclude_defaults=True), given)
+            data[name] = merge(field.default.model_dump(mode="json", exclude_defaults=True), given)
         _fill_sections(inner, data[name])
 
 
-def _merge(under: Table, over: Table) -> Table:
+def merge(under: Table, over: Table) -> Table:
+    """Both tables, and the tables in them, as one; `over` wins."""
     merged = dict(under)
     for name, value in over.items():
         below = merged.get(name)
-        merged[name] = _merge(below, value) if _is_table(below) and _is_table(value) else value
+        merged[name] = merge(below, value) if _is_table(below) and _is_table(value) else value
     return merged
 
 

@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from treadle.config.protocols import WHERE
 from treadle.config.schema import EvaluationConfig, LoadingConfig, SimulatorConfig
 from treadle.data.scenario import Scenario
 from treadle.files import to_json
@@ -21,9 +22,6 @@ SETTINGS_FILES = (".json", ".model", ".txt")
 """Beside weights: statistics, tokenizer, preprocessor, configuration."""
 
 Manifest = dict[str, Any]
-
-WHERE = ("simulator.slots", "simulator.threads", "simulator.python", "evaluation.slots", "evaluation.videos")
-"""Settings that say how an evaluation is played, not what is played; results do not depend on them."""
 
 
 def manifest(

@@ -1,0 +1,114 @@
+"""What `treadle eval`, `protocols` and `compare` do."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from treadle.commands.results import check_destination, write_result
+from treadle.config.loading import read_config, resolve_checkpoint
+from treadle.config.protocols import EvalConfig, find_protocol, protocols
+from treadle.errors import ConfigError
+from treadle.reporting.evaluation_console import EvaluationConsole
+from treadle.reporting.evaluation_grids import protocol_grid, published_grid, suite_grid, task_grid
+from treadle.reporting.tables import Grid
+
+TASKS_SHOWN = 16
+"""Tables of more tasks are on the page alone."""
+_OVERRIDE = re.compile(r"[a-z_]+(\.[^.=\s]+)+=")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked of `treadle eval`."""
+
+    words: Sequence[str]
+    """Checkpoints, and `key=value`."""
+    protocol: str | None = None
+    output: Path = Path("evaluations")
+    again: bool = False
+    device: str = "auto"
+    shuffle_instructions: bool = False
+    blank_images: bool = False
+    json: Path | None = None
+
+
+def evaluate(request: Request, console: Console) -> None:
+    """Evaluate checkpoints one after another, and show their tables.
+
+    Raises:
+        ConfigError: An unknown protocol or setting, or no checkpoint.
+        CheckpointError: A checkpoint that is not there, or cannot be loaded.
+        OutputError: A folder or file that cannot be written.
+    """
+    names, overrides = split_words(request.words)
+    if not names:
+        raise ConfigError("no checkpoint to evaluate; name a folder, or a checkpoint that ships with Treadle")
+    protocol = None if request.protocol is None else find_protocol(request.protocol)
+    config = read_config(EvalConfig, None, overrides) if protocol is None else protocol.config(overrides)
+    folders = [resolve_checkpoint(name) for name in names]
+    check_destination(request.json)
+    check_destination(request.output / "evaluation")
+    from treadle.evaluation.evaluate import Ablation, evaluate_checkpoint
+    from treadle.evaluation.page import columns_of, sampling_of, settings_in, write_pages
+
+    ablation = Ablation(
+        "shuffled" if request.shuffle_instructions else "own", "blank" if request.blank_images else "own"
+    )
+    if protocol is not None:
+        show(console, [protocol_grid(protocol, config.model_dump(mode="json", exclude={"collection"}))])
+    reports: list[dict[str, Any]] = []
+    with EvaluationConsole(len(folders), console) as watcher:
+        for folder in folders:
+            report = evaluate_checkpoint(
+                folder, config.policy, config.simulator, config.evaluation, request.device,
+                collection=config.collection, ablation=ablation, output=request.output, fresh=request.again,
+                protocol=None if protocol is None else protocol.name, watcher=watcher,
+            )  # fmt: skip
+            reports.append(report)
+            tasks = task_grid(report)
+            show(console, [suite_grid(report), *([tasks] if len(tasks.rows) <= TASKS_SHOWN else [])])
+            watcher.message(f"report: {write_pages(Path(report['folder']), report, protocol)}")
+    if protocol is not None and protocol.columns:
+        made = reports[0]["manifest"]
+        measured = {report["manifest"]["checkpoint"]: columns_of(report, protocol) for report in reports}
+        show(console, [published_grid(protocol, measured, sampling_of(made), settings_in(made))])
+    write_result(request.json, reports[0] if len(reports) == 1 else {"evaluations": reports})
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Checkpoints and settings among the words of a command. A folder that is there may have `=` in its name."""
+    settings = [word for word in words if "=" in word and (_OVERRIDE.match(word) or not Path(word).is_dir())]
+    return [word for word in words if word not in settings], settings
+
+
+def protocols_table() -> Table:
+    """The protocols that are installed."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("protocol", style="bold", no_wrap=True)
+    table.add_column("what")
+    for name, protocol in protocols().items():
+        table.add_row(name, Text(protocol.summary))
+    return table
+
+
+def show_protocol(name: str, console: Console) -> None:
+    """Settings and published figures of a protocol. Raises ConfigError."""
+    protocol = find_protocol(name)
+    config = protocol.config()
+    console.print(Text(protocol.summary))
+    grids = [protocol_grid(protocol, config.model_dump(mode="json", exclude={"collection"}))]
+    show(console, grids + ([published_grid(protocol, {}, "", {})] if protocol.columns else []))
+
+
+def show(console: Console, grids: Sequence[Grid]) -> None:
+    """Print the tables that have rows."""
+    for grid in grids:
+        if grid.rows:
+            console.print(grid.to_rich(console.width))
