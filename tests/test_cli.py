@@ -15,6 +15,7 @@ from treadle.config import loading
 from treadle.config.describe import describe
 from treadle.config.schema import TrainConfig
 from treadle.evaluation.evaluate import Ablation
+from treadle.files import write_atomically
 
 
 @pytest.fixture
@@ -83,6 +84,8 @@ def test_benchmarks_need_a_clone(here, monkeypatch):
             "error: simulator.name: unknown simulator 'tabeltop', did you mean 'tabletop'?",
         ),
         (["eval", "nowhere"], "error: no checkpoint folder 'nowhere'"),
+        (["compare", "nowhere"], "error: nowhere: neither a run nor an evaluation"),
+        (["compare", "nowhere", "--page", "."], "error: cannot write '.': it is a folder"),
         (["eval", "evaluation.episodes=3"], "error: no checkpoint to evaluate; name a folder"),
         (["eval", "tabletop-base", "--protocol", "x"], "error: unknown protocol 'x'"),
         (
@@ -185,8 +188,10 @@ def stand_in_evaluation(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[A
         suites = {"train": rate | {"settings": {}}, "vision": rate | {"settings": {"vision/light": rate}}}
         sections = ("policy", "simulator", "evaluation")
         made = {name: config.model_dump(mode="json") for name, config in zip(sections, arguments[1:4], strict=True)}
-        label = arguments[0].name
-        return {"suites": suites, "manifest": {**made, "checkpoint": label}, "folder": str(folder / label)}
+        kept = folder / "kept" / arguments[0].name
+        report = {"suites": suites, "manifest": {**made, "checkpoint": kept.name}}
+        write_atomically(kept / "result.json", json.dumps(report))
+        return report | {"folder": str(kept)}
 
     stand_in(monkeypatch, "treadle.evaluation.evaluate", evaluate_checkpoint=evaluate_checkpoint, Ablation=Ablation)
     return calls
@@ -212,7 +217,7 @@ def test_eval_prints_a_table_and_writes_json(here, monkeypatch):
     for word in ("50.0 %", "25.0 to 75.0", "vision/light"):
         assert word in result.stdout
     assert json.loads(Path("new/result.json").read_text())["suites"]["train"]["success"] == 0.5
-    assert "50.0 %" in (here / "tabletop-base" / "report.html").read_text()
+    assert "50.0 %" in (here / "kept" / "tabletop-base" / "report.html").read_text()
 
 
 def test_eval_of_several_checkpoints_under_a_protocol(here, monkeypatch):
@@ -230,8 +235,18 @@ def test_eval_of_several_checkpoints_under_a_protocol(here, monkeypatch):
     words = " ".join(result.stdout.split())
     assert "Not under the protocol: other values of evaluation.episodes." in words
     assert "94.1 %" in words, "the published figure"
-    page = (here / "lr=3" / "report.html").read_text()
+    page = (here / "kept" / "lr=3" / "report.html").read_text()
     assert "lr=3 · treadle/tabletop" in page
+
+
+def test_compare_writes_a_page_and_json(here, monkeypatch):
+    stand_in_evaluation(monkeypatch, here)
+    assert treadle("eval", "tabletop-base", "--json", "a.json").exit_code == 0
+    result = treadle("compare", "a.json", "kept/tabletop-base", "--page", "new/page.html", "--json", "c.json")
+    assert result.exit_code == 0, result.output
+    assert "page: new/page.html" in result.stdout
+    assert "a and tabletop-base" in Path("new/page.html").read_text()
+    assert [item["name"] for item in json.loads(Path("c.json").read_text())["items"]] == ["a", "tabletop-base"]
 
 
 def test_protocols_are_listed_and_shown():

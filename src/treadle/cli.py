@@ -181,6 +181,25 @@ def evaluate(
     run(Request(given, protocol, output, again, device, shuffle_instructions, blank_images, json), Console())
 
 
+@app.command("compare")
+def compare_results(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN_OR_EVALUATION...",
+            help="Folders that `treadle train` or `treadle eval` made, or files of --json; each is compared with the "
+            "first. A run alone is compared with its base.",
+        ),
+    ],
+    page: Annotated[Path, typer.Option(help="The page to write: .html, or .md.")] = Path("comparison.html"),
+    json: JsonFile = None,
+) -> None:
+    """Compare runs and evaluations on the same scenarios: tables, curves, and what differs in their settings."""
+    from treadle.commands.evaluation import compare
+
+    compare(paths, page, json, Console())
+
+
 @app.command("protocols")
 def list_protocols(
     name: Annotated[str | None, typer.Argument(help="Show the settings and published figures of this one.")] = None,

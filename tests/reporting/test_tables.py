@@ -43,5 +43,15 @@ def test_a_narrow_terminal_leaves_optional_columns_out():
     assert "  half" in shown(60)
 
 
+def test_text_is_never_squeezed_to_nothing_nor_numbers_cut():
+    grid = Grid("", ["what", *"abcdefgh"], [Row(["apples and pears", *(["123456"] * 8)])])
+    assert grid.least_width(60) == 12 + 8 * 6 + 9 * 3
+    console = Console(width=grid.least_width(60), force_terminal=False)
+    with console.capture() as captured:
+        console.print(grid.to_rich(60))
+    assert "apples and" in captured.get()
+    assert captured.get().count("123456") == 8
+
+
 def test_numbers():
     assert (percent(0.98765), interval((0.0, 0.12345)), points(-0.0123)) == ("98.8 %", "0.0 to 12.3", "-1.2")

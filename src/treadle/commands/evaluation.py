@@ -55,6 +55,7 @@ def evaluate(request: Request, console: Console) -> None:
     folders = [resolve_checkpoint(name) for name in names]
     check_destination(request.json)
     check_destination(request.output / "evaluation")
+    from treadle.evaluation.compare import comparison_data, paired_grid, read_items
     from treadle.evaluation.evaluate import Ablation, evaluate_checkpoint
     from treadle.evaluation.page import columns_of, sampling_of, settings_in, write_pages
 
@@ -79,7 +80,25 @@ def evaluate(request: Request, console: Console) -> None:
         made = reports[0]["manifest"]
         measured = {report["manifest"]["checkpoint"]: columns_of(report, protocol) for report in reports}
         show(console, [published_grid(protocol, measured, sampling_of(made), settings_in(made))])
-    write_result(request.json, reports[0] if len(reports) == 1 else {"evaluations": reports})
+    if len(reports) == 1:
+        write_result(request.json, reports[0])
+        return
+    items = read_items([Path(report["folder"]) for report in reports])
+    show(console, [paired_grid(items)])
+    write_result(request.json, {"evaluations": reports, "comparison": comparison_data(items)})
+
+
+def compare(paths: Sequence[Path], page: Path, json: Path | None, console: Console) -> None:
+    """Show runs and evaluations beside each other, and write their page. Raises ConfigError and OutputError."""
+    from treadle.evaluation.compare import comparison_data, comparison_grids, read_items, write_comparison
+
+    check_destination(page)
+    check_destination(json)
+    items = read_items(paths)
+    show(console, comparison_grids(items))
+    write_comparison(page, items)
+    console.print(f"page: {page}", markup=False, highlight=False, soft_wrap=True)
+    write_result(json, comparison_data(items))
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -108,7 +127,10 @@ def show_protocol(name: str, console: Console) -> None:
 
 
 def show(console: Console, grids: Sequence[Grid]) -> None:
-    """Print the tables that have rows."""
+    """Print the tables that have rows, on a line that is longer than a narrow terminal's rather than cut."""
+    width = console.width
     for grid in grids:
         if grid.rows:
-            console.print(grid.to_rich(console.width))
+            console.width = max(width, grid.least_width(width))
+            console.print(grid.to_rich(width))
+    console.width = width

@@ -9,6 +9,8 @@ from itertools import pairwise
 WIDTH, HEIGHT = 440, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
 _MAX_POINTS = 400
+COLORS = 5
+"""Of lines; further ones begin again at the first."""
 _STYLE = (
     "<style>text{font:11.5px sans-serif;fill:#6a6e78}.grid{stroke:#ededea;fill:none}.line,.raw{fill:none}"
     ".line{stroke-width:2}.raw{opacity:.3}.s0{stroke:#2f6fd0}.s1{stroke:#e08a2c}.s2{stroke:#24967f}.s3{stroke:#9a62c4}"
@@ -18,10 +20,12 @@ _STYLE = (
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: `y` over the chart's x; NaN leaves a gap."""
+    """One line: `y` over the chart's x; NaN leaves a gap. With `low` and `high`, a band lies around it."""
 
     label: str
     y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,12 @@ def chart(x: Sequence[float], series: Sequence[Series], axes: Axes, stacked: boo
     `stacked`, of areas on top of each other, the first at the bottom.
     """
     known = [i for i, value in enumerate(x) if math.isfinite(value)]
-    x, values = _thin([x[i] for i in known], [_held([entry.y[i] for i in known]) for entry in series])
+    edges = [edge for entry in series if entry.low for edge in (entry.low, entry.high)]
+    wanted = [_held([line[i] for i in known]) for line in [*(entry.y for entry in series), *edges]]
+    x, values = _thin([x[i] for i in known], wanted)
+    values, edges = values[: len(series)], values[len(series) :]
     tops = [[sum(column) for column in zip(*values, strict=True)]] if stacked else values
-    finite = [value for line in tops for value in line if math.isfinite(value)]
+    finite = [value for line in [*tops, *edges] for value in line if math.isfinite(value)]
     if not finite:
         return '<p class="missing">No values yet.</p>'
     low = axes.low if axes.low is not None else min(finite)
@@ -57,6 +64,7 @@ def chart(x: Sequence[float], series: Sequence[Series], axes: Axes, stacked: boo
     parts = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">',
         *_frame(scale, axes, grid),
+        *_bands(x, [i for i, entry in enumerate(series) if entry.low], edges, scale),
         (_areas if stacked else _lines)(x, values, scale),
         "</svg>",
     ]
@@ -174,12 +182,29 @@ def _lines(x: Sequence[float], values: Sequence[Sequence[float]], scale: _Scale)
     parts: list[str] = []
     for i, line in enumerate(values):
         if len(line) > 30:
-            parts.append(_path(x, line, scale, f"raw s{i}"))
+            parts.append(_path(x, line, scale, f"raw s{i % COLORS}"))
             line = moving_mean(line, max(5, len(line) // 20))
-        parts.append(_path(x, line, scale, f"line s{i}"))
+        parts.append(_path(x, line, scale, f"line s{i % COLORS}"))
         if len(line) == 1:
-            parts.append(f'<circle class="dot s{i}" cx="{scale.x(x[0]):.1f}" cy="{scale.y(line[0]):.1f}" r="3"/>')
+            parts.append(
+                f'<circle class="dot s{i % COLORS}" cx="{scale.x(x[0]):.1f}" cy="{scale.y(line[0]):.1f}" r="3"/>'
+            )
     return "".join(parts)
+
+
+def _bands(x: Sequence[float], places: Sequence[int], edges: Sequence[Sequence[float]], scale: _Scale) -> list[str]:
+    """The bands of lines, smoothed as they are; `edges` are the lower and upper edge of each."""
+    parts: list[str] = []
+    for place, low, high in zip(places, edges[::2], edges[1::2], strict=True):
+        if len(low) > 30:
+            window = max(5, len(low) // 20)
+            low, high = moving_mean(low, window), moving_mean(high, window)
+        known = [i for i, value in enumerate(low) if math.isfinite(value) and math.isfinite(high[i])]
+        edge = [f"{scale.x(x[i]):.1f} {scale.y(high[i]):.1f}" for i in known]
+        back = [f"{scale.x(x[i]):.1f} {scale.y(low[i]):.1f}" for i in reversed(known)]
+        if known:
+            parts.append(f'<path class="band s{place % COLORS}" d="M{"L".join(edge + back)}Z"/>')
+    return parts
 
 
 def _areas(x: Sequence[float], values: Sequence[Sequence[float]], scale: _Scale) -> str:

@@ -13,6 +13,8 @@ from rich.text import Text
 Kind = Literal["plain", "strong", "faint"]
 NARROW = 72
 """Terminals with fewer columns are not shown optional columns."""
+SHORT = 12
+"""Characters that text has at least in a narrow terminal, if it has so many."""
 _STYLES = {"plain": "", "strong": "bold", "faint": "dim"}
 _CLASSES = {"plain": "", "strong": ' class="suite"', "faint": ' class="setting"'}
 
@@ -41,13 +43,13 @@ class Grid:
 
     def to_rich(self, width: int) -> RenderableType:
         """For a terminal of so many columns."""
-        shown = [i for i, name in enumerate(self.head) if width >= NARROW or name not in self.optional]
+        shown = self._shown(width)
         table = Table(
             box=box.SIMPLE_HEAD, title=Text(self.title) if self.title else None, title_justify="left",
             title_style="bold", pad_edge=False,
         )  # fmt: skip
         for i in shown:
-            is_text = i == 0 or self.head[i] in self.text
+            is_text = self._is_text(i)
             table.add_column(self.head[i], justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
         for row in self.rows:
             indent = "  " if row.kind == "faint" else ""
@@ -55,9 +57,17 @@ class Grid:
             table.add_row(*cells, style=_STYLES[row.kind])
         return Group(table, Text(f"{self.note}\n", style="dim")) if self.note else table
 
+    def least_width(self, width: int) -> int:
+        """Columns that a terminal of `width` columns would need at least, so that no number is cut."""
+        most = [
+            max(len(line[i]) for line in [self.head, *(row.cells for row in self.rows)]) for i in self._shown(width)
+        ]
+        least = [min(SHORT, n) if self._is_text(i) else n for i, n in zip(self._shown(width), most, strict=True)]
+        return sum(least) + 3 * len(least)
+
     def to_markdown(self) -> str:
         """A heading, the table and its note."""
-        align = ["---" if i == 0 or name in self.text else "---:" for i, name in enumerate(self.head)]
+        align = ["---" if self._is_text(i) else "---:" for i in range(len(self.head))]
         lines = [self.head, align, *(row.cells for row in self.rows)]
         body = "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
         parts = [f"## {self.title}"] if self.title else []
@@ -73,6 +83,12 @@ class Grid:
             rows.append(f"<tr{_CLASSES[row.kind]}><th>{escape(first)}</th>{cells}</tr>")
         note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
         return f'<div class="scroll"><table class="evaluation">{"".join(rows)}</table></div>{note}'
+
+    def _shown(self, width: int) -> list[int]:
+        return [i for i, name in enumerate(self.head) if width >= NARROW or name not in self.optional]
+
+    def _is_text(self, column: int) -> bool:
+        return column == 0 or self.head[column] in self.text
 
     def _class(self, column: int) -> str:
         return ' class="text"' if self.head[column] in self.text else ""
