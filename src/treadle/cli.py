@@ -156,6 +156,13 @@ def evaluate(
         str | None,
         typer.Option(help="Complete settings by name (`treadle protocols`), or a .toml file; KEY=VALUE changes them."),
     ] = None,
+    reproduce: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MANIFEST",
+            help="Evaluate again what a manifest.json describes. Exits with 1 where success leaves its interval.",
+        ),
+    ] = None,
     suite: Annotated[list[str] | None, typer.Option("--suite", help="A suite to evaluate; may be given again.")] = None,
     episodes: Annotated[int | None, typer.Option(help="Episodes per suite, each another scenario.")] = None,
     output: Annotated[
@@ -175,10 +182,13 @@ def evaluate(
         given.append(f"evaluation.episodes={episodes}")
     if suite:
         given.append(f"evaluation.suites={dumps(suite)}")
-    from treadle.commands.evaluation import Request
-    from treadle.commands.evaluation import evaluate as run
+    from treadle.commands import evaluation
 
-    run(Request(given, protocol, output, again, device, shuffle_instructions, blank_images, json), Console())
+    asked = evaluation.Request(given, protocol, output, again, device, shuffle_instructions, blank_images, json)
+    if reproduce is None:
+        evaluation.evaluate(asked, Console())
+    elif not evaluation.reproduce(reproduce, asked, Console()):
+        raise typer.Exit(1)
 
 
 @app.command("compare")

@@ -1,7 +1,7 @@
 """What `treadle eval`, `protocols` and `compare` do."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,47 @@ def evaluate(request: Request, console: Console) -> None:
     items = read_items([Path(report["folder"]) for report in reports])
     show(console, [paired_grid(items)])
     write_result(request.json, {"evaluations": reports, "comparison": comparison_data(items)})
+
+
+def reproduce(path: Path, request: Request, console: Console) -> bool:
+    """Evaluate again what a manifest describes; returns whether each suite's success is in the interval it had.
+
+    Raises ConfigError for a file that is no manifest, and what `evaluate` raises.
+    """
+    names, overrides = split_words(request.words)
+    if request.protocol is not None or len(names) > 1:
+        found = "--protocol" if request.protocol is not None else f"{len(names)} checkpoints"
+        raise ConfigError(
+            f"--reproduce: found {found} beside it; a manifest has its settings, and is of one checkpoint"
+        )
+    from treadle.evaluation.reproduce import differences, read_manifest, reproduction, reproduction_grids, settings_of
+
+    before = read_manifest(path)
+    config = settings_of(before, overrides)
+    if not names and "checkpoint_path" not in before:
+        raise ConfigError(f"{path}: it does not say where its checkpoint is; name the checkpoint beside --reproduce")
+    folder = resolve_checkpoint(names[0] if names else before["checkpoint_path"])
+    check_destination(request.json)
+    check_destination(request.output / "evaluation")
+    from treadle.evaluation.evaluate import Ablation, evaluate_checkpoint
+    from treadle.evaluation.manifest import checkpoint_label
+    from treadle.evaluation.page import write_pages
+
+    def notes(made: Mapping[str, Any]) -> list[str]:
+        return [f"differs from the manifest: {difference}" for difference in differences(before, made)]
+
+    with EvaluationConsole(1, console, notes) as watcher:
+        report = evaluate_checkpoint(
+            folder, config.policy, config.simulator, config.evaluation, request.device, collection=config.collection,
+            ablation=Ablation(**before.get("ablation", {})), output=request.output, fresh=True,
+            name=f"{checkpoint_label(folder)}-reproduced", protocol=before.get("protocol"), watcher=watcher,
+        )  # fmt: skip
+    found = reproduction(path, before, report)
+    grids = reproduction_grids(before, report, found)
+    show(console, [suite_grid(report), *grids])
+    watcher.message(f"report: {write_pages(Path(report['folder']), report, others=grids)}")
+    write_result(request.json, report | {"reproduction": found})
+    return found["inside"]
 
 
 def compare(paths: Sequence[Path], page: Path, json: Path | None, console: Console) -> None:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from treadle.config.loading import merge, offered_folders, parse_file, read_settings
-from treadle.config.run_directory import flatten
+from treadle.config.run_directory import differing_keys, flatten
 from treadle.config.schema import CollectionConfig, EvaluationConfig, LoadingConfig, SimulatorConfig
 from treadle.config.section import Section
 from treadle.errors import ConfigError, did_you_mean
@@ -76,15 +76,8 @@ class Protocol(Section):
         """
         stated, used = flatten(self.settings), flatten(settings)
         wanted = flatten(EvalConfig().model_dump(mode="json")) | stated
-        # An empty table of options stands where keys of it are stated.
-        tables = {key.rpartition(".")[0] for key in {**wanted, **used}}
-        keys = [key for key in dict.fromkeys([*wanted, *used]) if key not in tables and key not in WHERE]
-        sections = tuple(settings)
-        return [
-            (key, wanted.get(key), used.get(key))
-            for key in keys
-            if key.startswith(sections) and wanted.get(key) != used.get(key)
-        ]
+        keys = [key for key in differing_keys(wanted, used) if key not in WHERE and key.startswith(tuple(settings))]
+        return [(key, wanted.get(key), used.get(key)) for key in keys]
 
 
 def protocols() -> dict[str, Protocol]:

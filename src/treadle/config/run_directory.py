@@ -106,6 +106,13 @@ def _shown(values: dict[str, Any], name: str) -> str:
     return toml_text(values[name]) if name in values else "absent"
 
 
+def differing_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Keys of two flat tables whose values differ. An empty table differs by the keys that the other has in it."""
+    keys = list(dict.fromkeys([*before, *after]))
+    inner = {key.rpartition(".")[0] for key in keys}
+    return [key for key in keys if key not in inner and before.get(key) != after.get(key)]
+
+
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of a table and of the tables in it, by dotted names."""
     flat: dict[str, Any] = {}
