@@ -204,3 +204,19 @@ def test_inputs_that_do_not_fit(policy: PrismaticPolicy) -> None:
 def test_positions_beyond_the_prompt_need_tokens(tiny_openvla: OpenVLA) -> None:
     with pytest.raises(ConfigError, match="6 positions of an autoregressive policy need the tokens"):
         tiny_openvla.hidden_states(sample_inputs(tiny_openvla, 1), reads=6)
+
+
+def test_the_token_behind_the_actions_can_be_left_out(tokenizer: Path) -> None:
+    """Without it nothing depends on its embedding, and a sequence ends with the last action, as RLinf's does."""
+    with_stop = make_tiny(tokenizer)
+    without = make_tiny(tokenizer, stop_token=False)
+    without.load_state_dict(with_stop.state_dict())
+    inputs = sample_inputs(with_stop, 2)
+    hidden = [policy.hidden_states(inputs) for policy in (with_stop, without)]
+    assert hidden[0].shape == hidden[1].shape
+    assert not torch.allclose(hidden[0], hidden[1])
+    for policy in (with_stop, without):
+        with torch.no_grad():
+            policy.language_model.model.embed_tokens.weight[policy.language_model.config.eos_token_id] += 3.0
+    assert not torch.allclose(with_stop.hidden_states(inputs), hidden[0])
+    assert torch.equal(without.hidden_states(inputs), hidden[1])

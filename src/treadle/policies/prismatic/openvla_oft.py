@@ -91,6 +91,8 @@ class OpenVLAOFTConfig(PrismaticConfig):
     """What decides on actions: discrete tokens, or a density around what the L1 regression head says."""
     initial_scale: Rate = 0.1
     """Scale of that density where a checkpoint has none yet, in normalised units: actions span [-1, 1]."""
+    stop_token: bool = True
+    """The end-of-text token follows the places of the actions, as in the official code; RLinf's leaves it out."""
     film: bool = False
     """The instruction modulates the vision towers (FiLM)."""
     film_rank: Natural = 0
@@ -231,8 +233,8 @@ class OpenVLAOFT(PrismaticPolicy):
         start, count = prefix.last, self.config.tokens
         batch, _, width = prefix.embeddings.shape
         placeholders = prefix.embeddings.new_zeros(batch, count, width)
-        stop = self._stop().expand(batch, 1, -1)
-        sequence = torch.cat([prefix.embeddings, placeholders, stop], dim=1)
+        stop = [self._stop().expand(batch, 1, -1)] if self.config.stop_token else []
+        sequence = torch.cat([prefix.embeddings, placeholders, *stop], dim=1)
         columns = sequence.shape[1]
         read = slice(start, start + (reads or count))
         return bidirectional(self.language_model, sequence, prefix.positions(columns), prefix.valid(columns), read)
