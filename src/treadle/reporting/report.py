@@ -14,8 +14,8 @@ from treadle.files import to_json, write_atomically
 from treadle.reporting.curves import health_curves, idle_table, learning_curves, metrics_table, role_bar
 from treadle.reporting.evaluation_table import evaluation_table
 from treadle.reporting.folder import RunFolder, read_run
-from treadle.reporting.prediction import predicted_line
 from treadle.reporting.page import film, missing, pairs, style
+from treadle.reporting.prediction import predicted_line
 from treadle.reporting.summary import suite_name
 from treadle.reporting.tables import interval, percent
 from treadle.reporting.timeline import timeline_svg
