@@ -28,7 +28,9 @@ class FakeInputs(TensorBatch):
 
 @dataclass
 class FakePolicy:
-    """Actions are the noise of the keys, or 0; a value is 100 * index + steps, plus c for action c of the chunk."""
+    """Actions are the noise of the keys, or 0 at temperature 0; a value is 100 * index + steps, plus c for action c of
+    the chunk.
+    """
 
     chunk: int = 2
     action_dim: int = 2
@@ -58,6 +60,7 @@ class FakePolicy:
         actions = torch.zeros(len(inputs), *self.entries)
         if keys is not None:
             assert len(keys) == len(inputs)
+        if keys is not None and sampling.temperature:
             actions = torch.from_numpy(noise.uniform(keys, *self.entries))
         return Decision(actions, (actions * 256).long().flatten(1), -actions, self._values(inputs))
 

@@ -59,17 +59,18 @@ def test_results_do_not_depend_on_slots_lanes_and_workers(slots, lanes, workers,
     assert len(returns) == 12, "each scenario has noise of its own"
 
 
-def test_a_greedy_policy_gets_no_noise():
+def test_a_greedy_policy_draws_no_actions():
     assert all(result.episode_return == int(result.episode_return) for result in played(3, 12, GREEDY))
 
 
-def test_noise_changes_from_decision_to_decision():
+@pytest.mark.parametrize("sampling", [RANDOM, GREEDY])
+def test_keys_change_from_decision_to_decision(sampling):
     policy: Any = FakePolicy(chunk=1, action_dim=2)
     seen = []
     act = policy.act
     policy.act = lambda inputs, sampling, keys=None: (seen.append(int(keys[0])), act(inputs, sampling, keys))[1]
     with crew_of(1) as crew:
-        play(Lanes(crew, Session(10), ScenarioList(("train", "train"), [1], crew.rows), 1), Actor(policy, RANDOM))
+        play(Lanes(crew, Session(10), ScenarioList(("train", "train"), [1], crew.rows), 1), Actor(policy, sampling))
     assert len(set(seen)) == 10
 
 

@@ -217,7 +217,8 @@ class Policy(nn.Module, ABC):
     @abstractmethod
     def act(self, inputs: Any, sampling: Sampling, keys: Keys | None = None) -> Decision:
         """Decide, without gradient. All randomness of sample b comes from `keys[b]` (see `treadle.data.noise`), so that
-        it can belong to a scenario; without keys it is drawn afresh.
+        it can belong to a scenario; without keys it is drawn afresh. Keys are given at temperature 0 too: a policy may
+        start from noise and still take the most likely way from there.
         """
 
     @abstractmethod

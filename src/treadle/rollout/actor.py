@@ -52,8 +52,8 @@ class Actor:
         """The policy's decision for some slots; its noise follows from the scenarios that they play."""
         seen = lanes.buffer.observation.take(rows)
         inputs = self.prepare(seen, lanes.scenarios[rows])
-        keys = lanes.noise_keys(rows) if self._sampling.temperature else None
-        decision = self.policy.act(inputs, self._sampling, keys)
+        # Also where actions are not drawn: a policy may start from noise.
+        decision = self.policy.act(inputs, self._sampling, lanes.noise_keys(rows))
         return Decided(seen, inputs, decision, decision.actions.cpu().numpy())
 
 
