@@ -222,9 +222,9 @@ def write_directory(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def dump_json(content: object) -> bytes:
-    """JSON as checkpoints have it: indented, sorted."""
-    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+def dump_json(content: object, *, ordered: bool = False) -> bytes:
+    """JSON as checkpoints have it: indented, sorted; `ordered` where the order of keys means something."""
+    return (json.dumps(content, indent=2, sort_keys=not ordered) + "\n").encode()
 
 
 def _below(folder: Path, name: str) -> Path:

@@ -18,6 +18,7 @@ from treadle.data.batch import TensorBatch
 from treadle.errors import ConfigError
 from treadle.policies import checkpoint
 from treadle.policies.critic import ValueHead
+from treadle.policies.observations import check_observations, check_proprioception
 from treadle.policies.prismatic.action_tokens import ActionCodec
 from treadle.policies.prismatic.blocks import in_blocks
 from treadle.policies.prismatic.config import TOWER_NAMES, PrismaticConfig
@@ -173,7 +174,7 @@ class PrismaticModel(Policy):
 
         Proprioception is ignored by a policy without projector, and an error to leave out for one that has it.
         """
-        cameras = _check_observations(frames, instructions)
+        cameras = check_observations(frames, instructions)
         known = self.config.cameras
         if known and len(cameras) != known:
             raise ConfigError(
@@ -256,54 +257,5 @@ class PrismaticModel(Policy):
         """Proprioception [count, P] of samples in robot units, scaled and clipped to [-1, 1]. Raises ConfigError."""
         if self.proprioception_range is None:
             return None
-        dimensions = self.config.proprioception_dim
-        if proprioception is None:
-            raise ConfigError(f"the policy takes proprioception [B, {dimensions}]; none was given")
-        try:
-            raw = torch.from_numpy(np.array(proprioception, dtype=np.float64))
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"proprioception: no array of numbers: {error}") from error
-        if raw.shape != (count, dimensions):
-            raise ConfigError(
-                f"proprioception {list(raw.shape)} of {count} samples; the policy takes {[count, dimensions]}"
-            )
-        for sample, number in torch.nonzero(~raw.isfinite()).tolist()[:1]:
-            raise ConfigError(
-                f"proprioception: number {number} of sample {sample} is {raw[sample, number]}; it must be finite"
-            )
+        raw = check_proprioception(proprioception, count, self.config.proprioception_dim)
         return self.proprioception_range.normalize(raw).clamp(-1, 1).float()
-
-
-def _check_observations(
-    frames: NDArray[np.uint8] | list[NDArray[np.uint8]], instructions: list[str]
-) -> list[NDArray[np.uint8]]:
-    """The frames of each camera [B, H, W, 3]. Raises ConfigError for what the policy cannot take."""
-    if isinstance(frames, np.ndarray) and frames.ndim == 5:
-        cameras = [frames[:, camera] for camera in range(frames.shape[1])]
-    elif isinstance(frames, list | tuple):
-        cameras = list(frames)
-    else:
-        cameras = [frames]
-    if not cameras:
-        raise ConfigError("frames: no camera; the policy takes one at least")
-    for camera in cameras:
-        shape = list(getattr(camera, "shape", ()))
-        fits = isinstance(camera, np.ndarray) and camera.dtype == np.uint8 and len(shape) == 4 and shape[3] == 3
-        if not fits or (isinstance(frames, np.ndarray) and frames.ndim != 5):
-            found = f"{getattr(camera, 'dtype', type(camera).__name__)} {shape}"
-            raise ConfigError(
-                f"frames of a camera: {found}; they must be uint8 [B, H, W, 3], red first: one array [B, cameras, H, "
-                "W, 3], or a list of an array per camera"
-            )
-        if 0 in shape[1:3]:
-            raise ConfigError(f"frames of a camera: {shape}; a side has no pixels")
-    counts = [len(camera) for camera in cameras]
-    if len(set(counts)) != 1:
-        raise ConfigError(f"frames: cameras of {counts} samples; all must have as many")
-    if not isinstance(instructions, list | tuple) or not all(isinstance(text, str) for text in instructions):
-        raise ConfigError(f"instructions: {instructions!r}; they must be a list of texts, one for each sample")
-    if len(instructions) != counts[0]:
-        raise ConfigError(f"frames of {counts[0]} samples, instructions of {len(instructions)}")
-    if not counts[0]:
-        raise ConfigError("frames and instructions of no sample; give one at least")
-    return cameras
