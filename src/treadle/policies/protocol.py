@@ -175,6 +175,13 @@ class Policy(nn.Module, ABC):
         return self.chunk, self.action_dim
 
     @property
+    def predicted(self) -> int:
+        """How many actions are predicted together, and `targets` takes: C by default, more where a policy looks again
+        before it has executed all.
+        """
+        return self.chunk
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
@@ -230,7 +237,7 @@ class Policy(nn.Module, ABC):
         self._refuse("critic.kind", "has no values; use critic.kind 'privileged' or 'none'")
 
     def targets(self, actions: Tensor) -> Tensor:
-        """Un-normalised actions [B, C, A] to what `supervised_loss` compares with, [B, ...]."""
+        """Un-normalised actions [B, predicted, A] to what `supervised_loss` compares with, [B, ...]."""
         self._refuse("policy.kind", "cannot imitate")
 
     def supervised_loss(

@@ -37,8 +37,8 @@ def imitate(
     """
     # Everything that stays the same: inputs and targets of all decisions.
     parameters = policy.freeze(vision=config.freeze_vision)["policy"]
-    chunks = cut_chunks(demonstrations.actions, demonstrations.episode_index, policy.chunk, dimensions)
-    learned = torch.from_numpy(learnable(demonstrations.episode_index, policy.chunk, dimensions))
+    chunks = cut_chunks(demonstrations.actions, demonstrations.episode_index, policy.predicted, dimensions)
+    learned = torch.from_numpy(learnable(demonstrations.episode_index, policy.predicted, dimensions))
     targets = policy.targets(torch.from_numpy(chunks))
     frames, instructions, state = demonstrations.frames, demonstrations.instructions, demonstrations.state
     inputs = prepare_all(policy, frames, instructions, state, encode=config.freeze_vision)

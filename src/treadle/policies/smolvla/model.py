@@ -31,6 +31,8 @@ class Prefix:
     """[B, N, key heads, head] of each layer."""
     valid: Tensor
     """[B, N] bool."""
+    state: Tensor | None = None
+    """[B, W] the last hidden state of proprioception, which has seen all; None where its column was not read."""
 
 
 class RMSNorm(nn.Module):
@@ -120,7 +122,7 @@ class WithHead(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.model = VisionLanguage(sizes)
-        self.lm_head = nn.Linear(sizes.width, sizes.vocabulary, bias=False)
+        self.lm_head: nn.Linear | None = nn.Linear(sizes.width, sizes.vocabulary, bias=False)
 
 
 class WithExpert(nn.Module):
@@ -152,6 +154,11 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tenso
     return torch.matmul(shares, values.transpose(1, 2)).transpose(1, 2).flatten(2)
 
 
+def _both(valid: Tensor) -> Tensor:
+    """[B, N, N] columns [B, N] that are valid on both sides."""
+    return valid[:, None, :] & valid[:, :, None]
+
+
 class SmolVLAModel(nn.Module):
     """The network, under published names less their `model.`."""
 
@@ -174,32 +181,73 @@ class SmolVLAModel(nn.Module):
         """In this layer, actions attend to each other and to the prefix."""
         return self.sizes.self_attention_every > 0 and layer % self.sizes.self_attention_every == 0
 
+    def embed_images(self, images: list[Tensor]) -> Tensor:
+        """Tokens [B, S, W] of all cameras, whose images are [B, 3, H, W] in [-1, 1]."""
+        inner = self.vlm_with_expert.vlm.model
+        return torch.cat([embed_images(inner.vision_model, inner.connector, image) for image in images], 1)
+
+    def embed_context(self, features: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, N, W] and which of them are valid [B, N]: of images, given as `features` [B, S, W], and of the
+        prompt, given as `ids` and `mask` [B, L].
+        """
+        words = self.vlm_with_expert.vlm.model.text_model.embed_tokens(ids) * math.sqrt(self.sizes.width)
+        there = ids.new_ones(*features.shape[:2], dtype=torch.bool)
+        # In the type that they have beside the state.
+        wide = torch.promote_types(words.dtype, self.state_proj.weight.dtype)
+        return torch.cat([features, words], 1).to(wide), torch.cat([there, mask.bool()], 1)
+
     def embed_prefix(self, images: list[Tensor], ids: Tensor, mask: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings [B, N, W] and which of them are valid [B, N]: images, prompt, state.
 
         Images are [B, 3, H, W] in [-1, 1], `ids` and `mask` [B, L] the prompt, `state` [B, padded] normalised.
         """
-        inner = self.vlm_with_expert.vlm.model
-        seen = [embed_images(inner.vision_model, inner.connector, image) for image in images]
-        words = inner.text_model.embed_tokens(ids) * math.sqrt(self.sizes.width)
-        there = ids.new_ones(len(ids), sum(x.shape[1] for x in seen), dtype=torch.bool)
-        one = there.new_ones(len(ids), 1)
-        return torch.cat([*seen, words, self.state_proj(state)[:, None]], 1), torch.cat([there, mask.bool(), one], 1)
+        return self.join_state(*self.embed_context(self.embed_images(images), ids, mask), state)
+
+    def join_state(self, embeddings: Tensor, valid: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The state's column behind those of images and prompt."""
+        own = self.state_proj(state)[:, None]
+        return torch.cat([embeddings, own], 1), torch.cat([valid, valid.new_ones(len(valid), 1)], 1)
 
     def read_prefix(self, embeddings: Tensor, valid: Tensor) -> Prefix:
         """Keys and values of all layers. Images and prompt see each other; the state sees all, and none sees it."""
         block = torch.zeros_like(valid)
         block[:, -1] = True
-        mask = (block[:, None, :] <= block[:, :, None]) & valid[:, None, :] & valid[:, :, None]
+        prefix, x = self._read(embeddings, valid, (block[:, None, :] <= block[:, :, None]) & _both(valid))
+        prefix.state = x[:, -1]
+        return prefix
+
+    def read_context(self, embeddings: Tensor, valid: Tensor) -> Prefix:
+        """The same of images and prompt alone, which does not depend on the state."""
+        return self._read(embeddings, valid, _both(valid))[0]
+
+    def read_state(self, context: Prefix, state: Tensor) -> Prefix:
+        """A prefix from its context and the state [B, padded]: one column more, at its cost alone."""
+        x = self.state_proj(state)[:, None]
+        valid = torch.cat([context.valid, context.valid.new_ones(len(x), 1)], 1)
+        positions = context.valid.sum(-1, keepdim=True)
+        prefix = Prefix([], [], valid)
+        for layer, keys, values in zip(self._text(), context.keys, context.values, strict=True):
+            q, k, v = self._project(layer, layer.normed(x))
+            prefix.keys.append(torch.cat([keys, rotate(k, positions)], 1))
+            prefix.values.append(torch.cat([values, v], 1))
+            x = layer.finish(x, attend(rotate(q, positions), prefix.keys[-1], prefix.values[-1], valid[:, None]))
+        prefix.state = x[:, 0]
+        return prefix
+
+    def _read(self, x: Tensor, valid: Tensor, mask: Tensor) -> tuple[Prefix, Tensor]:
+        """Keys and values of all layers under a mask [B, N, N], and the last hidden states [B, N, W]."""
         positions = valid.cumsum(1) - 1
-        x, prefix = embeddings, Prefix([], [], valid)
-        for layer in self.vlm_with_expert.vlm.model.text_model.blocks():
+        prefix = Prefix([], [], valid)
+        for layer in self._text():
             q, k, v = self._project(layer, layer.normed(x))
             k = rotate(k, positions)
             prefix.keys.append(k)
             prefix.values.append(v)
             x = layer.finish(x, attend(rotate(q, positions), k, v, mask))
-        return prefix
+        return prefix, x
+
+    def _text(self) -> list[Layer]:
+        return self.vlm_with_expert.vlm.model.text_model.blocks()
 
     def velocity(self, prefix: Prefix, x: Tensor, t: Tensor) -> Tensor:
         """Velocities [B, H, D] float32 of the states x [B, H, D] at times t [B]."""

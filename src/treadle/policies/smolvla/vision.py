@@ -19,7 +19,11 @@ def fit(images: Tensor, height: int, width: int) -> Tensor:
 
 
 class Embeddings(nn.Module):
-    """Patches and their learned positions."""
+    """Patches and their learned positions, counted from 0.
+
+    So does lerobot 0.4.4 with vision in bfloat16, as published. With vision in float32, transformers 4.57 puts patch i
+    of a side at position i - 1 (it looks up (i / n)(1 - 1e-6), which bfloat16 rounds up to i / n), and differs.
+    """
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()

@@ -1,0 +1,385 @@
+"""SmolVLA as a policy: it acts, says how likely its decisions were, imitates, and is saved.
+
+At temperature 0 a decision is the end of the chain without noise, from noise that belongs to its key. At temperature 1
+steps of the chain are stochastic, as the settings say.
+Shapes: B samples, H predicted actions, C executed ones, A action dimensions, D padded ones, J stochastic steps, P and E
+of log-probs, V values.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from treadle.data.noise import Keys, noise_key, normal
+from treadle.errors import ConfigError
+from treadle.policies import checkpoint
+from treadle.policies.critic import ValueHead
+from treadle.policies.flow_matching.chain import (
+    Noise,
+    draw_steps,
+    gaussian_entropy,
+    gaussian_log_prob,
+    integrate,
+    join_steps,
+    run_chain,
+    step_times,
+    transition,
+)
+from treadle.policies.flow_matching.transitions import Transitions
+from treadle.policies.observations import check_proprioception
+from treadle.policies.protocol import Decision, Evaluation, Policy
+from treadle.policies.sampling import Sampling, check_sampling
+from treadle.policies.smolvla.config import STATE
+from treadle.policies.smolvla.deviation import DeviationHead
+from treadle.policies.smolvla.directory import HEAD, NETWORK, Directory, new_scales, read_directory, read_part
+from treadle.policies.smolvla.directory import write_directory as write
+from treadle.policies.smolvla.inputs import SmolVLAInputs, check_frames, read_features, read_prefix, stack_frames
+from treadle.policies.smolvla.model import Prefix, SmolVLAModel
+from treadle.policies.smolvla.prompt import PromptReader
+
+_START, _DRAWS = 0x5345, 0x4452
+"""Streams of a sample's random numbers: the chain's start, and its stochastic steps."""
+
+
+class SmolVLA(Policy):
+    """A SmolVLA. Published ones and tiny ones are directories of this class.
+
+    Args:
+        found: the directory.
+        allocate: make parameters; else they are on the meta device, for tensors of a directory to take their place.
+    """
+
+    kind = "smolvla"
+
+    def __init__(self, found: Directory, allocate: bool = True) -> None:
+        super().__init__()
+        self.found = found
+        settings, sizes = found.settings, found.sizes
+        self.chunk, self.action_dim = settings.chunk, found.published.size("action")
+        self.noise = Noise(settings.noise, settings.level, settings.steps)
+        self.prompts = PromptReader(found.tokenizer, found.processors.prompt_length, sizes.vocabulary)
+        with torch.device("cpu" if allocate else "meta"):
+            self.model = SmolVLAModel(sizes)
+        self.noise_head: DeviationHead | None = None
+        self.value_head: ValueHead | None = None
+        if settings.noise == "learned":
+            low, high = settings.deviation
+            self.noise_head = DeviationHead(sizes.expert_width, sizes.action, low, high)
+        if settings.value_outputs:
+            self.add_value_head(settings.value_outputs)
+
+    @classmethod
+    def recognizes(cls, directory: Path, config: dict[str, Any]) -> bool:
+        """See `Policy.recognizes`."""
+        return config.get("type") == "smolvla"
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        statistics: str | None = None,
+        merge: bool = True,
+        **overrides: Any,
+    ) -> Self:
+        """See `Policy.load`. `dtype` None keeps the type of each tensor. `overrides` are `Settings`, and `tokenizer`, a
+        folder, and `without_statistics`, for a policy that is to be given statistics before it acts.
+        """
+        made = cls.outline(directory, statistics=statistics, **overrides)
+        weights = checkpoint.read_weights(directory, dtype, device, made.found.layout)
+        head = made.model.vlm_with_expert.vlm
+        if HEAD.removeprefix(NETWORK) not in weights:
+            head.lm_head = None
+        checkpoint.assign(made.model, weights, directory)
+        for name in ("value_head", "noise_head"):
+            part, tensors = getattr(made, name), read_part(directory, name)
+            if part is not None:
+                part.to(device)
+                if tensors is not None:
+                    checkpoint.assign(part, {key: x.to(device) for key, x in tensors.items()}, directory)
+        return made
+
+    @classmethod
+    def outline(
+        cls, directory: Path, *, statistics: str | None = None, dtype: torch.dtype | None = None, **overrides: Any
+    ) -> Self:
+        """See `Policy.outline`."""
+        return cls(read_directory(directory, statistics, **overrides), allocate=False)
+
+    @property
+    def predicted(self) -> int:
+        """See `Policy.predicted`: H."""
+        return self.found.sizes.chunk
+
+    @property
+    def width(self) -> int:
+        """W of the language model."""
+        return self.found.sizes.width
+
+    @property
+    def entries(self) -> tuple[int, int]:
+        """See `Policy.entries`."""
+        if self.found.settings.counted == "all":
+            return 1, self.found.sizes.chunk * self.found.sizes.action
+        return self.chunk, self.action_dim
+
+    @property
+    def value_outputs(self) -> int:
+        """See `Policy.value_outputs`."""
+        return self.found.settings.value_outputs
+
+    def rescale(self, name: str, statistics: dict[str, Any]) -> None:
+        """See `Policy.rescale`."""
+        self.found = replace(
+            self.found, scales=new_scales(self.found.processors, self.found.published, name, statistics)
+        )
+
+    def prepare(
+        self,
+        frames: NDArray[np.uint8] | list[NDArray[np.uint8]],
+        instructions: list[str],
+        proprioception: NDArray[np.float32] | None = None,
+    ) -> SmolVLAInputs:
+        """See `Policy.prepare`. Cameras are those of the config, in its order."""
+        cameras = check_frames(frames, instructions, self.found.settings.cameras)
+        images, sides = stack_frames(cameras)
+        ids, mask = self.prompts.read(list(instructions))
+        raw = check_proprioception(proprioception, len(images), self.found.published.size(STATE))
+        state = self._pad(self._scales.state.normalize(raw.float()), self.found.sizes.state)
+        return SmolVLAInputs(state, ids, mask, images, sides).to(self.device)
+
+    @torch.no_grad()
+    def encode(self, inputs: SmolVLAInputs) -> SmolVLAInputs:
+        """See `Policy.encode`: keys and values of images and prompt, or, where the language model is trained, tokens of
+        the images alone. The column of the state is left out, for its projection may be trained.
+        """
+        features = read_features(self.model, inputs)
+        plain = replace(inputs, frames=None, sides=None)
+        if self.found.settings.trained == "language":
+            return replace(plain, features=features)
+        context = self.model.read_context(*self.model.embed_context(features, inputs.ids, inputs.mask))
+        return replace(plain, keys=torch.stack(context.keys, 1), cached_values=torch.stack(context.values, 1))
+
+    @torch.no_grad()
+    def act(self, inputs: SmolVLAInputs, sampling: Sampling, keys: Keys | None = None) -> Decision:
+        """See `Policy.act`."""
+        stochastic = self._is_stochastic(sampling)
+        prefix = self.read_prefix(inputs)
+        keys = self._fresh_keys(len(inputs)) if keys is None else keys
+        if len(keys) != len(inputs):
+            raise ConfigError(f"keys: {len(keys)} for {len(inputs)} samples; give each sample one")
+        shape = self.found.sizes.chunk, self.found.sizes.action
+        start = torch.from_numpy(normal(noise_key(keys, _START), *shape)).to(self.device)
+        expert = _Expert(self, prefix)
+        if not stochastic:
+            end = integrate(expert.velocity, start, self.noise.steps)
+            nothing = Transitions(start[:, None], torch.zeros(len(start), dtype=torch.long, device=self.device))
+            log_probs = start.new_zeros(len(start), *self.entries)
+            return Decision(self.actions_of(end), nothing.pack(), log_probs, self._values(prefix))
+        first, mask = self._draw_steps(keys)
+        draws = torch.from_numpy(normal(noise_key(keys, _DRAWS), self._drawn, *shape)).to(self.device)
+        chain = run_chain(
+            expert.velocity,
+            start,
+            self.noise,
+            mask,
+            draws.expand(-1, self.noise.steps, -1, -1),
+            expert.deviation if self.noise_head is not None else None,
+        )
+        transitions = Transitions.of(chain, first, self._drawn)
+        # By the trainer's own code: before any update, a ratio is 1 to the last digit.
+        log_probs, _ = self._score(expert, transitions)
+        return Decision(self.actions_of(chain[:, -1]), transitions.pack(), log_probs, self._values(prefix))
+
+    def evaluate(self, inputs: SmolVLAInputs, choice: Tensor, sampling: Sampling) -> Evaluation:
+        """See `Policy.evaluate`."""
+        if not self._is_stochastic(sampling):
+            raise ConfigError(
+                "sampling.temperature: 0; without noise every log-prob is 0 and nothing is learned: use 1"
+            )
+        sizes = self.found.sizes
+        wanted = (len(inputs), Transitions.numbers(self._drawn, sizes.chunk, sizes.action))
+        if choice.shape != wanted:
+            raise ConfigError(f"choice {list(choice.shape)}; it must be {list(wanted)}, as act returned it")
+        prefix = self.read_prefix(inputs)
+        transitions = Transitions.unpack(choice, sizes.chunk, sizes.action)
+        log_probs, entropy = self._score(_Expert(self, prefix), transitions)
+        return Evaluation(log_probs, entropy, self._values(prefix))
+
+    def values(self, inputs: SmolVLAInputs) -> Tensor:
+        """See `Policy.values`."""
+        values = self._values(self.read_prefix(inputs))
+        if values is None:
+            raise ConfigError("the policy has no value head; give it one with add_value_head")
+        return values
+
+    def targets(self, actions: Tensor) -> Tensor:
+        """Un-normalised actions [B, H, A] to normalised, padded ones [B, H, D]."""
+        return self._pad(self._scales.action.normalize(actions.float()), self.found.sizes.action)
+
+    def supervised_loss(
+        self,
+        inputs: SmolVLAInputs,
+        targets: Tensor,
+        *,
+        label_width: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Mean squared error of velocities between noise and targets [B, H, D], padded dimensions included, at times
+        0.999 Beta(1.5, 1) + 0.001, as in lerobot 0.4.4; see `Policy.supervised_loss`.
+        """
+        if label_width:
+            raise ConfigError("imitation.label_width: this policy predicts numbers, not bins; use 0")
+        noise = torch.randn(targets.shape, generator=generator).to(targets)
+        time = (0.999 * torch.rand(len(targets), generator=generator).pow(1 / 1.5) + 0.001).to(targets)
+        t = time[:, None, None]
+        velocity = self.model.velocity(self.read_prefix(inputs), t * noise + (1 - t) * targets, time)
+        return nn.functional.mse_loss(noise - targets, velocity)
+
+    def add_value_head(self, outputs: int, hidden: tuple[int, ...] | None = None) -> None:
+        """Give the policy a fresh value head on the last hidden state of the state's column, zero-initialised at its
+        end, in place of any it has. `hidden`: widths of its layers, by default those of the settings.
+        """
+        widths = list(hidden) if hidden is not None else self.found.settings.value_hidden
+        settings = self.found.settings.model_copy(update={"value_outputs": outputs, "value_hidden": widths})
+        self.found = replace(self.found, settings=settings)
+        self.value_head = ValueHead(self.width, tuple(widths), outputs).to(self._place())
+
+    def freeze(self, vision: bool = True) -> dict[str, list[nn.Parameter]]:
+        """See `Policy.freeze`. `vision` freezes vision, and the language model too unless the settings say otherwise;
+        expert and projections are trained. What takes no part in the output is always frozen.
+        """
+        frozen: tuple[str, ...] = tuple(self.unused())
+        if vision:
+            whole = "model.vlm_with_expert.vlm."
+            parts = ("model.vision_model.", "model.connector.")
+            frozen += tuple(whole + p for p in parts) if self.found.settings.trained == "language" else (whole,)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not name.startswith(frozen))
+        return self._trainable()
+
+    def unused(self) -> list[str]:
+        """Beginnings of names of parameters that take no part in the output: of the last layer that reads images and
+        prompt, all but keys and values, for the value head passes no gradient on.
+        """
+        whole = "model.vlm_with_expert.vlm."
+        last = f"{whole}model.text_model.layers.{self.found.sizes.layers - 1}."
+        rest = ("self_attn.q_proj", "self_attn.o_proj", "mlp", "post_attention_layernorm")
+        return [f"{whole}lm_head.", f"{whole}model.text_model.norm.", *(last + part + "." for part in rest)]
+
+    def save(self, directory: Path, *, merge: bool = True) -> None:
+        """See `Policy.save`: in lerobot's layout, with the settings in `treadle.json`."""
+        write(Path(directory), self.found, self.kind, self.state_dict().items())
+
+    def read_prefix(self, inputs: SmolVLAInputs) -> Prefix:
+        """What the expert reads of inputs, with gradient where enabled."""
+        return read_prefix(self.model, inputs)
+
+    def velocities(self, inputs: SmolVLAInputs, x: Tensor, t: Tensor) -> Tensor:
+        """Velocities [B, H, D] of states x [B, H, D] at times [B]."""
+        return self.model.velocity(self.read_prefix(inputs), x, t)
+
+    @property
+    def _scales(self) -> Any:
+        if self.found.scales is None:
+            raise ConfigError(
+                "policy.options.without_statistics: this policy has no statistics yet to scale by; fine-tune it with "
+                "imitation.statistics=dataset, or choose a group by policy.statistics"
+            )
+        return self.found.scales
+
+    @property
+    def _drawn(self) -> int:
+        """J."""
+        return self.noise.steps if self.found.settings.draws_all else 1
+
+    def _is_stochastic(self, sampling: Sampling) -> bool:
+        """Whether steps are. Raises ConfigError for what a chain of noise does not have."""
+        check_sampling(sampling)
+        if sampling.temperature not in (0, 1) or sampling.top_k or sampling.top_p != 1:
+            raise ConfigError(
+                f"sampling: {sampling}; allowed for this policy: temperature 0 (no noise) or 1 (the noise of "
+                "policy.options), without top_k and top_p; set policy.options.level for another amount"
+            )
+        return sampling.temperature == 1
+
+    def _fresh_keys(self, count: int) -> Keys:
+        return torch.randint(2**62, (count,)).numpy().astype(np.uint64)
+
+    def _draw_steps(self, keys: Keys) -> tuple[Tensor, Tensor]:
+        """The first stochastic step of each sample [B], and which steps are stochastic [B, K]."""
+        if self.found.settings.draws_all:
+            first = torch.zeros(len(keys), dtype=torch.long)
+            return first.to(self.device), torch.ones(len(keys), self.noise.steps, dtype=torch.bool, device=self.device)
+        first = draw_steps(keys, self.noise).to(self.device)
+        return first, nn.functional.one_hot(first, self.noise.steps).bool()
+
+    def _score(self, expert: "_Expert", transitions: Transitions) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies [B, P, E] of stochastic steps, float32; one pass of the expert for each."""
+        log_probs: list[Tensor] = []
+        entropies: list[Tensor] = []
+        for j in range(transitions.states.shape[1] - 1):
+            before, after, index = transitions.states[:, j], transitions.states[:, j + 1], transitions.first + j
+            t = step_times(self.noise.steps, index, before.dtype)
+            velocity = expert.velocity(before, t)
+            learned = expert.deviation(before, t) if self.noise_head is not None else None
+            mean, deviation = transition(before, velocity, index, self.noise, learned)
+            log_probs.append(gaussian_log_prob(after, mean, deviation))
+            entropies.append(gaussian_entropy(deviation).expand_as(before))
+        joined = (join_steps(torch.stack(each, 1), self.found.settings.joined) for each in (log_probs, entropies))
+        own, entropy = (self._count(each) for each in joined)
+        return own, entropy
+
+    def _count(self, numbers: Tensor) -> Tensor:
+        """[B, H, D] to the entries [B, P, E] that count."""
+        if self.found.settings.counted == "all":
+            return numbers.flatten(1)[:, None]
+        return numbers[:, : self.chunk, : self.action_dim]
+
+    def actions_of(self, end: Tensor) -> Tensor:
+        """Un-normalised actions [B, C, A] of the end [B, H, D] of a chain."""
+        return self._scales.action.unnormalize(end[:, : self.chunk, : self.action_dim])
+
+    def _values(self, prefix: Prefix) -> Tensor | None:
+        if self.value_head is None:
+            return None
+        assert prefix.state is not None
+        norm = self.model.vlm_with_expert.vlm.model.text_model.norm
+        return self.value_head(norm(prefix.state).detach())
+
+    def _pad(self, values: Tensor, width: int) -> Tensor:
+        return nn.functional.pad(values, (0, width - values.shape[-1]))
+
+    def _place(self) -> torch.device:
+        """Where new parts go."""
+        device = self.device
+        return torch.device("cpu") if device.type == "meta" else device
+
+
+class _Expert:
+    """Velocities and deviations of one prefix; both are read from one pass of the expert."""
+
+    def __init__(self, policy: SmolVLA, prefix: Prefix) -> None:
+        self._policy, self._prefix = policy, prefix
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """[B, H, D] of states [B, H, D] at times [B]."""
+        return self._policy.model.action_out_proj(self._hidden(x, t))
+
+    def deviation(self, x: Tensor, t: Tensor) -> Tensor:
+        """The same of standard deviations."""
+        assert self._policy.noise_head is not None
+        return self._policy.noise_head(self._hidden(x, t))
+
+    def _hidden(self, x: Tensor, t: Tensor) -> Tensor:
+        if self._last is None or self._last[0] is not x:
+            self._last = x, self._policy.model.expert_states(self._prefix, x, t)
+        return self._last[1]
