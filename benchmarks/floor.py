@@ -17,7 +17,8 @@ from treadle.policies.prismatic import OpenVLA
 from treadle.policies.prismatic.action_tokens import BINS
 from treadle.policies.prismatic.model import PrismaticInputs
 from treadle.policies.prismatic.policy import PrismaticPolicy
-from treadle.policies.prismatic.vision import Tower, ViT
+from treadle.policies.prismatic.vision import ViT
+from treadle.policies.towers import Tower
 
 
 @dataclass(frozen=True, slots=True)

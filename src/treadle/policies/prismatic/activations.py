@@ -14,7 +14,8 @@ from torch import nn
 from treadle.policies.footprint import Activations
 from treadle.policies.prismatic.blocks import BLOCK_BYTES
 from treadle.policies.prismatic.film import FilmBlock
-from treadle.policies.prismatic.vision import Block, ConvTower, ViT
+from treadle.policies.prismatic.vision import Block, ViT
+from treadle.policies.towers import ConvTower
 
 if TYPE_CHECKING:
     from treadle.policies.prismatic.policy import PrismaticPolicy

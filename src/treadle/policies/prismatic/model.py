@@ -29,8 +29,9 @@ from treadle.policies.prismatic.preprocessor import read_images
 from treadle.policies.prismatic.prompt import PromptTokenizer
 from treadle.policies.prismatic.statistics import read_range
 from treadle.policies.prismatic.tokenizer import check_vocabulary, read_tokenizer
-from treadle.policies.prismatic.vision import Mlp, VisionProjector, build_tower
+from treadle.policies.prismatic.vision import Mlp, build_tower
 from treadle.policies.protocol import Policy, Scaling
+from treadle.policies.towers import VisionProjector
 
 
 @dataclass(slots=True)

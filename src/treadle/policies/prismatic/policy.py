@@ -42,10 +42,11 @@ from treadle.policies.prismatic.prompt import TOKENIZER, build_tokenizer
 from treadle.policies.prismatic.recognition import DOUBT, Family, recognize
 from treadle.policies.prismatic.sizes import describe_size
 from treadle.policies.prismatic.statistics import select_key
-from treadle.policies.prismatic.vision import Block, Tower
+from treadle.policies.prismatic.vision import Block
 from treadle.policies.protocol import Decision, Evaluation
 from treadle.policies.sampling import Sampling, check_sampling
 from treadle.policies.tensors import missing
+from treadle.policies.towers import Tower
 
 if TYPE_CHECKING:
     from treadle.config.schema import TinyModelConfig

@@ -1,5 +1,4 @@
-"""Vision towers behind one interface, and projectors to the width of the language model, with the parameter names of
-published checkpoints.
+"""The vision towers of published checkpoints, with their parameter names.
 
 Shapes: B images, S patches, D tower width.
 """
@@ -14,27 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from treadle.errors import CheckpointError
 from treadle.policies.prismatic.blocks import compiled
-
-
-class Tower(nn.Module):
-    """A tower: its forward takes pixel values [B, 3, H, W], normalised, to features [B, S, D]."""
-
-    width: int
-    """D."""
-    patches: int
-    """S."""
-    largest: int
-    """Numbers in the largest activation of an image."""
-    recompute = False
-    """Compute blocks again in the backward pass instead of keeping what is in them (gradient checkpointing)."""
-
-    def unused(self) -> list[nn.Parameter]:
-        """Parameters that are stored but take no part in the output, hence get no gradient."""
-        return []
-
-    def shard_units(self) -> list[nn.Module]:
-        """See `Policy.shard_units`: the whole tower by default."""
-        return [self]
+from treadle.policies.towers import ConvTower, Tower
 
 
 class LayerScale(nn.Module):
@@ -193,38 +172,6 @@ class ViT(Tower):
 _PREFIX = ("cls_token", "reg_token")
 
 
-class ConvTower(Tower):
-    """Stride-2 convolutions with GELU, then a learned position embedding: sees well at a size that a CPU can train."""
-
-    def __init__(
-        self, image_size: tuple[int, int], *, widths: list[int], kernel_size: int = 4, group_norm: int = 0
-    ) -> None:
-        """`widths`: channels after each convolution, each of which halves the image. `group_norm`: groups, 0 none."""
-        super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for width in widths:
-            layers.append(nn.Conv2d(channels, width, kernel_size, stride=2, padding=1))
-            if group_norm:
-                layers.append(nn.GroupNorm(group_norm, width))
-            layers.append(nn.GELU())
-            channels = width
-        self.width = channels
-        height, across = image_size
-        self.patches = (height >> len(widths)) * (across >> len(widths))
-        self.largest = max(
-            channels * (height >> place) * (across >> place) for place, channels in enumerate((3, *widths))
-        )
-        self.stem = nn.Sequential(*layers)
-        self.pos_embed = nn.Parameter(torch.randn(1, self.patches, channels) * 0.02)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Pixel values [B, 3, H, W] to features [B, S, D]."""
-        # A third faster on a CPU than channels first.
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return self.stem(pixels).flatten(2).transpose(1, 2) + self.pos_embed
-
-
 TOWERS: dict[str, tuple[Callable[..., Tower], dict[str, Any]]] = {
     "vit_large_patch14_reg4_dinov2.lvd142m": (
         ViT,
@@ -262,19 +209,3 @@ def build_tower(model_id: str, image_size: tuple[int, int], overrides: dict[str,
         return tower(image_size, **sizes)
     except TypeError as error:
         raise CheckpointError(f"config.json: treadle_tower_overrides of {model_id}: {error}") from error
-
-
-class VisionProjector(nn.Module):
-    """GELU between linear layers: fc1..fc3 behind two fused towers, fc1 and fc2 behind one."""
-
-    def __init__(self, vision_width: int, width: int, fused: bool) -> None:
-        super().__init__()
-        hidden = 4 * vision_width if fused else width
-        self.fc1 = nn.Linear(vision_width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-        self.fc3 = nn.Linear(width, width) if fused else None
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, S, vision_width] to [B, S, width]."""
-        hidden = self.fc2(F.gelu(self.fc1(features)))
-        return hidden if self.fc3 is None else self.fc3(F.gelu(hidden))

@@ -4,7 +4,7 @@ lerobot refuses a config.json with keys that it does not know, so Treadle's have
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -128,6 +128,8 @@ class Settings(Table):
     """Width of an attention head, which no file says: that of SmolVLM2."""
     vision_head: Positive = 64
     """The same of vision; 72 where it is 1152 wide."""
+    towers: list[list[Positive]] = []
+    """Channels of small towers that see in place of SigLIP, for each of one or two; none is SigLIP."""
     value_outputs: Natural = 0
     """V of the value head, 0 without one."""
     value_hidden: list[Positive] = [512, 128]
@@ -161,40 +163,28 @@ def infer_sizes(shapes: Mapping[str, tuple[int, ...]], config: Published, settin
         if found != wanted:
             raise CheckpointError(f"config.json: {key}: found {found}; the weights have {wanted}")
 
-    vision_width, _, patch, _ = shape(f"{_VLM}vision_model.embeddings.patch_embedding.weight", 4)
-    side = math.isqrt(shape(f"{_VLM}vision_model.embeddings.position_embedding.weight", 2)[0])
-    width, squares = shape(f"{_VLM}connector.modality_projection.proj.weight", 2)
+    width = shape(f"{_VLM}text_model.embed_tokens.weight", 2)[1]
     text = f"{_VLM}text_model.layers."
     queries, keys = (shape(f"{text}0.self_attn.{name}_proj.weight", 2)[0] for name in "qk")
     layers = count(text)
     expert = shape(f"{_EXPERT}norm.weight", 1)[0]
-    agree("resize_imgs_with_padding", config.resize_imgs_with_padding, [side * patch] * 2)
-    if side & (side - 1):
-        raise CheckpointError(f"config.json: resize_imgs_with_padding: {side} patches a side; allowed: a power of two")
     if config.num_vlm_layers > 0:
         agree("num_vlm_layers", config.num_vlm_layers, layers)
     agree("expert_width_multiplier", int(width * config.expert_width_multiplier), expert)
     state, action = shape("state_proj.weight", 2)[1], shape("action_in_proj.weight", 2)[1]
     agree("max_state_dim", config.max_state_dim, state)
     agree("max_action_dim", config.max_action_dim, action)
-    vision_head = (
-        72 if vision_width == 1152 and "vision_head" not in settings.model_fields_set else settings.vision_head
-    )
-    for name, whole, part in (
-        ("head", queries, settings.head),
-        ("head", keys, settings.head),
-        ("vision_head", vision_width, vision_head),
-    ):
-        if whole % part:
-            raise CheckpointError(f"{name} {part}: the weights have attention {whole} wide; set policy.options.{name}")
+    for whole in (queries, keys):
+        _check_heads("head", whole, settings.head)
+    if settings.towers:
+        side, other = config.resize_imgs_with_padding
+        agree("resize_imgs_with_padding", other, side)
+        vision: dict[str, Any] = {"image": side, "towers": tuple(tuple(widths) for widths in settings.towers)}
+    else:
+        vision = _siglip(shape, count(f"{_VLM}vision_model.encoder.layers."), settings)
+        agree("resize_imgs_with_padding", config.resize_imgs_with_padding, [vision["image"]] * 2)
     return Sizes(
-        image=side * patch,
-        patch=patch,
-        shuffle=math.isqrt(squares // vision_width),
-        vision_width=vision_width,
-        vision_layers=count(f"{_VLM}vision_model.encoder.layers."),
-        vision_heads=vision_width // vision_head,
-        vision_mlp=shape(f"{_VLM}vision_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
+        **vision,
         width=width,
         layers=layers,
         heads=queries // settings.head,
@@ -210,6 +200,31 @@ def infer_sizes(shapes: Mapping[str, tuple[int, ...]], config: Published, settin
         min_period=config.min_period,
         max_period=config.max_period,
     )
+
+
+def _siglip(shape: Callable[[str, int], tuple[int, ...]], layers: int, settings: Settings) -> dict[str, Any]:
+    """Sizes of vision and of the connector."""
+    width, _, patch, _ = shape(f"{_VLM}vision_model.embeddings.patch_embedding.weight", 4)
+    side = math.isqrt(shape(f"{_VLM}vision_model.embeddings.position_embedding.weight", 2)[0])
+    if side & (side - 1):
+        raise CheckpointError(f"config.json: resize_imgs_with_padding: {side} patches a side; allowed: a power of two")
+    chosen = "vision_head" in settings.model_fields_set
+    head = 72 if width == 1152 and not chosen else settings.vision_head
+    _check_heads("vision_head", width, head)
+    return {
+        "image": side * patch,
+        "patch": patch,
+        "shuffle": math.isqrt(shape(f"{_VLM}connector.modality_projection.proj.weight", 2)[1] // width),
+        "vision_width": width,
+        "vision_layers": layers,
+        "vision_heads": width // head,
+        "vision_mlp": shape(f"{_VLM}vision_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
+    }
+
+
+def _check_heads(name: str, whole: int, part: int) -> None:
+    if whole % part:
+        raise CheckpointError(f"{name} {part}: the weights have attention {whole} wide; set policy.options.{name}")
 
 
 def published_settings(config: Published) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from treadle.policies.smolvla.eyes import Eyes
 from treadle.policies.smolvla.sizes import Sizes
 from treadle.policies.smolvla.vision import Connector, VisionModel, embed_images
 
@@ -111,7 +112,10 @@ class VisionLanguage(nn.Module):
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.vision_model, self.connector = VisionModel(sizes), Connector(sizes)
+        if sizes.towers:
+            self.eyes = Eyes(sizes)
+        else:
+            self.vision_model, self.connector = VisionModel(sizes), Connector(sizes)
         layers = [Layer(sizes.width, sizes.mlp, sizes) for _ in range(sizes.layers)]
         self.text_model = Decoder(layers, sizes.width, sizes.vocabulary)
 
@@ -184,6 +188,8 @@ class SmolVLAModel(nn.Module):
     def embed_images(self, images: list[Tensor]) -> Tensor:
         """Tokens [B, S, W] of all cameras, whose images are [B, 3, H, W] in [-1, 1]."""
         inner = self.vlm_with_expert.vlm.model
+        if self.sizes.towers:
+            return torch.cat([inner.eyes(image) for image in images], 1)
         return torch.cat([embed_images(inner.vision_model, inner.connector, image) for image in images], 1)
 
     def embed_context(self, features: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

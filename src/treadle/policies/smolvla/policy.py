@@ -6,9 +6,10 @@ Shapes: B samples, H predicted actions, C executed ones, A action dimensions, D 
 of log-probs, V values.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -34,13 +35,18 @@ from treadle.policies.flow_matching.transitions import Transitions
 from treadle.policies.observations import check_proprioception
 from treadle.policies.protocol import Decision, Evaluation, Policy
 from treadle.policies.sampling import Sampling, check_sampling
-from treadle.policies.smolvla.config import STATE
+from treadle.policies.smolvla.config import ACTION, STATE, Settings
 from treadle.policies.smolvla.deviation import DeviationHead
 from treadle.policies.smolvla.directory import HEAD, NETWORK, Directory, new_scales, read_directory, read_part
 from treadle.policies.smolvla.directory import write_directory as write
 from treadle.policies.smolvla.inputs import SmolVLAInputs, check_frames, read_features, read_prefix, stack_frames
 from treadle.policies.smolvla.model import Prefix, SmolVLAModel
 from treadle.policies.smolvla.prompt import PromptReader
+from treadle.policies.smolvla.tiny import describe_tiny
+
+if TYPE_CHECKING:
+    from treadle.config.schema import TinyModelConfig
+    from treadle.simulators.protocol import SimulatorSpec
 
 _START, _DRAWS = 0x5345, 0x4452
 """Streams of a sample's random numbers: the chain's start, and its stochastic steps."""
@@ -60,23 +66,52 @@ class SmolVLA(Policy):
         super().__init__()
         self.found = found
         settings, sizes = found.settings, found.sizes
-        self.chunk, self.action_dim = settings.chunk, found.published.size("action")
-        self.noise = Noise(settings.noise, settings.level, settings.steps)
         self.prompts = PromptReader(found.tokenizer, found.processors.prompt_length, sizes.vocabulary)
         with torch.device("cpu" if allocate else "meta"):
             self.model = SmolVLAModel(sizes)
         self.noise_head: DeviationHead | None = None
         self.value_head: ValueHead | None = None
-        if settings.noise == "learned":
-            low, high = settings.deviation
-            self.noise_head = DeviationHead(sizes.expert_width, sizes.action, low, high)
+        self.configure(settings)
         if settings.value_outputs:
             self.add_value_head(settings.value_outputs)
+
+    def configure(self, settings: Settings) -> None:
+        """Act and be trained by these settings from here on, with a fresh head of deviations where they are learned.
+        What the network's shapes depend on must be as it is.
+        """
+        self.found = replace(self.found, settings=settings)
+        self.chunk, self.action_dim = settings.chunk, self.found.published.size(ACTION)
+        self.noise = Noise(settings.noise, settings.level, settings.steps)
+        self.noise_head = None
+        if settings.noise == "learned":
+            sizes, (low, high) = self.found.sizes, settings.deviation
+            self.noise_head = DeviationHead(sizes.expert_width, sizes.action, low, high).to(self._place())
 
     @classmethod
     def recognizes(cls, directory: Path, config: dict[str, Any]) -> bool:
         """See `Policy.recognizes`."""
         return config.get("type") == "smolvla"
+
+    @classmethod
+    def create_tiny(
+        cls,
+        model: "TinyModelConfig",
+        spec: "SimulatorSpec",
+        texts: Iterable[str],
+        statistics: dict[str, Any],
+        *,
+        seed: int = 0,
+    ) -> Self:
+        """See `Policy.create_tiny`."""
+        found = describe_tiny(model, spec, texts, statistics)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = cls(found)
+            # Words are multiplied by the root of the width.
+            words = made.model.vlm_with_expert.vlm.model.text_model.embed_tokens
+            nn.init.normal_(words.weight, std=0.5 / found.sizes.width**0.5)
+        made.model.vlm_with_expert.vlm.lm_head = None
+        return made
 
     @classmethod
     def load(
@@ -259,7 +294,7 @@ class SmolVLA(Policy):
         frozen: tuple[str, ...] = tuple(self.unused())
         if vision:
             whole = "model.vlm_with_expert.vlm."
-            parts = ("model.vision_model.", "model.connector.")
+            parts = ("model.vision_model.", "model.connector.", "model.eyes.")
             frozen += tuple(whole + p for p in parts) if self.found.settings.trained == "language" else (whole,)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(not name.startswith(frozen))
@@ -273,6 +308,27 @@ class SmolVLA(Policy):
         last = f"{whole}model.text_model.layers.{self.found.sizes.layers - 1}."
         rest = ("self_attn.q_proj", "self_attn.o_proj", "mlp", "post_attention_layernorm")
         return [f"{whole}lm_head.", f"{whole}model.text_model.norm.", *(last + part + "." for part in rest)]
+
+    def vision_parts(self) -> nn.ModuleList:
+        """What sees, before `features`."""
+        inner = self.model.vlm_with_expert.vlm.model
+        if self.found.sizes.towers:
+            return nn.ModuleList([inner.eyes.towers, inner.eyes.projector])
+        return nn.ModuleList([inner.vision_model, inner.connector])
+
+    def features(self, inputs: SmolVLAInputs) -> Tensor:
+        """Tokens [B, S, W] of all cameras, with gradient where enabled."""
+        return read_features(self.model, inputs)
+
+    def instructed_states(self, inputs: SmolVLAInputs, instructions: list[str], generator: torch.Generator) -> Tensor:
+        """The expert's hidden states [B, H, E] of random actions at random times, under other instructions: whatever it
+        is about to do, it shall know where things are.
+        """
+        ids, mask = (x.to(self.device) for x in self.prompts.read(instructions))
+        sizes = self.found.sizes
+        x = torch.randn(len(ids), sizes.chunk, sizes.action, generator=generator).to(self.device)
+        time = torch.rand(len(ids), generator=generator).to(self.device)
+        return self.model.expert_states(self.read_prefix(replace(inputs, ids=ids, mask=mask)), x, time)
 
     def save(self, directory: Path, *, merge: bool = True) -> None:
         """See `Policy.save`: in lerobot's layout, with the settings in `treadle.json`."""

@@ -35,6 +35,8 @@ class Sizes:
     """D, padded dimensions of actions."""
     self_attention_every: int = 2
     """In other layers the expert looks at the prefix alone."""
+    towers: tuple[tuple[int, ...], ...] = ()
+    """Channels of small convolutional towers that see in place of SigLIP, in tiny policies; none is SigLIP."""
     min_period: float = 4e-3
     max_period: float = 4.0
 
