@@ -6,7 +6,9 @@ from treadle.config.loading import checkpoints, load_recipe, recipe_files, resol
 from treadle.config.schema import EvaluationConfig, LoadingConfig, SimulatorConfig, SupervisedConfig, TrainConfig
 from treadle.evaluation.evaluate import evaluate_checkpoint
 
-SUPERVISED = {"libero-object-base", "maniskill-pushcube-base", "tabletop-base", "tabletop-base-openvla"}
+SUPERVISED = {"libero-object-base", "maniskill-pushcube-base"} | {
+    f"tabletop-base{ending}" for ending in ("", "-flow", "-openvla")
+}
 
 
 @pytest.mark.parametrize("name", sorted(recipe_files()))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from smolvla_samples import FIXTURE, TASKS
+from smolvla_samples import FIXTURE, HEADS, TASKS
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -239,3 +239,13 @@ def test_a_tokenizer_that_is_nowhere(load: Load, changed: Changed, tmp_path: Pat
     assert load(directory, tokenizer=str(FIXTURE)).prompts.length == 10
     with pytest.raises(CheckpointError, match=r"policy\.options\.tokenizer .*: no tokenizer\.json there"):
         load(directory, tokenizer=str(tmp_path))
+
+
+def test_inspection_tells_settings_and_statistics():
+    found = SmolVLA.examine(FIXTURE, **HEADS)
+    assert found.policy == "smolvla"
+    assert found.settings["chunk"] == 6
+    assert found.statistics == {"plain": 3}
+    assert found.descriptions["cameras"] == "observation.images.camera1, observation.images.camera2"
+    assert found.types == {"BF16": 110, "F32": 14}
+    assert not found.not_finite

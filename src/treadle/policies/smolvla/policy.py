@@ -32,6 +32,7 @@ from treadle.policies.flow_matching.chain import (
     transition,
 )
 from treadle.policies.flow_matching.transitions import Transitions
+from treadle.policies.inspection import CheckpointContents, count_contents, count_types
 from treadle.policies.observations import check_proprioception
 from treadle.policies.protocol import Decision, Evaluation, Policy
 from treadle.policies.sampling import Sampling, check_sampling
@@ -42,6 +43,7 @@ from treadle.policies.smolvla.directory import write_directory as write
 from treadle.policies.smolvla.inputs import SmolVLAInputs, check_frames, read_features, read_prefix, stack_frames
 from treadle.policies.smolvla.model import Prefix, SmolVLAModel
 from treadle.policies.smolvla.prompt import PromptReader
+from treadle.policies.smolvla.statistics import list_groups
 from treadle.policies.smolvla.tiny import describe_tiny
 
 if TYPE_CHECKING:
@@ -147,6 +149,29 @@ class SmolVLA(Policy):
     ) -> Self:
         """See `Policy.outline`."""
         return cls(read_directory(directory, statistics, **overrides), allocate=False)
+
+    @classmethod
+    def examine(
+        cls, directory: Path, *, statistics: str | None = None, dtype: torch.dtype | None = None, **overrides: Any
+    ) -> CheckpointContents:
+        """See `Policy.examine`."""
+        made = cls.load(directory, device=torch.device("cpu"), dtype=dtype, statistics=statistics, **overrides)
+        found, groups = made.found, list_groups(made.found.processors.statistics)
+        stored = found.layout.values()
+        return replace(
+            count_contents(directory, cls.kind, made),
+            types=count_types(stored),
+            stored_bytes=sum(entry.bytes for entry in stored),
+            files=len({entry.file for entry in stored}),
+            settings=found.settings.model_dump(),
+            descriptions={
+                "chunk": f"{made.chunk} of {made.predicted} predicted actions, in {made.noise.steps} steps from noise",
+                "cameras": ", ".join(found.published.cameras()[: found.settings.cameras]),
+            },
+            statistics={
+                group or "plain": made.action_dim for group, there in sorted(groups.items()) if ACTION in there
+            },
+        )
 
     @property
     def predicted(self) -> int:
