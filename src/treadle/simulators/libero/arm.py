@@ -12,6 +12,9 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+_READS_DATA = tuple(int(part) for part in mujoco.__version__.split(".")[:2]) >= (3, 5)
+"""Until 3.4, `mj_fullM` took the matrix to fill and the sparse one of the data, from 3.5 on the data and the matrix."""
+
 
 class Arm:
     """The one arm of an environment. It takes the place of `robot.control`."""
@@ -41,6 +44,12 @@ class Arm:
         control[self._joints] = np.clip(torques, self._low, self._high)
         control[self._fingers] = self._middle + self._reach * self._gripper.format_action(action[dimensions:])
 
+    def _read_masses(self, data: Any) -> None:
+        if _READS_DATA:
+            mujoco.mj_fullM(self._model, data, self._masses)
+        else:
+            mujoco.mj_fullM(self._model, self._masses, data.qM)
+
     def _measure(self, force: bool = False) -> None:
         """In place of the controller's `update`."""
         controller, data, site = self._controller, self._sim.data._data, self._site  # noqa: SLF001
@@ -49,7 +58,7 @@ class Arm:
         self._forward()
         joints, speeds, (along, about) = controller.qvel_index, data.qvel, self._jacobians
         mujoco.mj_jacSite(self._model, data, along, about, site)
-        mujoco.mj_fullM(self._model, data, self._masses)
+        self._read_masses(data)
         controller.ee_pos = data.site_xpos[site].copy()
         controller.ee_ori_mat = data.site_xmat[site].reshape(3, 3).copy()
         controller.ee_pos_vel, controller.ee_ori_vel = np.dot(along, speeds), np.dot(about, speeds)
