@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +156,18 @@ class DelayedSimulator(FakeSimulator):
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == "hang":
             time.sleep(60)
+
+
+class CautionedSimulator(FakeSimulator):
+    """Its physics are not the published ones."""
+
+    def __init__(self, slots: int, horizon: int = 10, threads: int = 1) -> None:
+        super().__init__(slots, horizon=horizon)
+        self.spec = replace(self.spec, cautions=("fake: physics of another version",))
+
+    def observe(self, slots: Slots, out: Observation) -> None:
+        super().observe(slots, out)
+        out.frames[slots, :, 0] = 255
 
 
 class TeachingSimulator(DelayedSimulator):

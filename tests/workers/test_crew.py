@@ -16,6 +16,7 @@ import pytest
 
 from fake_simulator import FakeSimulator, Script, TeachingSimulator, scenario
 from leftovers import workers_left
+from treadle.commands.probe import probe
 from treadle.environments.interpreter import Interpreter
 from treadle.errors import ConfigError, SimulatorError
 from treadle.rollout.sources import ScenarioList
@@ -27,6 +28,7 @@ from treadle.workers.handles import thread_limits
 from treadle.workers.lanes import Arrival, Lanes
 from treadle.workers.messages import ExpertSettings, Session
 
+CAUTION = "fake: physics of another version"
 PAGES = 900_000 // resource.getpagesize()
 KINDS = pytest.mark.parametrize("kind", ["threads", "processes"])
 
@@ -65,6 +67,16 @@ def test_a_crew_tells_what_its_simulator_is(kind):
         assert crew.call(queries.INSTRUCTIONS, [scenario(2)]) == [here.instructions(scenario(2))]
         assert crew.call(queries.VOCABULARY) is None
     assert not workers_left()
+
+
+@KINDS
+def test_what_makes_figures_incomparable_is_said_once(kind, caplog):
+    with crew_of("CautionedSimulator", kind=kind, slots=2, workers=2, lanes=2):
+        assert caplog.messages == [CAUTION]
+
+
+def test_the_doctor_shows_what_makes_figures_incomparable():
+    assert probe("fake_simulator:CautionedSimulator").endswith(f"from front; but {CAUTION}")
 
 
 @KINDS

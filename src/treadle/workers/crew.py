@@ -96,6 +96,8 @@ class Crew:
             raise
         self.spec, self.suites = hello.spec, hello.suites
         self.teaches, self.renders_scenes = hello.teaches, hello.renders_scenes
+        for caution in self.spec.cautions:
+            _log.warning("%s", caution)
 
     def __enter__(self) -> Self:
         return self

@@ -5,7 +5,7 @@ import pytest
 
 from treadle.errors import SimulatorError
 from treadle.simulators.libero import setup
-from treadle.simulators.libero.distribution import TESTED, check_folders, find_distribution, identify
+from treadle.simulators.libero.distribution import TESTED, check_folders, find_distribution, identify, physics_cautions
 
 PARTS = [f"{TESTED}-assets-{part}" for part in range(1, 6)]
 
@@ -26,6 +26,13 @@ def test_one_distribution_with_its_parts_is_found():
 def test_what_is_installed_wrongly_is_named(names, installed, message):
     with pytest.raises(SimulatorError, match=message):
         identify(names, installed)
+
+
+@pytest.mark.parametrize(("version", "warned"), [("3.2.1", 0), ("3.3.7", 0), ("3.4.0", 1), ("3.17.0", 1), ("4.0", 1)])
+def test_physics_under_which_initial_states_slide_is_warned_of(version, warned):
+    found = physics_cautions(version)
+    assert len(found) == warned
+    assert all(f"MuJoCo {version} is installed" in caution and "use 3.3.x" in caution for caution in found)
 
 
 def test_missing_folders_are_named(tmp_path):

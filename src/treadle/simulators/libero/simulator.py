@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from treadle.data.scenario import Scenario, Split
 from treadle.data.step import Outcome
 from treadle.simulators.checks import check_option, entry_of
 from treadle.simulators.libero import conventions
-from treadle.simulators.libero.distribution import find_distribution
+from treadle.simulators.libero.distribution import find_distribution, physics_cautions
 from treadle.simulators.libero.expert import Expert
 from treadle.simulators.libero.setup import use_renderer
 from treadle.simulators.libero.suites import NAME, States, Suites, Task, state_of
@@ -84,6 +85,7 @@ class Libero:
             state_dim=STATE_DIM,
             horizon=horizon,
             control_hz=conventions.CONTROL_HZ,
+            cautions=physics_cautions(metadata.version("mujoco")),
         )
         self._suites = Suites(find_distribution(), suite, tasks, states)
         self._profile: Profile = render
