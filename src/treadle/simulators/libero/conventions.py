@@ -15,6 +15,11 @@ ACTIONS = tool_motions(metres=STEP)
 PROPRIOCEPTION_DIM = 8
 """Position of the gripper (metres), its rotation vector (radians), positions of both fingers (metres)."""
 CONTROL_HZ = 20.0
+SENSED = 24
+"""The physics step of the 25 in a control step after which robosuite's sensors look; what they saw is handed out at its
+end. They look once in 0.05 s, and have last done so two physics steps before an episode."""
+SETTLING_GRIPPER = {"open": -1.0, "still": 0.0}
+"""Commands of the gripper, in LIBERO's own convention, while a scene settles."""
 OBJECTS = 2
 """Objects of interest that are kept, of each task."""
 
@@ -27,6 +32,11 @@ def to_control(actions: NDArray[np.float32]) -> NDArray[np.float64]:
     control = actions.astype(np.float64)
     control[..., 6] = -np.sign(2 * control[..., 6] - 1)
     return control
+
+
+def settling_action(gripper: str) -> NDArray[np.float64]:
+    """The action [7] that lets a scene settle, as LIBERO's controller takes it; `gripper` of `SETTLING_GRIPPER`."""
+    return np.array([0, 0, 0, 0, 0, 0, SETTLING_GRIPPER[gripper]])
 
 
 def rotation_vector(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -47,10 +47,11 @@ class Renderer:
 
     def __init__(self, screen: Screen, model: Any, profile: Profile, size: int) -> None:
         """`size`: pixels of the largest picture; a larger one later is drawn too, after the buffer has grown."""
-        self._screen, self._model = screen, model
+        self._screen, self._lit = screen, model
         if profile == "fast":
             model = copy(model)
             _coarsen(model, cell_size(size))
+        self._model = model
         view = model.vis.global_
         view.offwidth, view.offheight = max(size, view.offwidth), max(size, view.offheight)
         if profile == "fast":
@@ -71,6 +72,7 @@ class Renderer:
     def draw(self, data: Any, camera: str, size: int) -> NDArray[np.uint8]:
         """A picture [size, size, 3] as OpenGL gives it, last row first."""
         self._screen.use()
+        self._model.site_rgba[:] = self._lit.site_rgba  # a burner that is on is seen
         if size > min(self._context.offWidth, self._context.offHeight):
             mujoco.mjr_resizeOffscreen(size, size, self._context)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)

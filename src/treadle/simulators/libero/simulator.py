@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario, Split
 from treadle.data.step import Outcome
+from treadle.errors import ConfigError
 from treadle.simulators.checks import check_option, entry_of
 from treadle.simulators.libero import conventions
 from treadle.simulators.libero.distribution import find_distribution, physics_cautions
 from treadle.simulators.libero.expert import Expert
+from treadle.simulators.libero.furniture import Furniture, seeds_of
 from treadle.simulators.libero.setup import use_renderer
 from treadle.simulators.libero.suites import NAME, States, Suites, Task, state_of
 from treadle.simulators.protocol import SimulatorSpec, Slots
@@ -50,6 +52,8 @@ class Libero:
         cameras: Sequence[str] = tuple(CAMERAS),
         render: "Profile" = "published",
         settle_steps: int = 10,
+        settle_gripper: Literal["open", "still"] = "open",
+        furniture: Furniture = "fresh",
         scenes: int = 4,
     ) -> None:
         """Builds no scene yet.
@@ -66,14 +70,22 @@ class Libero:
             cameras: of agentview and wrist, in the order in which the policy sees them.
             render: `published` draws as LIBERO does, `fast` without shadows, reflections and multisampling.
             settle_steps: control steps that pass before an episode begins.
+            settle_gripper: what the gripper is told meanwhile: `open`, or `still` to stay as it is.
+            furniture: where cabinets, stoves and racks stand, which initial states do not hold: `fresh` has one place
+                of each for a task (SimpleVLA-RL), `per-reset` another for each state (OpenVLA-OFT), `indexed` likewise
+                with a seed for each scenario (RLinf).
             scenes: tasks whose scenes are kept when no slot plays them any more; each takes about a gigabyte.
 
         Raises:
-            ConfigError: An unknown suite, task, camera or profile.
+            ConfigError: An unknown suite, task, camera, profile or choice, or fewer than no steps.
             SimulatorError: LIBERO or its files are missing.
         """
         check_option("render", render, ("published", "fast"))
         check_option("cameras", cameras, tuple(CAMERAS))
+        check_option("settle_gripper", settle_gripper, tuple(conventions.SETTLING_GRIPPER))
+        check_option("furniture", furniture, ("fresh", "per-reset", "indexed"))
+        if settle_steps < 0:
+            raise ConfigError(f"simulator.options.settle_steps: found {settle_steps}; it is 0 or more")
         self.slots = slots
         self.spec = SimulatorSpec(
             name=NAME,
@@ -89,7 +101,9 @@ class Libero:
         )
         self._suites = Suites(find_distribution(), suite, tasks, states)
         self._profile: Profile = render
-        self._settle, self._kept = settle_steps, scenes
+        self._settle_steps, self._settling = settle_steps, conventions.settling_action(settle_gripper)
+        self._furniture: Furniture = furniture
+        self._kept = scenes
         self._scenes: OrderedDict[Task, TaskScene] = OrderedDict()
         self._renderers: dict[Task, Renderer] = {}
         self._screen: Screen | None = None
@@ -125,9 +139,20 @@ class Libero:
         for slot, scenario, task in zip(slots.tolist(), scenarios, chosen, strict=True):
             scene = self._scene(task, chosen)
             place = scene.place()
-            scene.reset(place, state_of(scenario), self._settle)
+            scene.reset(place, state_of(scenario))
+            self._settle(scene, place)
             self._playing[slot] = scene, place
             self.elapsed[slot] = 0
+
+    def settling(self, scenario: Scenario) -> dict[str, float]:
+        """How far each object moves, in metres, while the scenario's initial state settles. Plays in no slot."""
+        task = self._suites.task(scenario)
+        scene = self._scene(task, [task])
+        place = scene.place()
+        scene.reset(place, state_of(scenario))
+        before = scene.positions(place)
+        self._settle(scene, place)
+        return {name: float(np.linalg.norm(after - before[name])) for name, after in scene.positions(place).items()}
 
     def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
         """Play actions [n, C, 7], at most `limits` [n] in each slot, until its success."""
@@ -149,10 +174,10 @@ class Libero:
         """Draw each slot, and write what the policy sees into row `slot` of `out`."""
         for slot in slots.tolist():
             scene, place = self.at(slot)
-            renderer, data = self._renderer(scene), scene.show(place)
+            renderer, (data, proprioception) = self._renderer(scene), scene.sense(place)
             for i, camera in enumerate(self.spec.cameras):
                 out.frames[slot, i] = conventions.as_published(renderer.draw(data, CAMERAS[camera], self.spec.height))
-            out.proprioception[slot] = scene.proprioception(place)
+            out.proprioception[slot] = proprioception
             out.state[slot] = self._state(slot)
 
     def render(self, slots: Slots, size: int) -> NDArray[np.uint8]:
@@ -160,7 +185,7 @@ class Libero:
         frames = np.zeros((len(slots), size, size, 3), np.uint8)
         for frame, slot in zip(frames, slots.tolist(), strict=True):
             scene, place = self.at(slot)
-            frame[:] = self._renderer(scene).draw(scene.show(place), CAMERAS["agentview"], size)[::-1]
+            frame[:] = self._renderer(scene).draw(scene.sense(place)[0], CAMERAS["agentview"], size)[::-1]
         return frames
 
     def close(self) -> None:
@@ -177,6 +202,10 @@ class Libero:
     def at(self, slot: int) -> "tuple[TaskScene, Place]":
         """The scene that a slot plays in, and what it has of its own. Raises SimulatorError before its first reset."""
         return entry_of(NAME, self._playing, slot)
+
+    def _settle(self, scene: "TaskScene", place: "Place") -> None:
+        for _ in range(self._settle_steps):
+            scene.step(place, self._settling)
 
     def _state(self, slot: int) -> NDArray[np.float64]:
         scene, place = self.at(slot)
@@ -196,7 +225,7 @@ class Libero:
             del self._scenes[other]
             if other in self._renderers:
                 self._renderers.pop(other).close()
-        self._scenes[task] = TaskScene(task)
+        self._scenes[task] = TaskScene(task, seeds_of(self._furniture, *self._suites.place_of(task)))
         return self._scenes[task]
 
     def _renderer(self, scene: "TaskScene") -> "Renderer":

@@ -124,6 +124,10 @@ class Suites:
                     return task
         raise SimulatorError(f"libero cannot play scenario {scenario.id} ({scenario.task}); take one of scenarios()")
 
+    def place_of(self, task: Task) -> tuple[int, int]:
+        """Index of a task in its suite, and how many tasks that has."""
+        return task.number - _FIRST_NUMBER[base_of(task.suite)], len(self._tasks(task.suite))
+
     def alternatives(self, scenario: Scenario) -> list[str]:
         """The scenario's instruction, and those of its suite whose objects are all in its scene."""
         scene = scene_of(self.task(scenario).description)[0]
