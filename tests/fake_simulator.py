@@ -170,6 +170,23 @@ class CautionedSimulator(FakeSimulator):
         out.frames[slots, :, 0] = 255
 
 
+class SettlingSimulator(FakeSimulator):
+    """Two tasks in turn. In state i of task 1 the cup slides i + 2.5 cm; a ball slides 0.2 cm in each state."""
+
+    physics = "Fake 1.0"
+
+    def __init__(self, slots: int, horizon: int = 10, threads: int = 1) -> None:
+        super().__init__(slots, horizon=horizon)
+
+    def scenarios(self, suite: str, split: Split) -> Sequence[Scenario]:
+        both = [replace(scenario(i, suite, split), task=f"task{i % 2}") for i in range(6)]
+        return both if split == "train" else both[:2]
+
+    def settling(self, scenario: Scenario) -> dict[str, float]:
+        state, task = divmod(scenario.index, 2)
+        return {"cup": task * (state + 2.5) / 100, "ball": 0.002}
+
+
 class TeachingSimulator(DelayedSimulator):
     """Its expert acts by what the slot plays: (index, steps so far)."""
 

@@ -303,6 +303,30 @@ def simulators_doctor(
     show_checks(checks, all(check.state == "works" for check in checks), json)
 
 
+@simulators_app.command("settle")
+def settle_states(
+    name: Annotated[str, typer.Argument(help="An installed simulator whose episodes begin from stored states.")],
+    suite: Annotated[list[str] | None, typer.Option("--suite", help="A suite to probe; may be given again.")] = None,
+    states: Annotated[int, typer.Option(min=1, help="States of each task, at most.")] = 50,
+    python: Annotated[str | None, typer.Option(help="Another Python with the simulator's packages.")] = None,
+    json: JsonFile = None,
+) -> None:
+    """Let stored initial states come to rest, and say where things slide: other physics than those the states were
+    recorded with. Exits with 1 where a task slides.
+    """
+    check_destination(json)
+    from treadle.commands.settle import TaskSettling, probe_settling, settling_table
+
+    def told(task: TaskSettling) -> None:
+        typer.echo(f"{task.suite} {task.number}, {task.task}: {task.thing} {task.median * 100:.1f} cm", err=True)
+
+    report = probe_settling(name, suite or ["train"], states, python, told)
+    Console().print(settling_table(report))
+    write_result(json, report)
+    if any(task["slides"] for task in report["tasks"]):
+        raise typer.Exit(1)
+
+
 @simulators_app.command()
 def view(
     name: Annotated[str, typer.Argument(help="An installed simulator, or package.module:Class.")],

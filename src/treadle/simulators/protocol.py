@@ -115,6 +115,22 @@ class Simulator(Protocol):
         ...
 
 
+@runtime_checkable
+class Settling(Simulator, Protocol):
+    """A simulator whose episodes begin from stored states, in which things still move until they rest."""
+
+    @property
+    def physics(self) -> str:
+        """What moves them, with its version."""
+        ...
+
+    def settling(self, scenario: Scenario) -> dict[str, float]:
+        """How far each thing slides, in metres along the ground, while the scenario's stored state comes to rest. No
+        slot plays it.
+        """
+        ...
+
+
 class Expert(Protocol):
     """A scripted controller that reads privileged state."""
 

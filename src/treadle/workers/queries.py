@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from treadle.data.scenario import Scenario, Split
-from treadle.simulators.protocol import Scenes, SceneTeacher, Simulator, Teacher
+from treadle.simulators.protocol import Scenes, SceneTeacher, Settling, Simulator, Teacher
 
 COUNT, SCENARIOS, INSTRUCTIONS, VOCABULARY, SCENES, VERSIONS = (
     f"{__name__}:{name}" for name in ("count", "scenarios", "instructions", "vocabulary", "scenes", "versions")
 )
+PHYSICS, SETTLING = f"{__name__}:physics", f"{__name__}:settling"
 
 
 def count(simulator: Simulator, suite: str, split: Split) -> int:
@@ -46,3 +47,13 @@ def versions(_: Simulator, packages: Sequence[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def physics(simulator: Simulator) -> str | None:
+    """What moves things while stored states come to rest; None where the simulator has no stored states."""
+    return simulator.physics if isinstance(simulator, Settling) else None
+
+
+def settling(simulator: Settling, wanted: Sequence[Scenario]) -> list[dict[str, float]]:
+    """How far each thing slides while each scenario's stored state comes to rest."""
+    return [simulator.settling(scenario) for scenario in wanted]

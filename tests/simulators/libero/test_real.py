@@ -16,6 +16,7 @@ from treadle.data.observation import Observation
 from treadle.environments.environment import find_environment
 from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.host import Host
+from treadle.workers import queries
 
 pytestmark = pytest.mark.simulator
 ROOT = Path(__file__).parents[3]
@@ -102,6 +103,16 @@ def test_furniture_that_touches_nothing_of_its_own_accord_is_where_it_stands(int
         assert np.abs(thing[:3]).max() < 1.5, "metres"
         np.testing.assert_allclose(thing[3:], thing[:3] - hand, atol=1e-6)
     assert np.linalg.norm(mug[:3] - microwave[:3]) > 0.1
+
+
+def test_a_bowl_on_a_ramekin_settles_as_it_was_recorded(interpreter):
+    """Under MuJoCo from 3.4 on it slides 6.2 cm."""
+    options = {"suite": "spatial", "tasks": [5]}
+    with closing(open_in_a_process(SimulatorFactory(TARGET, options, interpreter), 1)) as opened:
+        assert opened.crew.call(queries.PHYSICS) == "MuJoCo 3.3.7"
+        (moved,) = opened.crew.call(queries.SETTLING, opened.scenarios("train", "evaluation")[:1])
+    assert moved["akita_black_bowl_1"] == pytest.approx(0.0146, abs=0.001)
+    assert max(moved.values()) < 0.02
 
 
 def test_the_expert_solves_its_task(simulator):

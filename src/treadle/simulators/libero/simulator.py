@@ -144,15 +144,21 @@ class Libero:
             self._playing[slot] = scene, place
             self.elapsed[slot] = 0
 
+    @property
+    def physics(self) -> str:
+        """MuJoCo and its version."""
+        return f"MuJoCo {metadata.version('mujoco')}"
+
     def settling(self, scenario: Scenario) -> dict[str, float]:
-        """How far each object moves, in metres, while the scenario's initial state settles. Plays in no slot."""
+        """How far each object slides, in metres along the ground, in the scenario's settling steps."""
         task = self._suites.task(scenario)
         scene = self._scene(task, [task])
         place = scene.place()
         scene.reset(place, state_of(scenario))
         before = scene.positions(place)
         self._settle(scene, place)
-        return {name: float(np.linalg.norm(after - before[name])) for name, after in scene.positions(place).items()}
+        after = scene.positions(place)
+        return {name: float(np.linalg.norm((after[name] - before[name])[:2])) for name in before}
 
     def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
         """Play actions [n, C, 7], at most `limits` [n] in each slot, until its success."""
