@@ -1,7 +1,7 @@
 """Endings, partial reset and statistics of the host, on a simulator that goes by a script."""
 
 from collections import deque
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from fake_simulator import FakeSimulator, Script, one_after_another, scenario
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario
 from treadle.data.step import Step
-from treadle.errors import SimulatorError
+from treadle.errors import ConfigError, SimulatorError
 from treadle.simulators.host import Host, KeepFinal
 from treadle.simulators.protocol import Slots
 from treadle.simulators.tabletop import Tabletop
@@ -295,6 +295,36 @@ def test_filming_changes_nothing_and_sees_every_action_that_is_played():
         assert_same(host.step(chunk), plain.step(chunk))
     everyone = [0, 1, 2]
     assert filmed == [everyone] * 3 + [[1, 2]] + [everyone] * 4 + [[1, 2]] * 2
+
+
+class PairingSimulator(FakeSimulator):
+    """Two actions are one motion."""
+
+    def __init__(self, slots, scripts):
+        super().__init__(slots, scripts)
+        self.spec = replace(self.spec, actions_together=2)
+
+
+def test_actions_that_are_one_motion_are_filmed_together():
+    filmed: list[list[int]] = []
+    ends = {i: Script(ends=7) for i in range(4)}
+    host = Host(
+        PairingSimulator(1, ends), one_after_another(map(scenario, range(4))), 5,
+        on_action=lambda slots: filmed.append(slots.tolist()),
+    )  # fmt: skip
+    host.start()
+    host.step(zeros()[:1])
+    assert host.simulator.limits == [[2], [2]]
+    host.step(zeros()[:1])
+    assert host.simulator.limits == [[2], [2], [1]], "the horizon cuts a motion short"
+    assert filmed == [[0]] * 3
+
+
+def test_a_chunk_that_would_part_a_motion_is_refused():
+    host = Host(PairingSimulator(1, {}), one_after_another([scenario(0)]), 10)
+    host.start()
+    with pytest.raises(ConfigError, match="plays 2 actions as one motion, and the policy's chunk has 3"):
+        host.step(zeros()[:1, :3])
 
 
 def test_restored_episodes_keep_their_statistics():

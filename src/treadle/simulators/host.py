@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult, Outcome, Step
-from treadle.errors import SimulatorError
+from treadle.errors import ConfigError, SimulatorError
 from treadle.simulators.protocol import Simulator, Slots
 
 NextScenario = Callable[[int], Scenario | None]
@@ -35,7 +35,7 @@ class Host:
         horizon: control steps after which an episode is truncated.
         keep_final: whose last observations `Step.final` holds.
         on_action: called with the slots that just played one action, to film them; it makes chunks play action by
-            action.
+            action, or as few at a time as the simulator plays together.
         observation: where observations are written, B rows; arrays of its own by default.
     """
 
@@ -80,9 +80,16 @@ class Host:
     def step(self, actions: NDArray[np.float32]) -> Step:
         """Play a chunk `actions` [B, C, A] in every slot that has an episode. Rows of idle slots are ignored.
 
-        Raises SimulatorError for an action that is not finite (actions past the horizon may be anything), and for what
-        the simulator sends: numbers that are not finite, arrays of another shape or type.
+        Raises ConfigError for a chunk that the simulator cannot play, and SimulatorError for an action that is not
+        finite (actions past the horizon may be anything), and for what the simulator sends: numbers that are not
+        finite, arrays of another shape or type.
         """
+        spec = self.simulator.spec
+        if actions.shape[1] % spec.actions_together:
+            raise ConfigError(
+                f"{spec.name} plays {spec.actions_together} actions as one motion, and the policy's chunk has "
+                f"{actions.shape[1]}, which is no multiple; change the simulator's option or the policy's chunk"
+            )
         slots, chunk = np.flatnonzero(self._playing & ~self._sits_out), actions.shape[1]
         self._sits_out[:] = False
         actions, before = actions[slots], self.elapsed[slots]
@@ -226,17 +233,19 @@ class Host:
             return self._shaped(self.simulator.step(slots, actions, limits), actions)
         outcome = Outcome.empty(len(slots), chunk, self.simulator.spec.state_dim)
         going = np.ones(len(slots), np.bool_)
-        for c in range(chunk):
+        together = self.simulator.spec.actions_together
+        for c in range(0, chunk, together):
             rows = np.flatnonzero(going & (c < limits))
             if not len(rows):
                 break
-            action = actions[rows, c : c + 1]
-            one = self._shaped(self.simulator.step(slots[rows], action, np.ones(len(rows), np.intp)), action)
-            outcome.reward[rows, c] = one.reward[:, 0]
-            outcome.terminated[rows, c] = one.terminated[:, 0]
-            outcome.success[rows, c] = one.success[:, 0]
-            outcome.state[rows, c] = one.state[:, 0]
-            going[rows] &= ~one.terminated[:, 0]
+            now = slice(c, c + together)
+            action = actions[rows, now]
+            part = self._shaped(
+                self.simulator.step(slots[rows], action, np.minimum(limits[rows] - c, together)), action
+            )
+            outcome.reward[rows, now], outcome.terminated[rows, now] = part.reward, part.terminated
+            outcome.success[rows, now], outcome.state[rows, now] = part.success, part.state
+            going[rows] &= ~part.terminated.any(axis=1)
             self._on_action(slots[rows])
         return outcome
 

@@ -58,6 +58,8 @@ class SimulatorSpec:
     """Control steps after which an episode is cut, unless the recipe says otherwise."""
     control_hz: float
     """Control steps per second of simulated time; the speed at which videos are written."""
+    actions_together: int = 1
+    """Actions that are played as one motion, and that nobody may part: chunks are multiples of it."""
     cautions: tuple[str, ...] = ()
     """What makes figures from here not comparable with published ones, such as physics of another version; a sentence
     each, shown before work begins."""

@@ -108,3 +108,21 @@ def test_success_ends_an_episode_with_its_reward(interpreter):
     assert done.returncode == 0, done.stderr[-2000:]
     reward, terminated, success = ("[[5.0, 0.0, 0.0]]", *["[[True, False, False]]"] * 2)
     assert done.stdout.splitlines()[-1] == f"{reward} {terminated} {success}"
+
+
+def test_tasks_of_blocks_alone_need_no_assets(interpreter):
+    options = {"tasks": ["handover_block", "stack_blocks_two"], "cameras": ["head_camera"], "path_actions": 4}
+    made = open_simulator(SimulatorConfig(name="robotwin", slots=1, horizon=12, options=options))
+    slot, seen = np.arange(1), made.spec.observation(1)
+    try:
+        for scenario in made.scenarios("train", "train")[:2]:
+            made.reset(slot, [scenario])
+            made.observe(slot, seen)
+            assert len(red(seen.frames[0, 0])) > 10
+            actions = np.repeat(seen.proprioception[:, None], 4, 1)
+            actions[:, :, 0] += np.linspace(0.05, 0.2, 4)
+            assert not made.step(slot, actions, np.array([4])).success.any()
+            made.observe(slot, seen)
+            np.testing.assert_allclose(seen.proprioception[0, 0], actions[0, -1, 0], atol=0.02)
+    finally:
+        made.close()

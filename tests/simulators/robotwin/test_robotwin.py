@@ -82,9 +82,10 @@ def test_a_file_without_the_task(tmp_path):
         ({"tasks": []}, "options.tasks: found 'none'; choose from adjust_bottle"),
         ({"cameras": ["front"]}, "options.cameras: found 'front'; choose from head_camera, left_camera, right_camera"),
         ({"variation": "wild"}, "choose from clean, randomized"),
+        ({"path_actions": 0}, "options.path_actions: found 0; it is 1 or more"),
         ({"shader": "raster"}, "choose from auto, rt, default"),
         ({"embodiment": ["piper", "piper"]}, "two arms' and their distance"),
-        ({"tasks": "lift_pot"}, "not enough for tasks ['lift_pot'], only for beat_block_hammer, clean"),
+        ({"tasks": "lift_pot"}, "not enough for tasks ['lift_pot'], only for beat_block_hammer, handover_block, "),
         ({"variation": "randomized"}, "not enough for variation 'randomized'"),
         ({"embodiment": ["aloha-agilex"]}, "not enough for arms ['aloha-agilex']"),
     ],
@@ -107,3 +108,35 @@ def test_what_cannot_be_played(simulator):
         simulator.reset(np.zeros(1, np.intp), [Scenario("tabletop", "train", "x", "train", 3, "go")])
     with pytest.raises(SimulatorError, match="slot 1 was never reset"):
         simulator.step(np.ones(1, np.intp), np.zeros((1, 1, 14), np.float32), np.ones(1, np.intp))
+
+
+class Motions:
+    """A scene that is solved in its second motion."""
+
+    def __init__(self):
+        self.played = []
+
+    def play(self, actions):
+        self.played.append(actions[:, 0].tolist())
+        return len(self.played) == 2
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("together", "played", "solved_at"),
+    [(1, [[0], [1]], 1), (2, [[0, 1], [2, 3]], 3), (3, [[0, 1, 2], [3, 4]], 4)],
+)
+def test_actions_are_played_one_by_one_or_as_one_motion(package, together, played, solved_at):
+    made = RoboTwin(1, path_actions=together)
+    assert made.spec.actions_together == together
+    made._scenes = [Motions()]
+    actions = np.zeros((1, 6, 14), np.float32)
+    actions[0, :, 0] = range(6)
+    outcome = made.step(np.arange(1), actions, np.array([5]))
+    assert made._scenes[0].played == played
+    assert outcome.success[0].tolist() == [place == solved_at for place in range(6)]
+    assert outcome.terminated.tolist() == outcome.success.tolist()
+    assert outcome.reward[0, solved_at] == 5
+    made.close()

@@ -5,13 +5,21 @@ import pytest
 
 from treadle.errors import SimulatorError
 from treadle.simulators.robotwin import instructions, tasks
-from treadle.simulators.robotwin.tasks import PUBLISHED_HORIZONS, TASKS, Thing, objects_used, things_named
+from treadle.simulators.robotwin.tasks import HORIZONS, TASKS, Thing, objects_used, things_named
 
 
 def test_fifty_tasks_of_which_seven_are_published():
     assert len(TASKS) == len(set(TASKS)) == 50
-    assert len(PUBLISHED_HORIZONS) == 7
-    assert set(PUBLISHED_HORIZONS) <= set(TASKS)
+    assert len(HORIZONS["rlinf"]) == 7
+    assert len(HORIZONS["simplevla-rl"]) == 21
+    for of_tasks in HORIZONS.values():
+        assert of_tasks.keys() <= set(TASKS)
+
+
+def test_horizons_differ_by_who_published_them():
+    theirs, others = HORIZONS["rlinf"], HORIZONS["simplevla-rl"]
+    assert {task for task in theirs if theirs[task] != others[task]} == {"place_container_plate"}
+    assert (theirs["place_container_plate"], others["place_container_plate"]) == (200, 150)
 
 
 def test_objects_that_a_source_names(package):

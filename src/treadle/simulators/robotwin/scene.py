@@ -42,11 +42,11 @@ class Scene:
         self._clear = clear
         self._played = 0
 
-    def play(self, action: NDArray[np.float64]) -> bool:
-        """Play one action [14]; whether the task is solved."""
+    def play(self, actions: NDArray[np.float64]) -> bool:
+        """Play actions [n, 14] as one motion through all of them; whether the task is solved on the way."""
         self._fix_chance()
-        self._played += 1
-        return bool(self._task.gen_sparse_reward_data(action[None])[3]["success"])
+        self._played += len(actions)
+        return bool(self._task.gen_sparse_reward_data(actions)[3]["success"])
 
     def joints(self) -> NDArray[np.float64]:
         """[14] joint targets and grippers, as actions have them."""

@@ -28,8 +28,9 @@ from treadle.simulators.robotwin.tasks import TASKS, task_source
 
 NAME = "robotwin"
 MINIATURE = "miniature"
-"""The assets that lie beside this file: two arms of boxes and a hammer of two, for `MINIATURE_TASKS`."""
-MINIATURE_TASKS = ("beat_block_hammer",)
+"""The assets that lie beside this file: two arms of boxes and a hammer of two, for `MINIATURE_TASKS`; blocks
+need none."""
+MINIATURE_TASKS = ("beat_block_hammer", "handover_block", "stack_blocks_two")
 ACTIONS = tuple(
     ActionDimension(f"{arm}_{name}", "gripper" if name == "gripper" else "absolute")
     for arm in ("left", "right")
@@ -49,8 +50,9 @@ class RoboTwin:
     """Two arms at a table.
 
     Actions [14]: six joint targets in radians and the gripper, 0 closed and 1 open, of the left arm, then of the right.
-    They are played one after another, each a motion of its own as fast as the joints allow, as in the published runs.
-    The task is solved, and the episode ends, with the action in which RoboTwin's own test holds.
+    They are played one after another, each a motion of its own as fast as the joints allow, as in RLinf's runs, or
+    several as one motion, as in SimpleVLA-RL's. The task is solved, and the episode ends, with the last action of the
+    motion in which RoboTwin's own test holds.
     """
 
     def __init__(
@@ -68,12 +70,13 @@ class RoboTwin:
         embodiment: Sequence[Any] = ("piper", "piper", 0.6),
         shader: Shader = "auto",
         success_reward: float = 5.0,
+        path_actions: int = 1,
     ) -> None:
         """Nothing heavy is built yet, but it is checked that everything that is needed is there.
 
         Args:
             slots: scenes.
-            horizon: control steps of an episode; `PUBLISHED_HORIZONS` has those of the published runs.
+            horizon: control steps of an episode; `tasks.HORIZONS` has those of the published runs.
             threads: not used; processes run scenes side by side.
             tasks: one or several of RoboTwin's tasks, which are taken in turn.
             assets: the folder that `robotwin-download-assets` filled, or `miniature` for those that are built in.
@@ -85,6 +88,8 @@ class RoboTwin:
             embodiment: names of the left and the right arm and their distance in metres, or one two-armed robot's name.
             shader: `rt` traces rays, as published; `default` does not; `auto` does where the graphics card can.
             success_reward: the reward of the action that solves the task.
+            path_actions: actions that are played as one motion: 1 as RLinf does; the policy's whole chunk, 25, as
+                SimpleVLA-RL does, where joints need not stop at each action.
 
         Raises:
             ConfigError: an option that RoboTwin does not have, or missing assets; names the files.
@@ -96,6 +101,8 @@ class RoboTwin:
         check_option("cameras", cameras, CAMERAS)
         check_option("variation", variation, get_args(Variation))
         check_option("shader", shader, get_args(Shader))
+        if path_actions < 1:
+            raise ConfigError(f"simulator.options.path_actions: found {path_actions}; it is 1 or more")
         arms = [name for name in embodiment if isinstance(name, str)]
         if (len(embodiment), len(arms)) not in ((1, 1), (3, 2)):
             raise ConfigError(
@@ -112,6 +119,7 @@ class RoboTwin:
             state_dim=0,
             horizon=horizon,
             control_hz=10.0,
+            actions_together=path_actions,
         )
         self._seeds: dict[Split, Mapping[str, Sequence[int]]] = {
             "train": read_seeds("train", train_seeds, self.tasks),
@@ -170,10 +178,12 @@ class RoboTwin:
         for row, slot in enumerate(slots.tolist()):
             scene = self._at(slot)
             played = actions[row, : limits[row]].astype(np.float64)
-            for c, action in enumerate(played):
-                if scene.play(action):
-                    outcome.reward[row, c] = self._reward
-                    outcome.success[row, c] = outcome.terminated[row, c] = True
+            for c in range(0, len(played), self.spec.actions_together):
+                motion = played[c : c + self.spec.actions_together]
+                if scene.play(motion):
+                    last = c + len(motion) - 1
+                    outcome.reward[row, last] = self._reward
+                    outcome.success[row, last] = outcome.terminated[row, last] = True
                     break
         return outcome
 

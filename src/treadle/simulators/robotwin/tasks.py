@@ -11,18 +11,39 @@ from pathlib import Path
 
 from treadle.errors import SimulatorError
 
-PUBLISHED_HORIZONS = {
-    "beat_block_hammer": 200,
-    "handover_block": 400,
-    "lift_pot": 200,
-    "move_can_pot": 200,
-    "pick_dual_bottles": 100,
-    "place_container_plate": 200,
-    "place_empty_cup": 200,
+HORIZONS = {
+    "rlinf": {
+        "beat_block_hammer": 200,
+        "handover_block": 400,
+        "lift_pot": 200,
+        "move_can_pot": 200,
+        "pick_dual_bottles": 100,
+        "place_container_plate": 200,
+        "place_empty_cup": 200,
+    },
+    "simplevla-rl": dict.fromkeys(
+        (
+            *("beat_block_hammer", "click_bell", "handover_mic", "lift_pot", "move_can_pot", "move_pillbottle_pad"),
+            *("move_stapler_pad", "place_a2b_left", "place_a2b_right", "place_empty_cup", "place_mouse_pad"),
+            "place_phone_stand",
+        ),
+        200,
+    )
+    | {
+        "blocks_ranking_rgb": 600,
+        "handover_block": 400,
+        "pick_dual_bottles": 100,
+        "place_container_plate": 150,
+        "place_shoe": 250,
+        "put_bottles_dustbin": 800,
+        "shake_bottle": 75,
+        "stack_blocks_two": 400,
+        "stack_bowls_two": 400,
+    },
 }
-"""The seven tasks of the published checkpoints, and the control steps of an episode that they were trained with."""
+"""Control steps of an episode in the published runs, by who published them. SimpleVLA-RL has 800 for other tasks."""
 
-TASKS = tuple(sorted(PUBLISHED_HORIZONS | dict.fromkeys((
+TASKS = tuple(sorted(HORIZONS["rlinf"] | dict.fromkeys((
     "adjust_bottle", "blocks_ranking_rgb", "blocks_ranking_size", "click_alarmclock", "click_bell", "dump_bin_bigbin",
     "grab_roller", "handover_mic", "hanging_mug", "move_pillbottle_pad", "move_playingcard_away", "move_stapler_pad",
     "open_laptop", "open_microwave", "pick_diverse_bottles", "place_a2b_left", "place_a2b_right", "place_bread_basket",
