@@ -1,12 +1,14 @@
 """The generated set is whole; what is missing is named; the arm has the WidowX's kinematics."""
 
 import json
+import sys
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 
 from treadle.errors import SimulatorError
+from treadle.simulators.build import simulator_environment
 from treadle.simulators.maniskill.put_on_plate import assets
 from treadle.simulators.maniskill.put_on_plate.generate import OBJECT_SHAPES, PLATE_SHAPES, mesh
 from treadle.simulators.maniskill.put_on_plate.placements import START
@@ -26,6 +28,19 @@ def test_the_generated_set_is_whole(folder):
     assert assets.words(None) == assets.words(found)
     assert all(min(thing.size) <= 0.045 for thing in found.objects), "the gripper opens to 7.6 cm"
     assert found.stage is None
+
+
+def test_missing_downloads_come_with_commands_of_the_interpreter_that_has_them(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MS_ASSET_DIR", str(tmp_path))
+    environment = simulator_environment("maniskill")
+    with pytest.raises(SimulatorError) as here:
+        assets.published(folder)
+    monkeypatch.setattr(assets, "find_spec", lambda name: name)
+    with pytest.raises(SimulatorError) as there:
+        assets.published(folder)
+    for caught, python in ((here, environment.executable), (there, sys.executable)):
+        for uid in ("widowx250s", "bridge_v2_real2sim"):
+            assert f"`{python} -m mani_skill.utils.download_asset -y {uid}`" in str(caught.value)
 
 
 def test_missing_files_are_named(folder, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from treadle.simulators.maniskill.put_on_plate.overlay import blend, compose, shrink  # noqa: E402
+from treadle.simulators.maniskill.put_on_plate.overlay import blend, compose, finish, shrink  # noqa: E402
 
 FRONT = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]).bool()
 
@@ -41,12 +41,18 @@ def test_nothing_in_front_or_no_share_changes_nothing():
     assert (blend(plain(50), FRONT, plain(9, 8, 8), 0.0, "whole") == 50).all()
 
 
+def test_fractions_are_cut_off():
+    image = plain(0.3 * 110 + 0.7 * 11)  # 40.7
+    assert (finish(image[None]) == 40).all()
+    assert (finish(plain(300)[None]) == 255).all()
+
+
 def test_shrinking_averages():
-    image = plain(0)
+    image = plain(0).to(torch.uint8)
     image[:, 2:] = 200
     small = shrink(image[None], 2)
     assert small.dtype == torch.uint8
     assert small.shape == (1, 2, 2, 3)
     assert small[0, 0, 0, 0] < 40
     assert small[0, 0, 1, 0] > 160
-    assert (shrink(plain(7)[None], 4) == 7).all()
+    assert (shrink(image[None], 4) == image).all()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from treadle.errors import ConfigError
 from treadle.simulators.maniskill.put_on_plate import placements
 from treadle.simulators.maniskill.put_on_plate.settings import PHRASES, SETTINGS, axes
-from treadle.simulators.maniskill.put_on_plate.task import PutOnPlateTask
+from treadle.simulators.maniskill.put_on_plate.task import PutOnPlateTask, drawn_numbers
 
 
 def test_there_are_sixteen_settings_beside_training():
@@ -18,7 +18,9 @@ def test_there_are_sixteen_settings_beside_training():
     assert SETTINGS["semantic/object"].sizes == (9, 1, 1, 16, 784, 4)
     assert SETTINGS["semantic/plate"].sizes == (16, 1, 16, 16, 784, 4)
     assert SETTINGS["vision/table"].sizes[3] == 5
-    assert len(set(PHRASES)) == 17
+    assert len(set(PHRASES)) == 21
+    assert PHRASES[0] == "put {object} on {plate}", "in training"
+    assert PHRASES[16] == "the {object} should be placed on the {plate}.", "the last of the sixteen that are evaluated"
 
 
 def test_places():
@@ -56,6 +58,47 @@ def test_splits_are_disjoint_and_layouts_valid(name, index):
     assert layout.places.shape == (3 if layout.effect in ("object", "plate", "move") else 2, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "rl4vla", "rlinf"),
+    [
+        ("train", (0.95, 0.95), (0.9, 0.9)),
+        ("semantic/plate", (0.95, 0.95), (0.9, 0.9)),
+        ("execution/arm", (0.95, 0.95), (0.9, 0.9)),
+        ("execution/place", (0.95, 0.95), (0.95, 0.95)),
+        ("execution/moved", (0.95, 0.92, 1.0), (0.95, 0.92, 1.0)),
+        ("semantic/two-objects", (0.95, 0.92, 1.0), (0.95, 0.92, 1.0)),
+        ("semantic/two-plates-seen", (1.0, 0.92, 0.96), (1.0, 0.92, 0.96)),
+    ],
+)
+def test_things_are_let_go_at_the_published_heights(name, rl4vla, rlinf):
+    setting = SETTINGS[name]
+    for layout in (setting.layout(0), setting.published_layout(0)):
+        assert layout.drops[: len(layout.places)] == rl4vla
+    assert setting.layout(0, "rlinf").drops[: len(rlinf)] == rlinf
+
+
+def test_numbers_of_the_published_environments():
+    """Their arithmetic, worked out by hand, with one place and rotation after the table's."""
+    setting = SETTINGS["train"]
+    # Object 3, table 5, place 7, rotation 2.
+    layout = setting.published_layout(((3 * 1 + 0) * 16 + 5) * 784 * 4 + 7 * 4 + 2)
+    assert (layout.object, layout.table, layout.yaw) == (3, 5, np.pi / 2)
+    assert np.array_equal(layout.places, placements.pairs()[7])
+    plates = SETTINGS["semantic/two-plates"]
+    per_table = len(plates.places) * 4
+    # Object 2, plate 3 of the unseen, extra 4: the other plate is (3 + 4 + 1) % 16, of the unseen too.
+    layout = plates.published_layout((((2 * 16 + 3) * 15 + 4) * 21 + 20) * per_table)
+    assert (layout.object, layout.plate, layout.other, layout.table) == (2, 4, 9, 20)
+    objects = SETTINGS["semantic/two-objects"]
+    per_table = len(objects.places) * 4
+    # (16 + 0 + 1) % 9 + 16 is another; (16 + 1 + 1) % 9 + 16 is the object itself, in the other's place.
+    first, second = (objects.published_layout(((0 * 8 + extra) * 16 + 0) * per_table) for extra in (0, 1))
+    assert (first.object, first.other) == (16, 24)
+    assert (second.object, second.other) == (16, 16)
+    phrased = SETTINGS["semantic/wording"].published_layout(((1 * 16 + 15) * 16) * 784 * 4)
+    assert (phrased.object, phrased.phrase) == (1, 16)
+
+
 def test_numbers_are_a_permutation():
     setting = SETTINGS["vision/table"]
     # The arithmetic of a number is the same on an array of them.
@@ -84,3 +127,29 @@ def test_instructions():
     assert all(scenario.instruction.startswith("put ") for scenario in train[:20])
     known = " ".join(task.vocabulary()).split()
     assert set(own.split()) <= set(known)
+
+
+def test_drawn_episodes_are_those_of_torchs_generator():
+    torch = pytest.importorskip("torch")
+    task = PutOnPlateTask(None, episodes="drawn", drops="rlinf")
+    scenarios = {split: task.scenarios("train", split) for split in ("train", "evaluation")}
+    setting, generator = SETTINGS["train"], torch.Generator().manual_seed(0)
+    # As 256 environments draw theirs; the enumeration has more, whose first are the same.
+    numbers = torch.randint(0, setting.length, (256,), generator=generator).tolist()
+    for index in (0, 1, 255):
+        expected = setting.published_layout(numbers[index], "rlinf")
+        for split in ("train", "evaluation"):
+            layout = task.layout(scenarios[split][index])
+            assert (layout.object, layout.table, layout.yaw, layout.drops[0]) == (
+                expected.object,
+                expected.table,
+                expected.yaw,
+                0.9,
+            )
+    assert len(scenarios["train"]) == 4096
+    assert len(task.scenarios("vision", "evaluation")) == 5 * 4096
+    # Numbers above 2^32 are drawn by another arithmetic, which must not depend on how many there are either.
+    large = SETTINGS["execution/arm"].length
+    assert large > 2**32
+    few = torch.randint(0, large, (3,), generator=torch.Generator().manual_seed(0)).tolist()
+    assert drawn_numbers(large)[:3] == few

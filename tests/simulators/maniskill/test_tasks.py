@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,6 +11,13 @@ from treadle.errors import ConfigError, SimulatorError
 from treadle.simulators.maniskill import ManiSkill
 from treadle.simulators.maniskill.built_in import BUILT_IN
 from treadle.simulators.maniskill.task import to_controller
+
+
+@dataclass
+class Moment:
+    score: np.ndarray
+    success: np.ndarray
+    state: np.ndarray
 
 
 def test_building_one_loads_nothing_of_maniskill_nor_torch():
@@ -50,6 +58,17 @@ def test_what_cannot_be_is_named():
         ManiSkill(1, render="fast", device="cuda")
     with pytest.raises(ConfigError, match=r"only PutOnPlateInScene25 has assets"):
         ManiSkill(1, assets="somewhere")
+    for option, value in {"episodes": "drawn", "drops": "rlinf"}.items():
+        with pytest.raises(ConfigError, match=rf"options.{option}: found '{value}'.*only PutOnPlateInScene25"):
+            ManiSkill(1, **{option: value})  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=rf"options.{option}: found 'all'; choose from"):
+            ManiSkill(1, task="PutOnPlateInScene25", **{option: "all"})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"after_success: found 'stop'; choose from end, continue"):
+        ManiSkill(1, after_success="stop")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"image_size: found 'camera' with task PickCube-v1"):
+        ManiSkill(1, image_size="camera")
+    with pytest.raises(ConfigError, match=r"image_size: found 'full'; choose from camera"):
+        ManiSkill(1, task="PutOnPlateInScene25", image_size="full")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"no suite 'vision'; choose from train"):
         ManiSkill(1).scenarios("vision", "train")
     with pytest.raises(ConfigError, match=r"no split"):
@@ -61,3 +80,31 @@ def test_what_cannot_be_is_named():
         ManiSkill(1).reset(np.arange(1), [other])
     with pytest.raises(SimulatorError, match=r"no scripted expert of PokeCube-v1"):
         ManiSkill(1, task="PokeCube-v1").expert(0)
+
+
+def test_frames_may_be_as_large_as_the_camera_draws_them():
+    spec = ManiSkill(1, task="PutOnPlateInScene25", image_size="camera").spec
+    assert (spec.height, spec.width) == (480, 640)
+    assert ManiSkill(1, image_size=96).spec.width == 96
+
+
+def test_success_ends_an_episode_or_not(monkeypatch):
+    """An engine of one row, whose goal holds at the second of four steps and no more at the fourth."""
+
+    class Stub:
+        holds = iter([False, True, True, False] * 2)
+
+        def step(self, rows, actions):
+            success = np.array([next(self.holds)])
+            return Moment(success.astype(np.float32), success, np.zeros((1, 42), np.float32))
+
+    found = []
+    for after in ("end", "continue"):
+        simulator = ManiSkill(1, after_success=after)
+        Stub.holds = iter([False, True, True, False])
+        monkeypatch.setattr(simulator, "engine", lambda slot: (Stub(), 0))
+        simulator._played = simulator.scenarios("train", "train")[:1]
+        outcome = simulator.step(np.arange(1), np.zeros((1, 4, 7), np.float32), np.full(1, 4))
+        found.append((outcome.success[0].tolist(), outcome.terminated[0].tolist()))
+    assert found[0] == ([False, True, False, False], [False, True, False, False]), "what follows is not played"
+    assert found[1] == ([False, True, True, False], [False] * 4)

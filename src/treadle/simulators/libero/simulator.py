@@ -152,7 +152,7 @@ class Libero:
     def settling(self, scenario: Scenario) -> dict[str, float]:
         """How far each object slides, in metres along the ground, in the scenario's settling steps."""
         task = self._suites.task(scenario)
-        scene = self._scene(task, [task])
+        scene = self._scene(task, [task], kept=0)
         place = scene.place()
         scene.reset(place, state_of(scenario))
         before = scene.positions(place)
@@ -217,8 +217,11 @@ class Libero:
         scene, place = self.at(slot)
         return np.append(scene.state(place), self.elapsed[slot] / self.spec.horizon)
 
-    def _scene(self, task: Task, needed: Sequence[Task]) -> "TaskScene":
-        """The scene of a task, which stays while a slot plays it or a `needed` one is it; of others, the latest few."""
+    def _scene(self, task: Task, needed: Sequence[Task], kept: int | None = None) -> "TaskScene":
+        """The scene of a task, which stays while a slot plays it or a `needed` one is it; of others, the latest `kept`,
+        by default as many as the option says.
+        """
+        kept = self._kept if kept is None else kept
         if task in self._scenes:
             self._scenes.move_to_end(task)
             return self._scenes[task]
@@ -227,7 +230,7 @@ class Libero:
 
         busy = {playing[0].task for playing in self._playing if playing} | set(needed)
         idle = [other for other in self._scenes if other not in busy]
-        for other in idle[: max(0, len(self._scenes) + 1 - self._kept)]:
+        for other in idle[: max(0, len(self._scenes) + 1 - kept)]:
             del self._scenes[other]
             if other in self._renderers:
                 self._renderers.pop(other).close()

@@ -30,6 +30,7 @@ class BuiltIn:
     scale: tuple[float, float] = (0.1, -0.1)
     """ManiSkill's controller multiplies rotations by their lower bound, which turns their sign."""
     segmentation: bool = False
+    camera_size: tuple[int, int] | None = None
     success_bonus: float = 1.0
 
     def suites(self) -> tuple[str, ...]:
@@ -71,7 +72,7 @@ class BuiltIn:
         """ManiSkill's dense reward, normalised to 1 at success."""
         return environment.compute_normalized_dense_reward(obs=seen, action=action, info=info)
 
-    def picture(self, environment: Any, textures: dict[str, Any], size: int) -> Any:
+    def picture(self, environment: Any, textures: dict[str, Any], size: int | None) -> Any:
         """As rendered, which is at the right size."""
         return textures["rgb"]
 

@@ -39,11 +39,14 @@ class Moment:
 class Engine:
     """Rows that are addressed move, the others stand still, whatever ManiSkill does with its scenes."""
 
-    def __init__(self, task: Task, rows: int, image_size: int, device: str, coarse: bool = False) -> None:
-        """`coarse`: draw meshes without details smaller than a pixel."""
+    def __init__(self, task: Task, rows: int, image_size: int | None, device: str, coarse: bool = False) -> None:
+        """`image_size`: of the sides of frames; None for the camera's own. `coarse`: draw meshes without details
+        smaller than a pixel.
+        """
         self.task = task
-        self._cell = cell_size(image_size) if coarse else None
-        self.environment = task.make(rows, image_size, backend(device))
+        pixels = image_size or min(task.camera_size or (0,))
+        self._cell = cell_size(pixels) if coarse else None
+        self.environment = task.make(rows, pixels, backend(device))
         self._size = image_size
         self._rows = rows
         self._coarse: Any = None

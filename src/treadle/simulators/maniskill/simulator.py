@@ -14,7 +14,8 @@ from treadle.errors import ConfigError, SimulatorError
 from treadle.simulators.checks import check_option, entry_of
 from treadle.simulators.maniskill.built_in import BUILT_IN
 from treadle.simulators.maniskill.expert import Expert
-from treadle.simulators.maniskill.put_on_plate.task import PUT_ON_PLATE, PutOnPlateTask
+from treadle.simulators.maniskill.put_on_plate.settings import Drops
+from treadle.simulators.maniskill.put_on_plate.task import PUT_ON_PLATE, Episodes, PutOnPlateTask
 from treadle.simulators.maniskill.task import ACTIONS, NAME, Task
 from treadle.simulators.protocol import SimulatorSpec, Slots
 
@@ -37,11 +38,14 @@ class ManiSkill:
         horizon: int = 60,
         threads: int = 0,
         task: str = "PickCube-v1",
-        image_size: int = 128,
+        image_size: int | Literal["camera"] = 128,
         reward: Literal["shaped", "sparse", "dense"] = "shaped",
         device: Literal["cpu", "cuda"] = "cpu",
         render: Literal["published", "fast"] = "published",
         assets: str = "",
+        episodes: Episodes = "enumerated",
+        drops: Drops = "rl4vla",
+        after_success: Literal["end", "continue"] = "end",
     ) -> None:
         """Choose a task.
 
@@ -50,28 +54,41 @@ class ManiSkill:
             horizon: control steps after which an episode is cut.
             threads: of a worker process's software renderer and torch; has no effect on this class.
             task: "PutOnPlateInScene25", or a name in `BUILT_IN`.
-            image_size: pixels of a frame's side.
+            image_size: pixels of a frame's side; "camera" has frames as large as PutOnPlateInScene25's camera draws
+                them, 640 x 480.
             reward: "sparse" is 1 at success; "shaped" the difference that an action made to the task's score, and for
                 built-in tasks 1 at success beside it; "dense" the score itself, as ManiSkill's dense reward is.
             device: where physics and rendering run.
             render: `published` draws as ManiSkill does, `fast` without details of meshes that are smaller than a pixel;
                 on the CPU alone.
             assets: folder of the published assets of PutOnPlateInScene25; empty for generated ones.
+            episodes: of PutOnPlateInScene25: `enumerated` has every episode once, in disjoint splits; `drawn` has those
+                that RLinf draws, alike in both splits.
+            drops: of PutOnPlateInScene25: whose heights things are let go at before an episode.
+            after_success: whether success ends an episode, or it goes on to its horizon, as published ones do.
+
+        Raises:
+            ConfigError: An option has a value that is not allowed, or is not the task's.
+            SimulatorError: Assets are missing.
         """
         check_option("reward", reward, ("shaped", "sparse", "dense"))
         check_option("device", device, ("cpu", "cuda"))
         check_option("render", render, ("published", "fast"))
+        check_option("episodes", episodes, ("enumerated", "drawn"))
+        check_option("drops", drops, ("rl4vla", "rlinf"))
+        check_option("after_success", after_success, ("end", "continue"))
         if render == "fast" and device == "cuda":
             raise ConfigError(
                 "simulator.options.render: found 'fast' with device 'cuda'; a GPU draws all triangles: leave it out"
             )
         self.slots = slots
-        self.task = find_task(task, assets)
+        self.task = find_task(task, assets, episodes, drops)
+        height, width = self._frame_size(image_size)
         self.spec = SimulatorSpec(
             name=NAME,
             cameras=self.task.cameras,
-            height=image_size,
-            width=image_size,
+            height=height,
+            width=width,
             actions=ACTIONS,
             proprioception_dim=PROPRIOCEPTION_DIM,
             state_dim=self.task.state_dim + 2,
@@ -81,6 +98,8 @@ class ManiSkill:
         self._reward = reward
         self._device = device
         self._coarse = render == "fast"
+        self._size = None if image_size == "camera" else image_size
+        self._success_ends = after_success == "end"
         self._engines: list[Engine] = []
         self._played: list[Scenario | None] = [None] * slots
         self._state = np.zeros((slots, self.spec.state_dim), np.float32)
@@ -123,7 +142,7 @@ class ManiSkill:
             self._note(np.array([slot]), moment.score, moment.state)
 
     def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
-        """Play actions [n, C, 7], at most `limits` [n] in each slot, until its success."""
+        """Play actions [n, C, 7], at most `limits` [n] in each slot, until its success where that ends an episode."""
         for slot in slots.tolist():
             entry_of(NAME, self._played, slot)
         outcome = Outcome.empty(len(slots), actions.shape[1], self.spec.state_dim)
@@ -143,9 +162,10 @@ class ManiSkill:
                     "dense": moment.score,
                     "shaped": moment.score - before + self.task.success_bonus * moment.success,
                 }[self._reward]
-                outcome.success[places, c] = outcome.terminated[places, c] = moment.success
+                over = moment.success & self._success_ends
+                outcome.success[places, c], outcome.terminated[places, c] = moment.success, over
                 outcome.state[places, c] = self._state[now]
-                rows, places = rows[~moment.success], places[~moment.success]
+                rows, places = rows[~over], places[~over]
         return outcome
 
     def observe(self, slots: Slots, out: Observation) -> None:
@@ -189,8 +209,19 @@ class ManiSkill:
             from treadle.simulators.maniskill.engine import Engine
 
             counts = [self.slots] if self._device == "cuda" else [1] * self.slots
-            self._engines = [Engine(self.task, count, self.spec.height, self._device, self._coarse) for count in counts]
+            self._engines = [Engine(self.task, count, self._size, self._device, self._coarse) for count in counts]
         return (self._engines[0], slot) if len(self._engines) == 1 else (self._engines[slot], 0)
+
+    def _frame_size(self, image_size: int | Literal["camera"]) -> tuple[int, int]:
+        if isinstance(image_size, int):
+            return image_size, image_size
+        check_option("image_size", image_size, ("camera",))
+        if self.task.camera_size is None:
+            raise ConfigError(
+                f"simulator.options.image_size: found 'camera' with task {self.task.name}, whose camera draws at any "
+                "size; give pixels"
+            )
+        return self.task.camera_size
 
     def _by_engine(self, slots: Slots) -> "list[tuple[Engine, Slots, Slots]]":
         """Each environment that plays some of the slots, with its rows and their places in `slots`."""
@@ -211,15 +242,17 @@ class ManiSkill:
         self._state[slots] = np.column_stack([state, score, left])
 
 
-def find_task(name: str, assets: str) -> Task:
+def find_task(name: str, assets: str, episodes: Episodes = "enumerated", drops: Drops = "rl4vla") -> Task:
     """The task of this name. Raises ConfigError for an unknown one, SimulatorError for missing assets."""
     if name == PUT_ON_PLATE:
-        return PutOnPlateTask(Path(assets) if assets else None)
+        return PutOnPlateTask(Path(assets) if assets else None, episodes, drops)
     if name not in BUILT_IN:
         names = ", ".join((PUT_ON_PLATE, *BUILT_IN))
         raise ConfigError(f"simulator.options.task: found {name!r}; choose one of {names}")
-    if assets:
-        raise ConfigError(
-            f"simulator.options.assets: found {assets!r} with task {name}; only {PUT_ON_PLATE} has assets"
-        )
+    given = {"assets": (assets, ""), "episodes": (episodes, "enumerated"), "drops": (drops, "rl4vla")}
+    for option, (found, default) in given.items():
+        if found != default:
+            raise ConfigError(
+                f"simulator.options.{option}: found {found!r} with task {name}; only {PUT_ON_PLATE} has {option}"
+            )
     return BUILT_IN[name]

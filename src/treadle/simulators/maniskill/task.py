@@ -31,6 +31,8 @@ class Task(Protocol):
     """What 1 means to the controller: metres on each axis, radians about each axis."""
     segmentation: bool
     """Whether `picture` reads which thing each pixel shows."""
+    camera_size: tuple[int, int] | None
+    """Height and width of its cameras, in pixels; None where they draw at any size that is asked for."""
     success_bonus: float
     """What the shaped reward adds at success to the differences of the score."""
 
@@ -64,9 +66,9 @@ class Task(Protocol):
         """A tensor [rows], how far along each is, at most 1, in the present state."""
         ...
 
-    def picture(self, environment: Any, textures: dict[str, Any], size: int) -> Any:
+    def picture(self, environment: Any, textures: dict[str, Any], size: int | None) -> Any:
         """A uint8 tensor [rows, size, size, 3], on the device that rendered: what the policy sees of a camera's
-        textures [rows, H, W, ...].
+        textures [rows, H, W, ...]. Without a size it is as large as those.
         """
         ...
 

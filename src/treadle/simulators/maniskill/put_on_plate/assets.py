@@ -11,18 +11,23 @@ Both have one layout, so that one loader reads them:
 
 import json
 import os
+import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from treadle.environments.environment import environments_folder
+from treadle.environments.environment import environments_folder, find_environment
 from treadle.errors import SimulatorError
 from treadle.simulators.maniskill.put_on_plate.settings import OBJECTS, PLATES, TABLES
+from treadle.simulators.maniskill.task import NAME
 
 ARM = Path("robots/widowx/wx250s.urdf")
 ARM_OF_BOXES = Path(__file__).with_name("wx250s.urdf")
 """The arm of the generated set: the same kinematics, without meshes."""
 STAGE = Path("tasks/bridge_v2_real2sim_dataset/stages/bridge_table_1_v1.glb")
+_DOWNLOADS = ("widowx250s", "bridge_v2_real2sim")
+"""What ManiSkill calls arm and stage; its command takes one at a time."""
 _VISUALS = ("textured.obj", "textured.dae", "textured.glb")
 
 
@@ -114,7 +119,7 @@ def _read(root: Path, arm: Path, stage: Path | None) -> Assets:
 def _list(folder: Path) -> dict[str, Any]:
     file = folder / "model_db.json"
     if not file.exists():
-        raise SimulatorError(f"put-on-plate: {file} is missing; {_FIX}")
+        raise SimulatorError(f"put-on-plate: {file} is missing; {_fix()}")
     return json.loads(file.read_text())
 
 
@@ -141,18 +146,26 @@ def _checked(assets: Assets) -> Assets:
     for kind, count in {"objects": OBJECTS, "plates": PLATES, "tables": TABLES}.items():
         found = len(getattr(assets, kind))
         if found != count:
-            raise SimulatorError(f"put-on-plate: found {found} {kind} in the asset folder, needs {count}; {_FIX}")
+            raise SimulatorError(f"put-on-plate: found {found} {kind} in the asset folder, needs {count}; {_fix()}")
     files = [file for thing in (*assets.objects, *assets.plates) for file in (thing.collision, thing.visual)]
     files += [file for table in assets.tables for file in (table.image, table.texture)]
     files += [assets.arm, *([assets.stage] if assets.stage else [])]
     if missing := [file for file in files if not file.exists()]:
         shown = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-        raise SimulatorError(f"put-on-plate: missing {shown}; {_FIX}")
+        raise SimulatorError(f"put-on-plate: missing {shown}; {_fix()}")
     return assets
 
 
-_FIX = (
-    "name the published folder (it holds more_carrot, more_plate and more_table) in simulator.options.assets; "
-    "the arm and the stage come by `python -m mani_skill.utils.download_asset widowx250s bridge_v2_real2sim`. Leave "
-    "simulator.options.assets empty for the generated set, or delete that set's folder to have it made again"
-)
+def _fix() -> str:
+    """What to do, with commands for the interpreter that has ManiSkill."""
+    python = sys.executable
+    if find_spec("mani_skill") is None:
+        environment = find_environment(NAME, "treadle.simulators.maniskill:ManiSkill")
+        assert environment is not None
+        python = str(environment.executable)
+    commands = [f"`{python} -m mani_skill.utils.download_asset -y {uid}`" for uid in _DOWNLOADS]
+    return (
+        "name the published folder (it holds more_carrot, more_plate and more_table) in simulator.options.assets; the "
+        f"arm and the stage come by {' and '.join(commands)}. Leave simulator.options.assets empty for the generated "
+        "set, or delete that set's folder to have it made again"
+    )

@@ -18,7 +18,7 @@ from mani_skill.sensors.camera import CameraConfig
 from mani_skill.utils.building.ground import build_ground
 from mani_skill.utils.geometry.rotation_conversions import quaternion_to_matrix
 from mani_skill.utils.registration import register_env
-from mani_skill.utils.sapien_utils import look_at
+from mani_skill.utils.sapien_utils import look_at, set_articulation_render_material
 from mani_skill.utils.structs.actor import Actor
 from mani_skill.utils.structs.pose import Pose
 from mani_skill.utils.structs.types import SimConfig
@@ -26,7 +26,7 @@ from sapien.physx import PhysxMaterial
 
 from treadle.simulators.maniskill.put_on_plate import rules
 from treadle.simulators.maniskill.put_on_plate.assets import Assets, Thing
-from treadle.simulators.maniskill.put_on_plate.placements import DROP, TABLE_TOP
+from treadle.simulators.maniskill.put_on_plate.placements import TABLE_TOP
 from treadle.simulators.maniskill.put_on_plate.settings import SETTINGS, Layout
 
 CONTROL = "arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos"
@@ -39,8 +39,9 @@ _STILL = (1e-3, 1e-2)
 """Speeds, in m/s and rad/s, below which things have settled."""
 _MOVE_AT = 5
 """Control steps after which the object is moved, where the setting says so."""
-_MOVED_DROP = 1.0
 _FRICTION = 1.0
+_SPECULAR, _ROUGHNESS = 0.9, 0.3
+"""Of the arm's surface."""
 
 
 @register_agent()
@@ -77,6 +78,8 @@ class PutOnPlate(BaseEnv):
         super()._load_agent(options, _BASE)
 
     def _load_scene(self, options: dict[str, Any]) -> None:
+        for arm in self.agent.robot._objs:  # noqa: SLF001
+            set_articulation_render_material(arm, specular=_SPECULAR, roughness=_ROUGHNESS)
         self.floor = build_ground(self.scene, name="floor")
         builder = self.scene.create_actor_builder()
         if self._assets.stage:
@@ -136,17 +139,17 @@ class PutOnPlate(BaseEnv):
         layout = self.layouts[int(env_idx[0])]
         turn = [np.cos(layout.yaw / 2), 0, 0, np.sin(layout.yaw / 2)]
         self.agent.robot.set_pose(_AWAY)
+        at = np.column_stack([layout.places, layout.drops[: len(layout.places)]])
         used: dict[Actor, tuple[Any, Any]] = {
-            self.objects[layout.object]: (layout.places[0], turn),
-            self.plates[layout.plate]: (layout.places[1], [1, 0, 0, 0]),
+            self.objects[layout.object]: (at[0], turn),
+            self.plates[layout.plate]: (at[1], [1, 0, 0, 0]),
         }
         if layout.effect == "object":
-            used[self.objects[layout.other]] = (layout.places[2], turn)
+            used[self.objects[layout.other]] = (at[2], turn)
         elif layout.effect == "plate":
-            used[self.plates[layout.other]] = (layout.places[2], [1, 0, 0, 0])
+            used[self.plates[layout.other]] = (at[2], [1, 0, 0, 0])
         for actor, parked in self._parked.items():
-            place, quaternion = used.get(actor, (None, [1, 0, 0, 0]))
-            position = parked if place is None else [*place, DROP]
+            position, quaternion = used.get(actor, (parked, [1, 0, 0, 0]))
             actor.set_pose(Pose.create_from_pq(torch.tensor(np.array(position, np.float32)), quaternion))
             actor.set_linear_velocity(torch.zeros(3))
             actor.set_angular_velocity(torch.zeros(3))
@@ -185,7 +188,7 @@ class PutOnPlate(BaseEnv):
         for row in moving:
             layout = self.layouts[row]
             self.scene._reset_mask = torch.arange(self.num_envs, device=self.device) == row  # noqa: SLF001
-            place = torch.tensor(np.array([*layout.places[2], _MOVED_DROP], np.float32))
+            place = torch.tensor(np.array([*layout.places[2], layout.drops[2]], np.float32))
             turn = [np.cos(layout.yaw / 2), 0, 0, np.sin(layout.yaw / 2)]
             self.objects[layout.object].set_pose(Pose.create_from_pq(place, turn))
         self.scene._reset_mask = kept  # noqa: SLF001

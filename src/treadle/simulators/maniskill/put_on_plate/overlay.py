@@ -31,16 +31,22 @@ def blend(image: Any, front: Any, texture: Any, share: float, effect: Effect) ->
         fitted = _resize(texture, bottom - top + 1, right - left + 1)
         mixed[cut] = torch.where(front[cut][..., None], share * fitted + (1 - share) * image[cut], image[cut])
         return mixed
-    y, x = (top + bottom) // 2, (left + right) // 2
+    y, x = max((top + bottom) // 2, 1), max((left + right) // 2, 1)
     return share * texture[y : y + height, x : x + width] + (1 - share) * image
 
 
+def finish(images: Any) -> Any:
+    """uint8 [R, H, W, 3] of float images from 0 to 255. Fractions are cut off, as in the published environments."""
+    return images.clamp(0, 255).to(torch.uint8)
+
+
 def shrink(images: Any, size: int) -> Any:
-    """uint8 [R, size, size, 3] of float images [R, H, W, 3] from 0 to 255, averaged over what a pixel covers."""
-    if images.shape[1:3] != (size, size):
-        planes = images.permute(0, 3, 1, 2)
-        images = interpolate(planes, (size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
-    return images.round().clamp(0, 255).to(torch.uint8)
+    """uint8 [R, size, size, 3] of uint8 images [R, H, W, 3], averaged over what a pixel covers."""
+    if images.shape[1:3] == (size, size):
+        return images
+    planes = images.float().permute(0, 3, 1, 2)
+    smaller = interpolate(planes, (size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    return smaller.round().clamp(0, 255).to(torch.uint8)
 
 
 def _resize(texture: Any, height: int, width: int) -> Any:

@@ -19,9 +19,6 @@ APART = 0.07
 """Centres of a thing and a plate are further apart than this."""
 FAR_APART = 0.15
 """So are two things that must not touch."""
-DROP = 0.95
-"""Height at which things are let go, to settle before the episode."""
-
 START = np.array([-0.01840777, 0.0398835, 0.22242722, -0.00460194, 1.36524296, 0.00153398, 0.037, 0.037])
 """Joints of the arm at the start: six angles, two fingers' travel."""
 ROTATIONS = np.arange(4) * np.pi / 4

@@ -21,26 +21,34 @@ Effect = Literal["none", "texture", "whole", "phrase", "object", "plate", "arm",
 """What the extra of an episode chooses: a texture on arm and things, or on the whole image, a wording, another object,
 another plate, the arm's start. `move` chooses nothing and moves the object."""
 
+Drops = Literal["rl4vla", "rlinf"]
+"""Whose heights things are let go at, to settle before an episode."""
+
 PHRASES = (
     "put {object} on {plate}",
-    "the {object} belongs on the {plate}",
-    "lift the {object} and lay it on the {plate}",
-    "bring the {object} over to the {plate}",
-    "I want the {object} on the {plate}",
-    "grab the {object}, then drop it on the {plate}",
-    "transfer {object} to {plate}",
-    "carry the {object} to the {plate} and let go",
-    "would you set the {object} onto the {plate}?",
-    "get the {object} onto the {plate}",
-    "leave the {object} lying on the {plate}",
-    "use the {plate} as the place for the {object}",
-    "the {plate} should hold the {object}",
-    "relocate the {object}: it goes on top of the {plate}",
-    "onto the {plate} with the {object}",
-    "deposit {object} on {plate}, thanks",
-    "your job: {object} on {plate}",
+    "Place the {object} on the {plate}",
+    "set {object} on {plate}",
+    "move the {object} to the {plate}",
+    "Take the {object} and put it on the {plate}",
+    "pick up {object} and set it down on {plate}",
+    "please put the {object} on the {plate}",
+    "Put {object} onto {plate}.",
+    "place the {object} onto the {plate} surface",
+    "Make sure {object} is on {plate}.",
+    "on the {plate}, put the {object}",
+    "put the {object} where the {plate} is",
+    "Move the {object} from the table to the {plate}",
+    "Move {object} so it\u2019s on {plate}.",
+    "Can you put {object} on {plate}?",
+    "{object} on the {plate}, please.",
+    "the {object} should be placed on the {plate}.",
+    "Lay the {object} down on the {plate}.",
+    "could you place {object} over {plate}",
+    "position the {object} atop the {plate}",
+    "Arrange for the {object} to be resting on {plate}.",
 )
-"""The training wording, and sixteen others."""
+"""The published wordings: the training wording, sixteen for the setting of other wordings, and four that no setting
+uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,8 @@ class Layout:
     table: int
     places: NDArray[np.float64]
     """[2 or 3, 2] metres: object, plate, and the third thing or the place that the object is moved to."""
+    drops: tuple[float, ...]
+    """[3] metres of height at which object, plate and a third thing are let go."""
     yaw: float
     """Of the object, radians."""
     arm: NDArray[np.float64]
@@ -110,12 +120,33 @@ class Setting:
         place = index + (self.episodes("train") if split == "evaluation" else 0)
         return (place * _coprime(self.length) + self.length // 3) % self.length
 
-    def layout(self, number: int) -> Layout:
+    def layout(self, number: int, drops: Drops = "rl4vla") -> Layout:
         """The episode of this number, below `length`."""
         thing, extra, plate, table, place, rotation = (int(n) for n in np.unravel_index(number, self.sizes))
         first = self.others[0]
         size = max(self.others[1] - first, 1)
         own = thing + self.objects[0] if self.effect == "object" else plate + self.plates[0]
+        other = (own - first + extra + 1) % size + first if self.effect in ("object", "plate") else 0
+        return self._layout(thing, extra, plate, table, place, rotation, other, drops)
+
+    def published_layout(self, number: int, drops: Drops = "rl4vla") -> Layout:
+        """The episode with this number in the published environments, below `length`: in two settings their order or
+        arithmetic is another. There a second object may be the first one; it then lies in the second object's place.
+        """
+        if self.effect == "plate":
+            objects, extras, plates, *rest = self.sizes
+            numbers = np.unravel_index(number, (objects, plates, extras, *rest))
+            thing, plate, extra, table, place, rotation = (int(n) for n in numbers)
+        else:
+            thing, extra, plate, table, place, rotation = (int(n) for n in np.unravel_index(number, self.sizes))
+        first, stop = self.others
+        own = {"object": thing + self.objects[0], "plate": plate}.get(self.effect)
+        other = 0 if own is None else (own + extra + 1) % (stop - first) + first
+        return self._layout(thing, extra, plate, table, place, rotation, other, drops)
+
+    def _layout(
+        self, thing: int, extra: int, plate: int, table: int, place: int, rotation: int, other: int, drops: Drops
+    ) -> Layout:
         arm = placements.arm_starts()[extra] if self.effect == "arm" else placements.START
         rotations = placements.UNSEEN_ROTATIONS if self.unseen_places else placements.ROTATIONS
         return Layout(
@@ -123,14 +154,23 @@ class Setting:
             plate=plate + self.plates[0],
             table=table + self.tables[0],
             places=self.places[place],
+            drops=self._drops(drops),
             yaw=float(rotations[rotation]),
             arm=arm,
             effect=self.effect,
             strength=self.strength,
             texture=extra + 1 if self.effect in ("texture", "whole") else 0,
             phrase=extra + 1 if self.effect == "phrase" else 0,
-            other=(own - first + extra + 1) % size + first if self.effect in ("object", "plate") else 0,
+            other=other,
         )
+
+    def _drops(self, drops: Drops) -> tuple[float, ...]:
+        if self.effect in ("object", "move"):
+            return 0.95, 0.92, 1.0
+        if self.effect == "plate":
+            return 1.0, 0.92, 0.96
+        # RLinf lets things go lower than RL4VLA, wherever it has no places of its own.
+        return (0.95, 0.95, 0.0) if drops == "rl4vla" or self.unseen_places else (0.9, 0.9, 0.0)
 
 
 @cache
