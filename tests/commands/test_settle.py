@@ -5,8 +5,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from fake_simulator import scenario
 from treadle.cli import app
-from treadle.commands.settle import probe_settling
+from treadle.commands.settle import TaskSettling, probe_settling
 from treadle.errors import ConfigError
 
 NAME = "fake_simulator:SettlingSimulator"
@@ -42,3 +43,9 @@ def test_the_command_lists_what_moves_and_fails_where_something_slides(tmp_path)
 def test_a_simulator_without_stored_states_is_refused():
     with pytest.raises(ConfigError, match="has no stored states"):
         probe_settling("fake_simulator:CautionedSimulator", ["train"], 1, None, lambda _: None)
+
+
+def test_the_thing_that_slides_in_one_state_is_named_where_the_others_rest():
+    moved = [{"cup": 0.0001, "ball": 0.0}, {"cup": 0.0001, "ball": 0.0}, {"cup": 0.0001, "ball": 0.09}]
+    found = TaskSettling.of(scenario(0), 0, moved)
+    assert (found.thing, found.median, found.largest, found.slides) == ("ball", 0.0, 0.09, False)

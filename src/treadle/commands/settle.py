@@ -33,7 +33,7 @@ class TaskSettling:
     """Of the task in its suite, from 0."""
     states: int
     thing: str
-    """The one that slides furthest, by the median over states."""
+    """The one that slides furthest: by the median over states to a millimetre, then by a single state."""
     median: float
     """Metres that it slides."""
     largest: float
@@ -45,8 +45,9 @@ class TaskSettling:
     def of(cls, scenario: Scenario, number: int, moved: Sequence[dict[str, float]]) -> "TaskSettling":
         """From how far each thing slid in each state."""
         middles = {name: median(state[name] for state in moved) for name in moved[0]}
-        thing = max(middles, key=lambda name: middles[name])
-        largest = max(state[thing] for state in moved)
+        furthest = {name: max(state[name] for state in moved) for name in moved[0]}
+        thing = max(middles, key=lambda name: (round(middles[name], 3), furthest[name]))
+        largest = furthest[thing]
         slides = middles[thing] > SLIDES
         return cls(scenario.suite, scenario.task, number, len(moved), thing, middles[thing], largest, slides)
 
