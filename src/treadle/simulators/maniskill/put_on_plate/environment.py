@@ -18,7 +18,7 @@ from mani_skill.sensors.camera import CameraConfig
 from mani_skill.utils.building.ground import build_ground
 from mani_skill.utils.geometry.rotation_conversions import quaternion_to_matrix
 from mani_skill.utils.registration import register_env
-from mani_skill.utils.sapien_utils import look_at, set_articulation_render_material
+from mani_skill.utils.sapien_utils import look_at, set_render_material
 from mani_skill.utils.structs.actor import Actor
 from mani_skill.utils.structs.pose import Pose
 from mani_skill.utils.structs.types import SimConfig
@@ -78,8 +78,10 @@ class PutOnPlate(BaseEnv):
         super()._load_agent(options, _BASE)
 
     def _load_scene(self, options: dict[str, Any]) -> None:
-        for arm in self.agent.robot._objs:  # noqa: SLF001
-            set_articulation_render_material(arm, specular=_SPECULAR, roughness=_ROUGHNESS)
+        for link in (link for arm in self.agent.robot._objs for link in arm.get_links()):  # noqa: SLF001
+            body = link.entity.find_component_by_type(sapien.render.RenderBodyComponent)
+            for part in (part for shape in (body.render_shapes if body else ()) for part in shape.parts):
+                set_render_material(part.material, specular=_SPECULAR, roughness=_ROUGHNESS)
         self.floor = build_ground(self.scene, name="floor")
         builder = self.scene.create_actor_builder()
         if self._assets.stage:
