@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import median_low
 from typing import Any
 
 from rich import box
@@ -18,7 +18,7 @@ from treadle.workers.crew import Crew
 from treadle.workers.plan import plan_crew
 
 SLIDES = 0.03
-"""Metres along the ground; a task is flagged where a thing slides further in half of its states."""
+"""Metres along the ground; a task is flagged where a thing slides further in more than half of its states."""
 MOVES = 0.01
 """Metres; tasks in which nothing slides further, in any state, are not listed."""
 
@@ -35,7 +35,7 @@ class TaskSettling:
     thing: str
     """The one that slides furthest: by the median over states to a millimetre, then by a single state."""
     median: float
-    """Metres that it slides."""
+    """Metres that it slides; of an even number of states, the lower of the two in the middle."""
     largest: float
     """In one of the states."""
     slides: bool
@@ -44,7 +44,7 @@ class TaskSettling:
     @classmethod
     def of(cls, scenario: Scenario, number: int, moved: Sequence[dict[str, float]]) -> "TaskSettling":
         """From how far each thing slid in each state."""
-        middles = {name: median(state[name] for state in moved) for name in moved[0]}
+        middles = {name: median_low(state[name] for state in moved) for name in moved[0]}
         furthest = {name: max(state[name] for state in moved) for name in moved[0]}
         thing = max(middles, key=lambda name: (round(middles[name], 3), furthest[name]))
         largest = furthest[thing]
