@@ -10,7 +10,7 @@ from rich.table import Table
 
 from benchmarks.output import make_table, write_record
 from treadle.config.loading import load_recipe
-from treadle.config.run_directory import create_run_directory
+from treadle.config.run_directory import hold_run_directory
 from treadle.errors import ConfigError, OutputError
 from treadle.files import write_atomically
 from treadle.reading import read_json
@@ -56,8 +56,9 @@ def run(folder: Path, variants: Sequence[str], seeds: Sequence[int], runs: Path,
         for seed in seeds:
             label = f"{name}-seed{seed}"
             config = load_recipe(recipe, [*changes, *overrides, f"name={label}", f"output={runs}", f"seed={seed}"])
-            directory = create_run_directory(config)
-            if not (directory / SUMMARY_FILE).exists():
+            with hold_run_directory(config, print) as directory:
+                done = (directory / SUMMARY_FILE).exists()
+            if not done:
                 train(config)
             rows[label] = {
                 "variant": name,

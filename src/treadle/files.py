@@ -1,6 +1,7 @@
 """Files that are whole or absent: a reader, or a run that is cut short, never meets half of one."""
 
 import ctypes
+import hashlib
 import json
 import math
 import os
@@ -58,6 +59,12 @@ def replace_directory(new: Path, directory: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file's content. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cannot_write(path: Path, error: Exception) -> OutputError:

@@ -13,7 +13,7 @@ import pytest
 from treadle.config.algorithm import AlgorithmConfig, DataNeeds, find_algorithm, known_algorithms
 from treadle.config.loading import load_recipe, read_config
 from treadle.config.on_policy import GRPOConfig, PPOConfig
-from treadle.config.run_directory import create_run_directory
+from treadle.config.run_directory import claim_run_directory, hold_run_directory
 from treadle.config.schema import CriticConfig, TrainConfig
 from treadle.config.section import Section
 from treadle.errors import ConfigError, OutputError
@@ -97,13 +97,17 @@ def test_settings_of_ones_own_by_module_and_class(tmp_path: Path):
     assert not config.has_critic
     # The run's file holds all of it, and reads back as the same configuration.
     config = config.model_copy(update={"output": tmp_path})
-    folder = create_run_directory(config)
+    with hold_run_directory(config, print) as folder:
+        claim_run_directory(folder, config)
+        (folder / "metrics.jsonl").write_text("{}")
     assert json.loads((folder / "config.json").read_text())["algorithm"]["tau"] == 0.5
     assert read_config(TrainConfig, folder / "config.json") == config
-    create_run_directory(config)
     other = config.model_copy(update={"algorithm": OwnConfig(tau=0.25)})
-    with pytest.raises(OutputError, match=r"algorithm.tau is 0.5 there and 0.25 here"):
-        create_run_directory(other)
+    with (
+        pytest.raises(OutputError, match=r"algorithm.tau is 0.5 there and 0.25 here"),
+        hold_run_directory(other, print),
+    ):
+        pass
     assert type(config) is TrainConfig
     assert pickle.loads(pickle.dumps(TrainConfig(algorithm=GRPOConfig()))) == TrainConfig(algorithm=GRPOConfig())
 

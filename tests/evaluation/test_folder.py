@@ -9,7 +9,7 @@ import pytest
 
 from fakes import scenario
 from miniature import SIMULATOR
-from treadle.config.run_directory import lock_run_directory
+from treadle.config.run_directory import lock_directory
 from treadle.config.schema import CollectionConfig, EvaluationConfig, LoadingConfig, SamplingConfig
 from treadle.data.step import EpisodeResult
 from treadle.errors import ConfigError, OutputError
@@ -112,7 +112,7 @@ def test_a_fresh_evaluation_has_a_folder_of_its_own_and_goes_on_there(checkpoint
 @pytest.mark.integration
 def test_a_folder_in_use_is_an_error(checkpoint, tmp_path):
     folder = Path(evaluate(checkpoint, tmp_path)["folder"])
-    with lock_run_directory(folder), pytest.raises(OutputError, match="choose another folder with --output"):
+    with lock_directory(folder, print), pytest.raises(OutputError, match="choose another folder with --output"):
         evaluate(checkpoint, tmp_path)
 
 

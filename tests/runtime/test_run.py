@@ -1,6 +1,7 @@
 """Whole runs on the real tabletop: what they write, and that stopping and resuming changes nothing."""
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from miniature import run_config
-from treadle.config.on_policy import GRPOConfig
+from treadle.config.on_policy import GRPOConfig, PPOConfig
 from treadle.config.schema import (
     CollectionConfig,
     CriticConfig,
@@ -34,6 +35,7 @@ from treadle.runtime.player import PlayReport
 from treadle.runtime.recorder import summarize
 from treadle.simulators.protocol import tool_motions
 from treadle.training.checkpoints import list_checkpoints
+from treadle.training.checksums import write_checksums
 from treadle.training.on_policy.ppo import PPO
 from treadle.workers.crew import Crew
 from whole_runs import assert_resumes, assert_same_run, final_weights, interrupt_at, numbers, press_ctrl_c
@@ -279,8 +281,140 @@ def test_a_full_disk_keeps_the_earlier_checkpoint_and_its_lines(
     (kept,) = (directory / "checkpoints").iterdir()
     assert kept.name == "iteration-000001"
     (kept / "trainer.pt").write_bytes(b"garbage")
-    with pytest.raises(CheckpointError, match=r"iteration-000001.*trainer\.pt: not readable as a file of tensors"):
+    with pytest.raises(CheckpointError, match=r"iteration-000001.trainer\.pt: 7 bytes; .*not whole, and none before"):
         train(run_config(tmp_path, checkpoint, save_every=1))
+
+
+@pytest.fixture(scope="module")
+def two_iterations(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> TrainConfig:
+    """A run of two of its four iterations, both saved."""
+    lanes = CollectionConfig(lanes=2)
+    config = run_config(tmp_path_factory.mktemp("two"), checkpoint, save_every=1, collection=lanes)
+    with open_run(config) as run:
+        for _ in range(2):
+            rollouts = run.player.collect(run.trainer.wants_more)
+            metrics = run.trainer.update(rollouts, run.version)
+            run.player.receive(run.trainer.publish(run.version + 1))
+            run.version += 1
+            run.recorder.write(run.version, run.player.take_report(), metrics)
+            run.save()
+    return config
+
+
+def broken(key: str, value: Any) -> Any:
+    """What puts a value, or the removal of the key, into a saved state."""
+
+    def change(state: dict[str, Any]) -> None:
+        inner: Any = state
+        *path, last = (int(part) if part.isdigit() else part for part in key.split("."))
+        for part in path:
+            inner = inner[part]
+        if value is None:
+            del inner[last]
+        else:
+            inner[last] = value
+
+    return pytest.param(change, id=f"{key}={value!r}"[:60])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        broken("iteration", -1),
+        broken("iteration", "two"),
+        broken("iteration", 3),
+        broken("player", None),
+        broken("player.episodes", 5),
+        broken("player.episodes", []),
+        broken("player.episodes.0.actions", [[1.0]]),
+        broken("player.episodes.0.actions", [[1.0] * 7] * 99),
+        broken("player.episodes.0.scenario.index", -4),
+        broken("player.episodes.0.scenario.split", "tests"),
+        broken("player.episodes.0.key", -1),
+        broken("player.upcoming.0", [("train", "train", "x", 3)]),
+        broken("player.source", {}),
+        broken("player.source.given", [1]),
+        broken("recorder", None),
+        broken("recorder.elapsed", "long"),
+        broken("recorder.control_steps", float("nan")),
+        broken("algorithm", []),
+        broken("algorithm.optimizer", None),
+        broken("algorithm.optimizer.state", 3),
+        broken("algorithm.optimizer.state.0", {"step": 1}),
+        broken("algorithm.optimizer.state.0.exp_avg", torch.zeros(3)),
+        broken("algorithm.optimizer.state.0.exp_avg", "text"),
+        broken("algorithm.optimizer.param_groups.0.params", [0]),
+        broken("algorithm.critic", {"x": torch.zeros(2)}),
+        broken("algorithm.reference_coefficient", float("nan")),
+        broken("average.weight", "heavy"),
+        broken("average", {"weight": 1.0, "average": [torch.zeros(2)]}),
+        broken("average", None),
+    ],
+)
+def test_a_wrong_state_in_a_whole_file_is_one_line(two_iterations: TrainConfig, tmp_path: Path, change: Any):
+    shutil.copytree(two_iterations.output, tmp_path, dirs_exist_ok=True)
+    latest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    state = torch.load(latest / "trainer.pt", weights_only=True)
+    change(state)
+    torch.save(state, latest / "trainer.pt")
+    write_checksums(latest, {})
+    with (
+        pytest.raises(CheckpointError, match=rf"^{latest}/trainer.pt: \S") as caught,
+        open_run(two_iterations.model_copy(update={"output": tmp_path})),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_bit_costs_the_newest_checkpoint_alone(
+    two_iterations: TrainConfig, whole: tuple[TrainConfig, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The run goes on from the one before, and ends as one that was left alone."""
+    shutil.copytree(two_iterations.output, tmp_path, dirs_exist_ok=True)
+    latest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    weights = max((latest / "policy").glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 4
+    weights.write_bytes(content)
+    directory = train(two_iterations.model_copy(update={"output": tmp_path}))
+    assert [row["iteration"] for row in read_metrics(directory)] == [1, 2, 3, 4]
+    assert_same_run(directory, whole[1])
+    said = capsys.readouterr().out
+    assert f"warning: {weights}: its content is not what was written" in said
+    assert "going on from iteration-000001" in said
+
+
+def test_an_extended_run_is_that_of_the_larger_number(tmp_path: Path, checkpoint: Path):
+    """A finished run of two iterations becomes one of three, with other workers."""
+    fields: dict[str, Any] = {"optimizer": OptimizerConfig(average=0.5)}
+    one = train(run_config(tmp_path / "one", checkpoint, iterations=3, **fields))
+    train(run_config(tmp_path / "other", checkpoint, iterations=2, **fields))
+    workers = CollectionConfig(workers=2)
+    other = train(run_config(tmp_path / "other", checkpoint, iterations=3, save_every=2, collection=workers, **fields))
+    assert_same_run(one, other)
+    with pytest.raises(ConfigError, match=r"iterations: found 2; this run has had 3, which no setting undoes"):
+        train(run_config(tmp_path / "other", checkpoint, iterations=2, **fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"evaluation": EvaluationConfig(suites=("train", "nowhere"))}, "nowhere"),
+        ({"algorithm": PPOConfig(estimator="treadle.absent:one")}, "algorithm.estimator"),
+        ({"algorithm": PPOConfig(loss="treadle.absent:one")}, "algorithm.loss"),
+        ({"policy": {"frozen_dimensions": (99,)}}, "policy.frozen_dimensions"),
+    ],
+)
+def test_a_refused_setting_measures_nothing_and_takes_no_name(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], said: str
+):
+    monkeypatch.setattr(Evaluator, "evaluate", lambda *_: pytest.fail("it measures"))
+    config = run_config(tmp_path / "runs", checkpoint)
+    if isinstance(fields.get("policy"), dict):
+        fields = {"policy": config.policy.model_copy(update=fields["policy"])}
+    with pytest.raises(ConfigError, match=said):
+        train(config.model_copy(update=fields))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_configuration_does_not_resume_a_run(whole: tuple[TrainConfig, Path]):

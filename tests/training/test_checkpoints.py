@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, whatever goes wrong."""
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from torch import nn
 
 from treadle.errors import CheckpointError, OutputError
 from treadle.training import checkpoints
-from treadle.training.checkpoints import FORMAT, CheckpointWriter, list_checkpoints, load_trainer
+from treadle.training.checkpoints import FORMAT, CheckpointWriter, last_whole, list_checkpoints, load_trainer
+from treadle.training.checksums import check_whole
 
 
 class FakePolicy(nn.Module):
@@ -60,8 +62,10 @@ def test_the_last_two_stay_in_order_of_iteration(tmp_path: Path):
 
 def test_an_iteration_is_saved_again(tmp_path: Path):
     save(tmp_path, 5, x=1)
+    (tmp_path / "iteration-000005" / "old").touch()
     assert load_trainer(save(tmp_path, 5, x=2))["x"] == 2
     assert len(list(tmp_path.iterdir())) == 1
+    assert not (tmp_path / "iteration-000005" / "old").exists()
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OutputError("full"), KeyboardInterrupt()])
@@ -111,6 +115,72 @@ def test_a_damaged_trainer_file_is_named(tmp_path: Path, damage: str):
         path.write_bytes(damaged[damage])
     with pytest.raises(CheckpointError, match=r"trainer.pt: not readable as .*; remove .*iteration-000003 to resume"):
         load_trainer(checkpoint)
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("flip", r"trainer.pt: its content is not what was written"),
+        ("weights", r"policy/weights: its content is not"),
+        ("cut", r"policy/weights: 2 bytes; 4 were written"),
+        ("missing", r"trainer.pt: missing"),
+        ("unlisted", r"checksums.json: missing"),
+        ("text", r"checksums.json: not valid JSON"),
+        ("outside", r"checksums.json: found .*leads out of"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_set_aside_for_the_one_before(tmp_path: Path, damage: str, said: str):
+    good, bad = save(tmp_path, 1, tensor=torch.arange(100.0)), save(tmp_path, 2, tensor=torch.arange(100.0))
+    check_whole(bad)
+    trainer, weights, sums = bad / "trainer.pt", bad / "policy" / "weights", bad / "checksums.json"
+    match damage:
+        case "flip":
+            # In the middle of the tensor's numbers, where nothing but the sum tells.
+            flip(trainer, trainer.read_bytes().index(torch.arange(100.0).numpy().tobytes()) + 200)
+            load_trainer(bad)
+        case "weights":
+            flip(weights, 1)
+        case "cut":
+            weights.write_bytes(weights.read_bytes()[:2])
+        case "missing":
+            trainer.unlink()
+        case "unlisted":
+            sums.unlink()
+        case "text":
+            sums.write_text("{")
+        case _:
+            sums.write_text(sums.read_text().replace("policy/weights", "../../weights"))
+    notes: list[str] = []
+    assert last_whole(tmp_path, notes.append) == good
+    (aside,) = (path for path in tmp_path.iterdir() if path != good)
+    assert aside.name.startswith("not-whole-iteration-000002-")
+    assert len(notes) == 1
+    assert re.search(said, notes[0])
+    assert f"is now {aside}; going on from iteration-000001" in notes[0]
+    notes.clear()
+    assert last_whole(tmp_path, notes.append) == good
+    assert not notes
+
+
+def test_a_run_without_a_whole_checkpoint_does_not_begin_anew_unasked(tmp_path: Path):
+    for iteration in (1, 2):
+        (save(tmp_path, iteration) / "trainer.pt").write_bytes(b"garbage")
+    with pytest.raises(CheckpointError, match=r"iteration-000002/trainer.pt: 7 bytes; .*none before it is; begin anew"):
+        last_whole(tmp_path, print)
+    assert len(list_checkpoints(tmp_path)) == 2, "nothing was moved"
+    assert last_whole(tmp_path / "absent", print) is None
+
+
+def test_a_state_of_another_iteration_than_its_folder_is_refused(tmp_path: Path):
+    save(tmp_path, 1).rename(tmp_path / "iteration-000009")
+    with pytest.raises(CheckpointError, match=r"iteration: found 1, in a folder 'iteration-000009'"):
+        load_trainer(tmp_path / "iteration-000009")
 
 
 class Waiting(nn.Module):
@@ -163,7 +233,7 @@ def test_an_error_in_the_background_is_raised_by_the_next_save(tmp_path: Path):
 
 def test_rank_0_does_not_wait_for_ever(tmp_path: Path):
     """Two ranks that do not see one folder, and one that could not write."""
-    (tmp_path / "trainer-00001-of-00002.safetensors").touch()
+    (tmp_path / "trainer-00001-of-00002.sha256").touch()
     with pytest.raises(OSError, match=r"trainer-00002-of-00002.safetensors of rank 1 was not there within 0.05 s"):
         checkpoints._await_parts(tmp_path, 2, 0.05)
     (tmp_path / "trainer-00002-of-00002.failed").write_text("disk full")

@@ -8,15 +8,17 @@
 | `videos/` | films of failures and successes |
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import logging
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import Generator
 import numpy as np
+import Sequence
 from numpy.typing import NDArray
 
-from treadle.config.run_directory import lock_run_directory
+from treadle.config.run_directory import lock_directory
 from treadle.config.section import Natural
 from treadle.data.step import EpisodeResult
 from treadle.errors import OutputError
@@ -28,6 +30,8 @@ from treadle.reading import read_json
 from treadle.reporting.folder import read_report
 from treadle.reporting.video import caption, write_video
 from treadle.tables import LooseTable, read_table
+
+_log = logging.getLogger(__name__)
 
 MANIFEST_FILE, RESULT_FILE, VIDEOS = "manifest.json", "result.json", "videos"
 
@@ -80,7 +84,7 @@ class EvaluationFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(path, error) from error
-        with lock_run_directory(path, "--output"):
+        with lock_directory(path, _log.warning, "--output"):
             file = EpisodeFile(path / EPISODES_FILE)
             with file.appending():
                 if not (path / MANIFEST_FILE).exists():

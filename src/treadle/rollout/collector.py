@@ -113,7 +113,7 @@ class Collector:
         return self._lanes.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`; unfinished episodes repeat the actions that they had played."""
+        """Go on from `state`. Raises ValueError for one that does not fit."""
         self._lanes.load_state_dict(state)
 
     def _begin(self) -> list[Arrival]:

@@ -85,6 +85,8 @@ class ScenarioStream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `ScenarioSource.load_state_dict`."""
+        if len(state["given"]) != len(self._given):
+            raise ValueError(f"episodes of {len(state['given'])} slots; there are {len(self._given)} slots")
         self._given[:] = state["given"]
 
     def _shuffled(self, position: int, lap: int) -> int:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from treadle.config.loading import resolve_checkpoint
-from treadle.config.run_directory import create_run_directory, lock_run_directory
+from treadle.config.run_directory import claim_run_directory, hold_run_directory
 from treadle.config.schema import TrainConfig
 from treadle.cores import usable_cores
 from treadle.devices import choose_device
-from treadle.errors import MemberLostError
+from treadle.errors import CheckpointError, ConfigError, MemberLostError
 from treadle.policies.load import outline_policy
 from treadle.reporting.console import RunConsole
 from treadle.reporting.machine import peak_rss_mb, write_machine
@@ -28,7 +28,7 @@ from treadle.runtime.planning.profile import read_profile
 from treadle.runtime.recorder import Recorder
 from treadle.runtime.roles import Players, Trainers
 from treadle.runtime.weights import Weights
-from treadle.training.checkpoints import list_checkpoints, load_trainer
+from treadle.training.checkpoints import TRAINER, last_whole, load_trainer
 
 if TYPE_CHECKING:
     from treadle.runtime.cluster.run import Cluster
@@ -84,8 +84,8 @@ class Run:
             PlacementError: Too few machines are left.
         """
         assert self.cluster is not None, "nothing can be lost of a run of one process"
-        last = last_checkpoint(self.directory)
-        state = load_trainer(last) if last else {"iteration": 0, "recorder": {"elapsed": 0.0, "control_steps": 0}}
+        last = last_whole(self.directory / "checkpoints", _log.warning)
+        state = _saved(last, self.recorder.config)
         self.version = self.saved = state["iteration"]
         _log.warning("%s; all members start anew, and go on after iteration %d", lost.brief, self.version)
         if self.overlapped is not None:
@@ -108,8 +108,6 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
     device = choose_device(config.device)
     profile = read_profile(config.runtime.profile) if config.runtime.profile is not None else None
     base = resolve_checkpoint(config.policy.checkpoint).resolve()
-    last = last_checkpoint(config.output / config.name)
-    state, start = load_trainer(last) if last else None, _start(last, base)
     machine = machine_of(device)
     placement = place(config, machine) if config.runtime.address is None else None
     console = RunConsole(config.name, config.iterations)
@@ -121,8 +119,10 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
             console.message(describe_memory(Plan(config, placement, outline_policy(base, config.policy))))
 
     with ExitStack() as opened:
-        if last is not None:
-            opened.enter_context(lock_run_directory(config.output / config.name))
+        directory = opened.enter_context(hold_run_directory(config, console.message))
+        last = last_whole(directory / "checkpoints", console.message)
+        state, start = _saved(last, config), _start(last, base)
+        version: int = state["iteration"]
         cluster: Cluster | None = None
         if placement is not None and placement.alone:
             announce(placement)
@@ -130,43 +130,49 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
             assert member.crew is not None
             member.begin(member.crew.spec.state_dim)
             player, trainer = member.player, member.trainer
-            if state is not None:
-                member.load_state_dict(state)
+            if last is not None:
+                member.load_state_dict(state, last)
         else:
             from treadle.runtime.cluster import run as processes
 
             cluster = opened.enter_context(processes.Cluster(config, machine, start, announce))
             player, trainer = cluster.players, cluster.trainer
-            if last is not None and state is not None:
-                cluster.go_on(last, state["iteration"])
+            if last is not None:
+                cluster.go_on(last, version)
         overlapped = None
         if config.overlap != "none":
             player = overlapped = OverlappedPlayers(player, config)
             opened.callback(overlapped.close)
-            overlapped.begin(state["iteration"] if state else 0, _published(trainer, state))
+            overlapped.begin(version, _published(trainer, state))
         # Only now: if checkpoint or simulator cannot be used, no folder is left behind.
-        directory = create_run_directory(config)
-        if last is None:
-            opened.enter_context(lock_run_directory(directory))
+        claim_run_directory(directory, config)
         if profile is not None:
             whole = cluster.team.placement if cluster is not None else placement
             assert whole is not None
             write_prediction(directory, config, whole, profile)
         recorder = Recorder(config, directory, trainer.alarms, console)
         evaluator = Evaluator(config, directory, player, console)
-        version = 0
-        if state is not None:
-            version = state["iteration"]
-            recorder.load_state_dict(state["recorder"], version)
+        recorder.load_state_dict(state["recorder"], version)
+        # Its tensors are not needed any more.
+        del state
         write_machine(directory, str(device))
         opened.enter_context(recorder)
         yield Run(directory, base, version, version, player, trainer, evaluator, recorder, cluster, overlapped)
 
 
-def last_checkpoint(directory: Path) -> Path | None:
-    """The last checkpoint of a run, None before there is one."""
-    checkpoints = list_checkpoints(directory.resolve() / "checkpoints")
-    return checkpoints[-1] if checkpoints else None
+def _saved(checkpoint: Path | None, config: TrainConfig) -> dict[str, Any]:
+    """The state in a checkpoint, or of a run that begins. Raises CheckpointError, ConfigError."""
+    if checkpoint is None:
+        return {"iteration": 0, "recorder": {"elapsed": 0.0, "control_steps": 0}}
+    state = load_trainer(checkpoint)
+    if missing := {"player", "recorder", "algorithm", "average"} - state.keys():
+        raise CheckpointError(f"{checkpoint / TRAINER}: no {', '.join(sorted(missing))}; it is of another program")
+    if state["iteration"] > config.iterations:
+        raise ConfigError(
+            f"iterations: found {config.iterations}; this run has had {state['iteration']}, which no setting undoes: "
+            f"use iterations={state['iteration']} or more, or begin anew under another name=..."
+        )
+    return state
 
 
 def _start(checkpoint: Path | None, base: Path) -> Start:

@@ -12,15 +12,17 @@ from torch import nn
 from treadle.config.schema import TrainConfig
 from treadle.cores import usable_cores
 from treadle.devices import prepare_cpu
-from treadle.errors import ConfigError
+from treadle.errors import CheckpointError, ConfigError
 from treadle.policies.critic import Critic, NoCritic, PrivilegedCritic, ValueHeadCritic
 from treadle.policies.load import load_configured
 from treadle.policies.protocol import Policy
+from treadle.reading import library
 from treadle.runtime.placement import CPU, Placement, ProcessPlace
 from treadle.runtime.player import Player, check_decisions
 from treadle.runtime.trainer import Trainer
 from treadle.runtime.weights import twin
 from treadle.training.algorithm import Training
+from treadle.training.checkpoints import TRAINER
 from treadle.training.finetuning import load_trainable
 from treadle.training.ranks import ALONE, ProcessRanks, Ranks
 from treadle.training.sharding import shard_policy
@@ -141,12 +143,21 @@ class Member:
             training = Training(self.policy, critic, config, self.device, load_reference, ranks)
             self._trainer = Trainer(training, shared=shared and not copied, copied=copied)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a run's state; the policy has its saved weights already."""
-        if self._trainer is not None:
-            self._trainer.load_state_dict(state)
-        if self._player is not None:
-            self._player.load_state_dict(state["player"], state["iteration"])
+    def load_state_dict(self, state: dict[str, Any], checkpoint: Path) -> None:
+        """Go on from the state in a run's checkpoint, whose policy is loaded already. Raises CheckpointError for the
+        state of another run.
+        """
+        path = checkpoint / TRAINER
+        try:
+            with library(path, CheckpointError, "the state of this run"):
+                if self._trainer is not None:
+                    self._trainer.load_state_dict(state)
+                if self._player is not None:
+                    self._player.load_state_dict(state["player"], state["iteration"])
+        except CheckpointError as error:
+            # What holds a part of the state does not know the file.
+            named = str(error).startswith(str(path))
+            raise error if named else CheckpointError(f"{path}: {error}") from error
 
     def _open_simulators(self, placement: Placement) -> None:
         config, place, machines = self._config, self.place.player, placement.machines
@@ -163,6 +174,8 @@ class Member:
         )
         self.crew = self._exit.enter_context(Crew(plan))
         check_dimensions(self.crew, self.policy.action_dim)
+        for suite in config.evaluation.suites:
+            self.crew.count(suite, "evaluation")
 
 
 def build_critic(config: TrainConfig, policy: Policy, state_dim: int, device: torch.device) -> Critic:

@@ -1,5 +1,6 @@
 """The supervised stage: perception from rendered scenes, then imitation of demonstrations."""
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from treadle.config.loading import resolve_checkpoint
-from treadle.config.run_directory import create_run_directory, lock_run_directory
+from treadle.config.run_directory import claim_run_directory, hold_run_directory
 from treadle.config.schema import FineTuningConfig, SupervisedConfig
 from treadle.data.demonstrations import Demonstrations, read_demonstrations
 from treadle.devices import choose_device, computes_bfloat16, prepare_cpu
@@ -38,6 +39,8 @@ from treadle.training.finetuning import load_trainable
 from treadle.workers import queries
 from treadle.workers.crew import Crew
 from treadle.workers.plan import plan_crew
+
+_log = logging.getLogger(__name__)
 
 REPORT_EVERY = 50
 """Steps between two lines of metrics."""
@@ -99,11 +102,13 @@ def train_supervised(config: SupervisedConfig) -> Path:
     for name in (config.checkpoint, config.grounding.towers):
         if name is not None:
             resolve_checkpoint(name)
-    directory = create_run_directory(config)
     plan = plan_crew(config.simulator, config.collection, accelerated=device.type != "cpu")
-    with lock_run_directory(directory), Crew(plan) as crew:
-        write_machine(directory, str(device))
+    with hold_run_directory(config, _log.warning) as directory, Crew(plan) as crew:
+        for suite in config.evaluation.suites:
+            crew.count(suite, "evaluation")
         _check_vision(crew, config)
+        claim_run_directory(directory, config)
+        write_machine(directory, str(device))
         with _open_run(config, directory, device, crew) as run:
             report = _train(run)
     # The curves and the report of the evaluation.

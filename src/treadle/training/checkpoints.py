@@ -1,6 +1,7 @@
 """Checkpoints of a run: the policy as a Hugging Face directory, and beside it the state that a resumed run needs.
 
-`trainer.pt` holds that state, but for tensors that are divided among ranks: each rank writes its rows of them into a
+`checksums.json` says how long each file is and what it holds, so that a checkpoint that is not whole is not used.
+`trainer.pt` holds the state, but for tensors that are divided among ranks: each rank writes its rows of them into a
 file of its own, and any number of ranks reads the rows that it needs. So no process ever holds the whole. It is not
 torch's distributed checkpoint, because reading one runs whatever its pickled metadata says, and because its waits have
 no deadline that names a rank.
@@ -14,30 +15,29 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from treadle.config.section import Natural, NonNegative
 from treadle.errors import CheckpointError, OutputError
-from treadle.files import replace_directory
+from treadle.files import cannot_write, replace_directory, sha256, write_atomically
 from treadle.policies.protocol import Policy
 from treadle.policies.tensors import load_plain
-from treadle.tables import LooseTable, read_table
+from treadle.training.checksums import check_whole, write_checksums
 from treadle.training.parts import join_state, map_tensors, part_path, read_parts, split_state, write_part
 from treadle.training.ranks import ALONE, Ranks
 from treadle.training.saving import savable
 from treadle.training.shards import Shard
+from treadle.training.state import FORMAT, check_state, checkpoint_name
 
 TRAINER = "trainer.pt"
 UNFINISHED = ".saving-"
 """Prefix of a folder that is being written; a killed run may leave one."""
-FAILED = ".failed"
-"""Suffix of the file by which a rank says that it could not write its part."""
-FORMAT = 3
-"""The format of a trainer's state. It counts up when older runs can no longer be resumed."""
+BROKEN = "not-whole-"
+"""Prefix of a folder that was set aside."""
+FAILED, SUM = ".failed", ".sha256"
+"""Suffixes of the files by which a rank says that it could not write its part, or that it has, with its checksum."""
 KEEP = 2
 """How many of the latest checkpoints stay on disk."""
 
@@ -70,7 +70,7 @@ class CheckpointWriter:
             RankError: A rank does not come.
         """
         self.finish()
-        target = directory / f"iteration-{iteration:06d}"
+        target = directory / checkpoint_name(iteration)
         temporary = self._make_folder(directory)
         try:
             write = self._writing(temporary, target, policy, {"format": FORMAT, "iteration": iteration, **state})
@@ -122,7 +122,7 @@ class CheckpointWriter:
                 if rank == 0:
                     saved.save(temporary / "policy", merge=False)
                     torch.save({"parts": parts, **plain}, temporary / TRAINER)
-                    _await_parts(temporary, parts, self._deadline)
+                    write_checksums(temporary, _await_parts(temporary, parts, self._deadline))
                     _put_in_place(temporary, target)
             except (OSError, RuntimeError) as error:
                 # torch.save reports a full disk as a RuntimeError of its zip writer.
@@ -138,19 +138,21 @@ def _write_part(folder: Path, rank: int, count: int, shards: dict[str, Shard]) -
     path = part_path(folder, rank, count)
     try:
         write_part(path, shards)
-    except OSError as error:
+        # Each rank reads its own part, so that rank 0 need not read all of them.
+        write_atomically(path.with_suffix(SUM), sha256(path))
+    except (OSError, OutputError) as error:
         # So that rank 0 does not wait for the file; it may fail on a full disk too.
         with suppress(OSError):
             path.with_suffix(FAILED).write_text(str(error))
         raise
 
 
-def _await_parts(folder: Path, count: int, deadline: float) -> None:
-    """Wait for the files of other ranks. Raises OSError."""
-    end = time.monotonic() + deadline
+def _await_parts(folder: Path, count: int, deadline: float) -> dict[str, str]:
+    """Wait for the files of other ranks; returns the checksum of each by its name. Raises OSError."""
+    end, sums = time.monotonic() + deadline, dict[str, str]()
     for rank in range(count):
         path = part_path(folder, rank, count)
-        while not path.exists():
+        while not path.with_suffix(SUM).exists():
             if path.with_suffix(FAILED).exists():
                 raise OSError(f"rank {rank} could not write its part: {path.with_suffix(FAILED).read_text()}")
             if time.monotonic() > end:
@@ -158,6 +160,10 @@ def _await_parts(folder: Path, count: int, deadline: float) -> None:
                     f"{path.name} of rank {rank} was not there within {deadline:g} s; all ranks need to see one folder"
                 )
             time.sleep(0.02)
+        sums[path.name] = path.with_suffix(SUM).read_text()
+    for left in folder.glob(f"*{SUM}"):
+        left.unlink()
+    return sums
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
@@ -177,7 +183,43 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """Checkpoints from the oldest to the latest."""
-    return sorted(directory.glob("iteration-*"))
+    return sorted(path for path in directory.glob("iteration-*") if path.is_dir())
+
+
+def last_whole(directory: Path, say: Callable[[str], None]) -> Path | None:
+    """The latest checkpoint whose files are as they were written, None before there is any. Later ones that are not are
+    set aside under another name, and `say` is told which and why.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none is whole.
+        OutputError: One cannot be set aside.
+    """
+    reasons: list[str] = []
+    for checkpoint in reversed(found := list_checkpoints(directory)):
+        try:
+            check_whole(checkpoint)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        for broken, reason in zip(reversed(found), reasons, strict=False):
+            moved = _set_aside(broken)
+            say(f"warning: {reason}: that checkpoint is not whole, and is now {moved}; going on from {checkpoint.name}")
+        return checkpoint
+    if reasons:
+        raise CheckpointError(
+            f"{reasons[0]}: that checkpoint is not whole, and none before it is; begin anew under another name=..., "
+            f"or remove {directory.parent}"
+        )
+    return None
+
+
+def _set_aside(checkpoint: Path) -> Path:
+    try:
+        moved = Path(tempfile.mkdtemp(prefix=f"{BROKEN}{checkpoint.name}-", dir=checkpoint.parent))
+        checkpoint.replace(moved)
+    except OSError as error:
+        raise cannot_write(checkpoint, error) from error
+    return moved
 
 
 def load_trainer(checkpoint: Path) -> dict[str, Any]:
@@ -185,43 +227,11 @@ def load_trainer(checkpoint: Path) -> dict[str, Any]:
     any number of ranks reads its rows of. Only tensors and plain data are unpickled.
 
     Raises:
-        CheckpointError: A file is missing or corrupt.
+        CheckpointError: A file is missing or corrupt, or is of something else.
     """
     path = checkpoint / TRAINER
     advice = f"; remove {checkpoint} to resume from the one before"
     state = load_plain(path, advice=advice)
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not the state of a trainer{advice}")
-    _current(state, checkpoint)
-    found = read_table(TrainerState, {name: state[name] for name in TrainerState.model_fields if name in state}, path)
+    parts = check_state(state, path, advice).parts
     del state["parts"]
-    return join_state(state, read_parts(checkpoint, found.parts)) if found.parts else state
-
-
-class RecorderState(LooseTable):
-    """What a recorder goes on from."""
-
-    elapsed: NonNegative
-    control_steps: Natural
-
-
-class TrainerState(LooseTable):
-    """What every trainer's state has; algorithms and players know their own parts."""
-
-    parts: Annotated[int, Field(ge=0, le=2**16)]
-    iteration: Natural
-    algorithm: dict[Any, Any] = {}
-    average: dict[Any, Any] = {}
-    player: dict[Any, Any] = {}
-    recorder: RecorderState | None = None
-
-
-def _current(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """Raises CheckpointError for the state of another version of Treadle."""
-    if state.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{checkpoint / TRAINER}: found format {state.get('format', 1)}, this version of Treadle goes on from "
-            f"format {FORMAT}; finish the run with the version that began it, or begin anew under another name=... "
-            f"with policy.checkpoint={checkpoint / 'policy'}"
-        )
-    return state
+    return join_state(state, read_parts(checkpoint, parts)) if parts else state

@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from treadle.errors import CheckpointError
 from treadle.training.shards import as_state, from_state, is_sharded, own_rows
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter that has had a step, beside their count."""
 
 
 class MasterAdamW(torch.optim.AdamW):
@@ -122,20 +126,25 @@ class MasterAdamW(torch.optim.AdamW):
         return {**found, "masters": [as_state(master, parameter) for parameter, master in self._masters()]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`, of any number of ranks; its masters replace those made from the parameters.
+        """Go on from `state_dict`, of any number of ranks; its masters replace those made from the parameters. Settings
+        stay as they are here.
 
         Raises:
-            CheckpointError: It is of parameters of other shapes.
+            CheckpointError: It is of other parameters.
         """
         self.restore()
         self._hosts.clear()
         state = dict(state_dict)
         masters = state.pop("masters", [])
+        own = super().state_dict()["param_groups"]
+        if [group["params"] for group in own] != [group["params"] for group in state["param_groups"]]:
+            raise CheckpointError("the optimizer's state is of another number of parameters than are trained here")
+        state["param_groups"] = own
+        for index, held in state["state"].items():
+            if held.keys() != {"step", *_MOMENTS} or not isinstance(held["step"], Tensor):
+                raise CheckpointError(f"the optimizer's state of parameter {index} is not step, {', '.join(_MOMENTS)}")
         state["state"] = {
-            index: {
-                name: from_state(x, self._given[index]) if len(getattr(x, "shape", ())) else x
-                for name, x in held.items()
-            }
+            index: held | {name: from_state(held[name], self._given[index]) for name in _MOMENTS}
             for index, held in state["state"].items()
         }
         super().load_state_dict(state)

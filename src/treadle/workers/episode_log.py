@@ -77,15 +77,18 @@ class EpisodeLog:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from `state`. Raises ValueError for one that does not fit: other slots, longer episodes."""
+        counts = (len(state["episodes"]), len(state["upcoming"]), len(self.scenarios))
+        if len(set(counts)) > 1:
+            raise ValueError(f"episodes of {counts[0]} slots, scenarios of {counts[1]}; there are {counts[2]} slots")
         for slot, saved in enumerate(state["episodes"]):
             self.playing[slot] = saved is not None
             self.scenarios[slot] = None if saved is None else Scenario(**saved["scenario"])
             self.elapsed[slot] = 0 if saved is None else len(saved["actions"])
             if saved is not None:
                 self.keys[slot] = saved["key"]
-                if saved["actions"]:
-                    self._actions[slot, : self.elapsed[slot]] = saved["actions"]
+                actions = np.array(saved["actions"], np.float32).reshape(-1, self._actions.shape[2])
+                self._actions[slot, : self.elapsed[slot]] = actions
         self.upcoming = [
             deque(Assignment(Entry(suite, split, index), key) for suite, split, index, key in queue)
             for queue in state["upcoming"]

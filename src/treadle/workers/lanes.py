@@ -90,6 +90,8 @@ class Lanes:
         self._reports: list[dict[int, tuple[int, Report]]] = [{} for _ in self.rows]
         """Reports of each lane's parts so far, with the worker, by first slot."""
         self._arrived: list[int] = []
+        self._moved = False
+        """Slots are elsewhere than the workers have them."""
         self.buffer = self._enter()
 
     def __len__(self) -> int:
@@ -116,11 +118,15 @@ class Lanes:
         return noise_key(self._log.keys[rows], self._log.elapsed[rows] // self._chunk)
 
     def resume(self) -> None:
-        """Go on where these lanes were, if the crew has played for others since."""
+        """Go on where these lanes were, if the crew has played for others since, or a state was loaded: unfinished
+        episodes repeat the actions that they had played. Raises as `Crew.receive`.
+        """
         if self.crew.session is not self._session:
             self.buffer = self._enter()
-            if self.started:
-                self._restore()
+            self._moved = self._moved or self.started
+        if self._moved:
+            self._restore()
+            self._moved = False
 
     def feed(self) -> None:
         """Let every slot ask the source again: it has more to give."""
@@ -154,10 +160,12 @@ class Lanes:
         return {**self._log.state_dict(), "source": self.source.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, with any number of lanes; unfinished episodes repeat the actions that they had played."""
+        """Go on from `state`, with any number of lanes, once they are resumed. Raises ValueError for one that does not
+        fit.
+        """
         self._log.load_state_dict(state)
         self.source.load_state_dict(state["source"])
-        self._restore()
+        self._moved = True
 
     def _enter(self) -> SharedBuffer:
         return self.crew.enter(self._session, self._chunk, self._log)

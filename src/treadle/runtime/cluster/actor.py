@@ -143,7 +143,7 @@ class MemberActor:
 
     def load(self, checkpoint: Path) -> None:
         """Go on from the state in a checkpoint, whose policy is loaded already."""
-        self._here.load_state_dict(load_trainer(checkpoint))
+        self._here.load_state_dict(load_trainer(checkpoint), checkpoint)
 
     def load_player(self, state: dict[str, Any], version: int) -> None:
         """Go on from the state of all slots."""

@@ -1,5 +1,6 @@
 """Proximal policy optimisation (Schulman et al. 2017), and GRPO, which is the same update on other advantages."""
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from treadle.algorithms.reference import adapt_coefficient
 from treadle.config.on_policy import OnPolicyConfig
 from treadle.data.rollout import Rollout
 from treadle.data.span import Stopwatch
-from treadle.errors import ConfigError, DivergenceError
+from treadle.errors import CheckpointError, ConfigError, DivergenceError
 from treadle.policies.protocol import Policy
 from treadle.training.algorithm import Algorithm, Training
 from treadle.training.health import check_finite, check_gradients, check_rollouts
@@ -274,7 +275,10 @@ class PPO(Algorithm):
         self.optimizer.load_state_dict(state["optimizer"])
         if isinstance(self.critic, nn.Module):
             self.critic.load_state_dict(state["critic"])
-        self._set_reference_coefficient(state["reference_coefficient"])
+        coefficient = state["reference_coefficient"]
+        if not isinstance(coefficient, float) or not 0 <= coefficient < math.inf:
+            raise CheckpointError(f"reference_coefficient: found {coefficient!r}; allowed: a number from 0")
+        self._set_reference_coefficient(coefficient)
 
 
 def _trained_dimensions(frozen: Sequence[int], policy: Policy) -> Tensor:
