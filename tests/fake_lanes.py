@@ -36,8 +36,10 @@ class Plan:
 
 
 def plan(slots: int = 7, *, target: str = "DelayedSimulator", **fields: Any) -> Plan:
-    """Fields of the crew and of what is needed; `delays`, `trouble`, `once` and `after` are the simulator's own."""
-    options = {name: fields.pop(name) for name in ("delays", "trouble", "once", "after", "scripts") if name in fields}
+    """Fields of the crew and of what is needed; `delays`, `trouble`, `once`, `after`, `family` are the simulator's."""
+    options = {
+        name: fields.pop(name) for name in ("delays", "trouble", "once", "after", "scripts", "family") if name in fields
+    }
     needs = {
         name: fields.pop(name)
         for name in ("partial_reset", "group_size", "keep_final", "next_inputs")

@@ -6,11 +6,13 @@ Shapes: n slots addressed, C actions of a chunk.
 import ctypes
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -251,3 +253,17 @@ class AllocatingSimulator(FakeSimulator):
         for address in addresses:
             self.library.memset(address, 1, size)
         return addresses
+
+
+class FamilySimulator(DelayedSimulator):
+    """It has processes of its own, one forked and one started, and notes their numbers in the folder `family`."""
+
+    def __init__(self, slots: int, *, family: str, **settings: Any) -> None:
+        super().__init__(slots, **settings)
+        forked = os.fork()
+        if not forked:
+            time.sleep(600)
+            os._exit(0)
+        started = subprocess.Popen(["sleep", "600"], close_fds=False)
+        for number in (forked, started.pid):
+            (Path(family) / str(number)).touch()

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -219,7 +220,7 @@ def _simulator(name: str) -> Check:
             out, said = process.communicate(timeout=PROBE_SECONDS)
         except subprocess.TimeoutExpired:
             # Its workers end with it. `-P`: modules of the current folder are not imported in place of installed ones.
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             return Check(title, "missing", f"no answer in {PROBE_SECONDS:.0f} s", _again(name), core)
     if process.returncode == 0:
         return Check(title, "works", json.loads(out.splitlines()[-1])["detail"], core=core)

@@ -3,6 +3,9 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +96,57 @@ def test_no_memory_stays_with_replaced_workers(tmp_path: Path):
     collect(plan(lanes=2, workers=2, kind="processes", trouble=bad, once=str(tmp_path)))
     assert set(Path("/dev/shm").iterdir()) == shared
     assert psutil.Process().num_fds() <= before
+
+
+def alive(folder: Path, wait: float = 0.0) -> list[int]:
+    """Processes that are noted in a folder, and have not ended, also when they are given time."""
+    end = time.monotonic() + wait
+    while True:
+        numbers = [int(path.name) for path in folder.iterdir()]
+        left = [n for n in numbers if psutil.pid_exists(n) and psutil.Process(n).status() != psutil.STATUS_ZOMBIE]
+        if not left or time.monotonic() >= end:
+            return left
+        time.sleep(0.05)
+
+
+def test_the_end_of_a_worker_is_seen_and_takes_its_family_with_it(undisturbed, tmp_path: Path):
+    """A process that the simulator forked holds the worker's connection open."""
+    family, once = tmp_path / "family", tmp_path / "once"
+    family.mkdir()
+    once.mkdir()
+    chosen = plan(
+        target="FamilySimulator", kind="processes", trouble={5: "die"}, once=str(once), after=2, family=str(family)
+    )
+    policy: Any = FakePolicy()
+    with opened(chosen) as (lanes, stream):
+        collector = make_collector(lanes, stream, policy)
+        rollouts = [collector.collect(count, version=i) for i, count in enumerate((4, 3))]
+        assert lanes.crew.restarts == 1
+        assert len(list(family.iterdir())) == 4, "two of each worker"
+        assert len(alive(family)) == 2
+    for one, other in zip(undisturbed, rollouts, strict=True):
+        assert_same(one, other)
+    assert not alive(family, wait=30)
+
+
+FAMILY = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from fake_lanes import plan, opened
+with opened(plan(target="FamilySimulator", kind="processes", family={family!r})) as (lanes, _):
+    print(*lanes.crew.pids, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_nothing_outlives_a_trainer_that_is_killed(tmp_path: Path):
+    code = FAMILY.format(tests=str(Path(__file__).parents[1]), family=str(tmp_path))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env) as trainer:
+        assert trainer.stdout is not None
+        workers = [psutil.Process(int(pid)) for pid in trainer.stdout.readline().split()]
+        assert len(workers) == 1
+        assert len(alive(tmp_path)) == 2
+        trainer.kill()
+        assert not psutil.wait_procs(workers, timeout=30)[1]
+    assert not alive(tmp_path, wait=30)

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -85,11 +86,19 @@ class CheckpointWriter:
         return target
 
     def finish(self) -> None:
-        """Wait until everything is written. Raises OutputError on all ranks where it was not."""
+        """Wait until everything is written. Raises OutputError on all ranks where it was not, or not within the
+        deadline.
+        """
         pending, self._pending = self._pending, None
         if pending is not None:
             with self._ranks.together(OutputError):
-                pending.result()
+                try:
+                    pending.result(self._deadline)
+                except FutureTimeoutError:
+                    raise OutputError(
+                        f"a checkpoint was not written within {self._deadline:g} s; see whether its disk answers, or "
+                        "raise runtime.timeout"
+                    ) from None
 
     def _make_folder(self, directory: Path) -> Path:
         """An empty folder, the same on all ranks; what killed runs left is swept away."""

@@ -201,8 +201,13 @@ class Crew:
         cores = share_devices(plan.cores, worker, self.workers)
         gpus = share_devices(plan.gpus, worker, self.workers)
         worker_plan = WorkerPlan(name, plan.factory, self.parts[worker], cores, gpus)
-        handle = ThreadWorker(worker_plan) if self._memory is None else ProcessWorker(worker_plan, self._memory)
-        self._inbox.register(handle.connection, selectors.EVENT_READ, handle)
+        handle = (
+            ThreadWorker(worker_plan)
+            if self._memory is None
+            else ProcessWorker(worker_plan, self._memory, plan.timeout)
+        )
+        for source in handle.listened:
+            self._inbox.register(source, selectors.EVENT_READ, handle)
         return handle
 
     def _ask(self, worker: int, message: Play | Restore | Call) -> int:
@@ -262,7 +267,8 @@ class Crew:
 
     def _hear(self, timeout: float) -> list[tuple[WorkerHandle, Any]]:
         """Messages since the last call, one a worker. If there are none, it waits up to `timeout` seconds for one."""
-        return [(ready.data, ready.data.hear()) for ready, _ in self._inbox.select(timeout)]
+        ready = dict.fromkeys(key.data for key, _ in self._inbox.select(timeout))
+        return [(handle, handle.hear()) for handle in ready]
 
     def _present(self, heard: list[tuple[WorkerHandle, Any]]) -> Iterator[tuple[int, Any]]:
         """Messages by worker; the end of a worker becomes a failure. It goes one by one: once a worker was replaced for
@@ -317,7 +323,8 @@ class Crew:
             failure.throw(". Its scripted expert is lost with it; start over")
         self.restarts += 1
         _log.warning("%s. Its slots restart with their scenarios", failure.message)
-        self._inbox.unregister(self._handles[worker].connection)
+        for source in self._handles[worker].listened:
+            self._inbox.unregister(source)
         self._handles[worker].stop(time.monotonic())
         self._handles[worker] = handle = self._start(worker)
         self._heard[worker] = time.monotonic()

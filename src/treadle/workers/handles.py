@@ -22,12 +22,15 @@ from typing import Any
 from treadle.environments.interpreter import Interpreter
 from treadle.errors import SimulatorError
 from treadle.workers.buffer import BufferShape, SharedBuffer, SharedFile
+from treadle.workers.link import Link
 from treadle.workers.messages import Enter, Session, WorkerPlan
 from treadle.workers.worker import serve
 
 GONE = object()
 """The message of a worker whose side is closed."""
 
+_REAPING = 5.0
+"""Seconds that the system has to end a process that was killed."""
 _LAUNCH = Path(__file__).with_name("launch.py")
 
 
@@ -63,9 +66,11 @@ class WorkerHandle(ABC):
     replaceable: bool
     """Whether it can be ended while it is busy."""
 
-    def __init__(self, plan: WorkerPlan, connection: Connection | ThreadConnection) -> None:
+    def __init__(self, plan: WorkerPlan, connection: Link | ThreadConnection) -> None:
         self.plan = plan
         self.connection = connection
+        self.listened: tuple[Any, ...] = (connection,)
+        """What to wait for before `hear`: its messages, and its end."""
         self._waiting: list[Any] | None = []
         """Messages for after its hello: until then it does not read, and a full pipe would block."""
 
@@ -91,7 +96,7 @@ class WorkerHandle(ABC):
         self._send(None)
 
     def hear(self) -> Any:
-        """The next message of the worker; it waits for one."""
+        """The next message of the worker, once one of those it listens to is ready."""
         try:
             return self.connection.recv()
         except (EOFError, ConnectionError):
@@ -153,7 +158,8 @@ class ThreadWorker(WorkerHandle):
 
 
 class ProcessWorker(WorkerHandle):
-    """A worker in its own process, in the simulator's interpreter. It ends when this process ends, however that is.
+    """A worker in its own process, in the simulator's interpreter. It has a process group of its own, with whatever its
+    simulator starts, which ends as a whole: when the worker ends, and when this process ends, however that is.
 
     Its libraries take as many threads as its simulator, unless environment variables here say otherwise.
     Raises SimulatorError if the interpreter cannot be started.
@@ -161,10 +167,14 @@ class ProcessWorker(WorkerHandle):
 
     replaceable = True
 
-    def __init__(self, plan: WorkerPlan, memory: SharedFile) -> None:
+    def __init__(self, plan: WorkerPlan, memory: SharedFile, timeout: float) -> None:
         connection, theirs = Pipe()
-        super().__init__(plan, connection)
-        threads, files = plan.factory.options.get("threads"), (theirs.fileno(), memory.number)
+        super().__init__(plan, Link(connection, timeout))
+        self._fault = ""
+        """What it did wrong that is not seen from how it ended."""
+        # Closed with this process: then the system itself kills the group.
+        watched, self._lifeline = os.pipe()
+        threads, files = plan.factory.options.get("threads"), (theirs.fileno(), memory.number, watched)
         chosen = plan.factory.interpreter or Interpreter(sys.executable)
         limits = {} if threads is None else thread_limits(threads)
         seen = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, plan.gpus))} if plan.gpus else {}
@@ -185,9 +195,15 @@ class ProcessWorker(WorkerHandle):
             )
         except OSError as error:
             self.connection.close()
+            os.close(self._lifeline)
             raise SimulatorError(f"cannot start {chosen.python}: {error.strerror}; check simulator.python") from error
         finally:
             theirs.close()
+            os.close(watched)
+        # A process that a simulator has forked holds its connection too, so the end of the worker is watched itself.
+        self._end = os.pidfd_open(self._process.pid) if sys.platform == "linux" else -1
+        if self._end >= 0:
+            self.listened = (self.connection, self._end)
         self._send(plan)
 
     @property
@@ -195,8 +211,21 @@ class ProcessWorker(WorkerHandle):
         """The process."""
         return self._process.pid
 
+    def hear(self) -> Any:
+        """See `WorkerHandle.hear`. One that does not end its message, or does not read, is as good as gone."""
+        assert isinstance(self.connection, Link)
+        if not self.connection.ready():
+            return GONE
+        try:
+            return super().hear()
+        except TimeoutError as error:
+            self._give_up(error)
+            return GONE
+
     def ending(self) -> str:
         """See `WorkerHandle.ending`."""
+        if self._fault:
+            return self._fault
         try:
             code = self._process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -214,15 +243,37 @@ class ProcessWorker(WorkerHandle):
 
     def stop(self, deadline: float) -> None:
         """See `WorkerHandle.stop`."""
+        if self._end < 0 and self._lifeline < 0:
+            return
         try:
-            self._process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            pass
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(max(0.0, deadline - time.monotonic()))
         finally:
-            if self._process.poll() is None:
-                self._process.kill()
-                self._process.wait()
+            self._kill()
+            with suppress(subprocess.TimeoutExpired):
+                # The system may still be busy with it, as with a disk that does not answer.
+                self._process.wait(_REAPING)
             self.connection.close()
+            for number in (self._lifeline, self._end):
+                if number >= 0:
+                    os.close(number)
+            self._lifeline = self._end = -1
+
+    def _send(self, message: Any) -> None:
+        try:
+            super()._send(message)
+        except TimeoutError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: TimeoutError) -> None:
+        self.dump_stack()
+        self._fault = f"{error}, and was killed; where it stood is on stderr"
+        self._kill()
+
+    def _kill(self) -> None:
+        """End the worker, and all that it has started."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def thread_limits(threads: int) -> dict[str, str]:

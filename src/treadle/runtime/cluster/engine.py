@@ -107,7 +107,10 @@ class Engine:
         _ray().shutdown()
         if self._guardian is not None:
             # It removes the folder once the last process has ended.
-            self._guardian.communicate()
+            try:
+                self._guardian.communicate(timeout=_REACH)
+            except subprocess.TimeoutExpired:
+                self._guardian.kill()
         elif self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -224,7 +227,10 @@ class Engine:
     ) -> dict[Handle, Any]:
         """What each call returns. Raises MemberLostError, which names every member that is lost."""
         exceptions = _ray("exceptions")
-        losses = (exceptions.RayActorError, exceptions.RaySystemError, exceptions.ObjectLostError)
+        losses = (
+            *(exceptions.RayActorError, exceptions.RaySystemError),
+            *(exceptions.ObjectLostError, exceptions.GetTimeoutError),
+        )
         deadline = time.monotonic() + self._config.runtime.timeout
         found: dict[Handle, Any] = {}
         lost: dict[Handle, str] = {}
@@ -233,7 +239,7 @@ class Engine:
             ready, _ = _ray().wait(list(left.values()), num_returns=len(left), timeout=_POLL, fetch_local=True)
             for handle in [handle for handle, call in left.items() if call in ready]:
                 try:
-                    found[handle] = _ray().get(left.pop(handle))
+                    found[handle] = _ray().get(left.pop(handle), timeout=self._config.runtime.timeout)
                 except losses as error:
                     lost[handle] = (
                         "cannot be reached" if isinstance(error, exceptions.ActorUnavailableError) else "has died"
