@@ -60,6 +60,14 @@ class VersionError(TreadleError):
     """Decisions of other weights than those that the trainer has; names both versions."""
 
 
+class ExhaustedError(TreadleError):
+    """Too little memory; names the settings to change."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asked to end, by SIGTERM."""
+
+
 class DivergenceError(TreadleError):
     """A loss or gradient that is not finite; names the tensor. The last checkpoint is good."""
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from treadle.config.schema import (
 )
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult
-from treadle.errors import CheckpointError, ConfigError, DivergenceError, OutputError
+from treadle.errors import CheckpointError, ConfigError, DivergenceError, ExhaustedError, OutputError, Terminated
 from treadle.policies import load_policy
 from treadle.reporting.metrics import read_metrics
+from treadle.runtime import recorder
 from treadle.runtime.build import open_run
 from treadle.runtime.evaluator import Evaluator
 from treadle.runtime.loop import train
@@ -261,6 +263,69 @@ def test_the_second_ctrl_c_stops_at_once(tmp_path: Path, checkpoint: Path, monke
         train(run_config(tmp_path, checkpoint))
     assert len(read_metrics(tmp_path / "run")) == 1
     assert not list_checkpoints(tmp_path / "run" / "checkpoints")
+
+
+def test_sigterm_saves_and_ends(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
+    interrupt_at(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Terminated):
+        train(run_config(tmp_path, checkpoint))
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["iteration-000002"]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_sigterm_does_not_wait_longer_than_its_budget(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(recorder, "BUDGET", 0.2)
+
+    def end_and_hang() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    interrupt_at(monkeypatch, 1, end_and_hang)
+    with pytest.raises(Terminated):
+        train(run_config(tmp_path, checkpoint, save_every=1))
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["iteration-000001"]
+    said = capsys.readouterr().out
+    assert "SIGTERM: stopping after this iteration, or in 0.2 s at the latest" in said
+    assert "the iteration took more than 0.2 s; the last checkpoint is whole" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_stops_the_evaluation_of_the_base_is_said(
+    tmp_path: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+):
+    monkeypatch.setattr(Evaluator, "evaluate", lambda *_: os.kill(os.getpid(), number) or time.sleep(60))
+    with pytest.raises(KeyboardInterrupt):
+        train(run_config(tmp_path, checkpoint))
+    assert "stopped while the base was measured; the same command goes on" in capsys.readouterr().out
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_out_of_memory_names_what_to_lower(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    def fail() -> None:
+        raise error
+
+    interrupt_at(monkeypatch, 0, fail)
+    with pytest.raises(ExhaustedError, match=r"out of memory while training: .*algorithm.micro_batch=2 \(now 5\)"):
+        train(run_config(tmp_path, checkpoint))
 
 
 def test_a_full_disk_keeps_the_earlier_checkpoint_and_its_lines(

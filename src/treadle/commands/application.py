@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from treadle.errors import TreadleError
+from treadle.errors import Terminated, TreadleError
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and SIGTERM, as shells have them."""
 
 
 class Application(TyperGroup):
@@ -25,7 +25,7 @@ class Application(TyperGroup):
             Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
-            raise typer.Exit(INTERRUPTED) from error
+            raise typer.Exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED) from error
 
 
 class CommandWithKeys(TyperCommand):

@@ -20,6 +20,7 @@ from treadle.policies.protocol import Policy, Sampling
 from treadle.rollout.actor import Actor
 from treadle.rollout.collector import Collector
 from treadle.rollout.sources import ScenarioStream
+from treadle.runtime.exhaustion import naming_what_to_lower
 from treadle.runtime.weights import Weights, load_state
 from treadle.workers.crew import Crew
 from treadle.workers.lanes import Lanes
@@ -161,7 +162,8 @@ class Player:
 
     def collect_one(self) -> Rollout:
         """One rollout of the policy as it is. Raises as `collect`."""
-        self._rollouts.append(self._collector.collect(self._decisions, self.version))
+        with naming_what_to_lower(self._config, "playing"):
+            self._rollouts.append(self._collector.collect(self._decisions, self.version))
         return self._rollouts[-1]
 
     def receive(self, weights: Weights) -> None:
@@ -184,15 +186,16 @@ class Player:
     ) -> list[EpisodeResult]:
         """Play the evaluation scenarios of a suite, or a share of them. See `play_suite`."""
         config = self._config
-        return play_suite(
-            self.policy,
-            self.crew,
-            config.evaluation_horizon,
-            config.evaluation,
-            suite,
-            share=share,
-            progress=progress,
-        )
+        with naming_what_to_lower(config, "playing"):
+            return play_suite(
+                self.policy,
+                self.crew,
+                config.evaluation_horizon,
+                config.evaluation,
+                suite,
+                share=share,
+                progress=progress,
+            )
 
     def film(self, size: int) -> list[tuple[EpisodeResult, NDArray[np.uint8]]]:
         """Film the first in-distribution scenarios: results, and frames [length + 1, size, size, 3]."""

@@ -12,6 +12,7 @@ from typing import Any, Self
 from treadle.config.schema import TrainConfig
 from treadle.data.span import Span
 from treadle.data.step import EpisodeResult
+from treadle.errors import Terminated
 from treadle.reporting.console import RunConsole
 from treadle.reporting.folder import read_evaluation
 from treadle.reporting.log import RunLog
@@ -21,6 +22,9 @@ from treadle.reporting.report import write_report
 from treadle.reporting.summary import RunSummary, suite_results, write_summary
 from treadle.reporting.timeline import TraceWriter, idle_shares
 from treadle.runtime.player import PlayReport
+
+BUDGET = 30.0
+"""Seconds between SIGTERM and the end: what schedulers give before they kill."""
 
 
 class Recorder:
@@ -43,7 +47,9 @@ class Recorder:
         self.directory = directory
         self.console = console
         self.stop_asked = False
-        """The user asked to stop after the present iteration."""
+        """The user or the system asked to stop after the present iteration."""
+        self.terminated = False
+        """It was the system."""
         self.config = config
         self._alarms = alarms
         self._trace = TraceWriter(directory, config.collection.trace_iterations)
@@ -70,13 +76,27 @@ class Recorder:
 
     @contextmanager
     def training(self) -> Generator[None, None, None]:
-        """While the block runs, the first Ctrl-C asks to stop after the iteration, and the second stops at once."""
-        previous = signal.signal(signal.SIGINT, self._stop)
+        """While the block runs, the first Ctrl-C asks to stop after the iteration, and the second stops at once.
+        SIGTERM asks likewise, and stops at once after `BUDGET` seconds.
+        """
+        handlers = {signal.SIGINT: self._stop, signal.SIGTERM: self._stop, signal.SIGALRM: self._give_up}
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         self._began = time.perf_counter()
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def measuring(self, what: str) -> Generator[None, None, None]:
+        """While the block runs, Ctrl-C and SIGTERM say what was stopped."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.console.message(f"stopped while {what}; the same command goes on from what is saved")
+            raise
 
     def update_begins(self) -> None:
         """All rollouts of the next update are there."""
@@ -144,7 +164,16 @@ class Recorder:
         if self.stop_asked:
             raise KeyboardInterrupt
         self.stop_asked = True
-        self.console.message("stopping after this iteration; press Ctrl-C again to stop at once, without saving")
+        if signal_number == signal.SIGTERM:
+            self.terminated = True
+            signal.setitimer(signal.ITIMER_REAL, BUDGET)
+            self.console.message(f"SIGTERM: stopping after this iteration, or in {BUDGET:g} s at the latest")
+        else:
+            self.console.message("stopping after this iteration; press Ctrl-C again to stop at once, without saving")
+
+    def _give_up(self, signal_number: int, frame: FrameType | None) -> None:
+        self.console.message(f"the iteration took more than {BUDGET:g} s; the last checkpoint is whole")
+        raise Terminated
 
 
 def summarize(played: PlayReport) -> dict[str, float]:

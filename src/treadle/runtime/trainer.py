@@ -9,6 +9,7 @@ from torch import nn
 
 from treadle.data.rollout import Rollout
 from treadle.errors import VersionError
+from treadle.runtime.exhaustion import naming_what_to_lower
 from treadle.runtime.weights import Weights, trained_state
 from treadle.training.algorithm import Training, make_algorithm
 from treadle.training.averaging import WeightAverage
@@ -29,6 +30,7 @@ class Trainer:
 
     def __init__(self, training: Training, *, shared: bool = True, copied: bool = False) -> None:
         config = training.config
+        self._config = config
         self.policy = training.policy
         self.algorithm = make_algorithm(training)
         self._average = WeightAverage(self.algorithm.trained, config.optimizer.average)
@@ -52,12 +54,14 @@ class Trainer:
         """See `Algorithm.update`.
 
         Raises:
+            ExhaustedError: Memory is not enough.
             VersionError: Some decision was made with other weights than it may: those of this version, or by as many
                 updates older ones as `TrainConfig.staleness` allows.
         """
         with self._ranks.together(VersionError):
             check_versions(rollouts, version, self._staleness)
-        metrics = self.algorithm.update(rollouts, version)
+        with naming_what_to_lower(self._config, "training"):
+            metrics = self.algorithm.update(rollouts, version)
         if self._offload:
             self.algorithm.offload()
         return metrics
