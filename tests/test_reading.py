@@ -4,13 +4,13 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from malformed import DEEP, changed
 from reporting.synthetic_run import make_run
 from treadle.config.loading import load_recipe
 from treadle.config.schema import TrainConfig
@@ -19,32 +19,6 @@ from treadle.errors import CheckpointError, ConfigError, OutputError, TreadleErr
 from treadle.policies.tensors import load_plain, read_torch
 from treadle.reading import parse_json, path_inside, read_json
 from treadle.reporting.folder import read_run
-
-DEEP = "[" * 5000 + "]" * 5000
-WRONG: list[Any] = [None, True, -1, 10**30, 1.5, "", "a" * 5000, "\0", [], {}, [[1]], {"a": {}}]
-"""Values that a key may have by mistake."""
-
-
-def changed(document: Any) -> Iterator[tuple[str, str]]:
-    """Texts of a JSON document in which one value is wrong, or missing, with the place; then texts that are no JSON."""
-
-    def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-        entries = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
-        for key, inner in entries:
-            yield (*place, key)
-            yield from places(inner, (*place, key))
-
-    for place in places(document):
-        for wrong in WRONG:
-            copy = json.loads(json.dumps(document))
-            inner = copy
-            for key in place[:-1]:
-                inner = inner[key]
-            inner[place[-1]] = wrong
-            yield f"{place}={str(wrong)[:20]}", json.dumps(copy)
-    text = json.dumps(document)
-    yield from [("cut", text[:-5]), ("empty", ""), ("list", "[1]"), ("deep", DEEP), ("deeper", f'{{"a": {DEEP}}}')]
-    yield from [("digits", f'{{"name": {"9" * 5000}}}'), ("text", '"text"'), ("nul", "\0")]
 
 
 def refusals(path: Path, read: Any) -> tuple[int, int]:

@@ -246,18 +246,18 @@ def merge(under: Table, over: Table) -> Table:
     return merged
 
 
-def _check_texts(table: Table, prefix: str = "") -> None:
+def _check_texts(table: Table, source: str, prefix: str = "") -> None:
     """Raises ConfigError for keys and texts that hold what no name and no path can."""
     for key, value in table.items():
         name = f"{prefix}{key}"
         for text in (key, *(value if isinstance(value, list) else [value])):  # pyright: ignore[reportUnknownVariableType]
             if isinstance(text, str) and (len(text) > LONGEST_PATH or not text.isprintable()):
                 raise ConfigError(
-                    f"{shown(name)[1:-1]}: found {shown(text)}; allowed is text of at most {LONGEST_PATH} letters "
-                    "without control characters"
+                    f"{source}{shown(name)[1:-1]}: found {shown(text)}; allowed is text of at most {LONGEST_PATH} "
+                    "letters without control characters"
                 )
             if _is_table(text):
-                _check_texts(text, f"{name}.")
+                _check_texts(text, source, f"{name}.")
 
 
 def _is_table(value: Any) -> TypeGuard[Table]:

@@ -1,0 +1,108 @@
+"""Malformed input on the command line: exit code 2, one line that names what is wrong, and nothing written."""
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from malformed import Malformed, checkpoints, overrides, recipes, reports
+from reporting.synthetic_run import make_run
+from treadle.cli import app
+from treadle.runtime import loop
+
+SLOWEST = 10.0
+"""Seconds within which an input is refused, on a loaded machine too."""
+SHARES = {"recipes": 10, "overrides": 10, "checkpoints": 150, "reports": 80}
+"""One of so many inputs is tried by the fast tests; checkpoints and reports take a second each."""
+EXPECTED = 2000
+"""Inputs that are refused, of all kinds together."""
+
+
+def _recipes(tmp_path: Path, checkpoint: Path) -> Iterator[Malformed]:
+    return recipes(tmp_path)
+
+
+def _overrides(tmp_path: Path, checkpoint: Path) -> Iterator[Malformed]:
+    return overrides()
+
+
+def _checkpoints(tmp_path: Path, checkpoint: Path) -> Iterator[Malformed]:
+    return checkpoints(shutil.copytree(checkpoint, tmp_path / "tiny"))
+
+
+def _reports(tmp_path: Path, checkpoint: Path) -> Iterator[Malformed]:
+    return reports(make_run(tmp_path / "run", iterations=2))
+
+
+KINDS: dict[str, Callable[[Path, Path], Iterator[Malformed]]] = {
+    "recipes": _recipes,
+    "overrides": _overrides,
+    "checkpoints": _checkpoints,
+    "reports": _reports,
+}
+
+
+class _AcceptedError(Exception):
+    """A run would begin."""
+
+
+def listing(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def check(case: Malformed, folder: Path) -> bool:
+    """Whether an input is refused; what is accepted is a value that the command may have, or does not read."""
+    original = case.path.read_bytes() if case.path is not None and case.path.exists() else None
+    if case.path is not None:
+        case.path.write_bytes(case.content)
+    before, began = listing(folder), time.monotonic()
+    result = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, list(case.arguments))
+    took, after = time.monotonic() - began, listing(folder)
+    if case.path is not None and original is not None:
+        case.path.write_bytes(original)
+    assert took < SLOWEST, f"{case.label}: {took:.1f} s"
+    if isinstance(result.exception, _AcceptedError) or result.exit_code == 0:
+        return False
+    assert result.exit_code == 2, f"{case.label}: {result.exception!r}"
+    assert after == before, f"{case.label}: it wrote {after.keys() - before.keys()}"
+    said = result.stderr.strip()
+    assert said.startswith(("error: ", "Usage")), case.label
+    assert "Traceback" not in said, case.label
+    assert "weights_only" not in said, case.label
+    assert len(said) < 3000, case.label
+    assert any(name in said for name in case.named), f"{case.label}: {said}"
+    return True
+
+
+def refuse(kind: str, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, every: int) -> int:
+    """How many inputs of a kind are refused, of every so many."""
+
+    def begin(config: object) -> None:
+        raise _AcceptedError(config)
+
+    monkeypatch.setattr(loop, "train", begin)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    counts = Counter(check(case, work) for case in list(KINDS[kind](work, checkpoint))[::every])
+    return counts[True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_of_malformed_inputs(kind: str, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    assert refuse(kind, tmp_path, checkpoint, monkeypatch, every=SHARES[kind]) > 10
+
+
+@pytest.mark.full
+def test_all_malformed_inputs(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    refused: dict[str, int] = {}
+    for kind in KINDS:
+        folder = tmp_path / kind
+        folder.mkdir()
+        refused[kind] = refuse(kind, folder, checkpoint, monkeypatch, every=1)
+    print(refused)
+    assert sum(refused.values()) >= EXPECTED, refused
