@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.treadle-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup simulators quickstart test test-full lint format types docs base bench gpu curves clean
+.PHONY: help setup simulators quickstart test test-full faults fuzz resumes lint format types docs base bench gpu curves clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,16 @@ test: setup ## Run the fast tests
 
 test-full: setup ## Run every test, those that take minutes included
 	$(BIN)/python -m pytest -m "full or not full"
+
+# `make faults COUNT=1 SEED=17` repeats the injection of one seed.
+faults: setup ## Disturb real training at random moments; results in benchmarks/results/faults.json
+	$(BIN)/python -m benchmarks.faults --count $(or $(COUNT),200) --seed $(or $(SEED),0) --json benchmarks/results/faults.json
+
+fuzz: setup ## Read files that Hypothesis makes up, MINUTES long (30)
+	$(BIN)/python -m benchmarks.fuzz --minutes $(or $(MINUTES),30)
+
+resumes: setup ## Interrupt runs at random points, resume them, and compare bit by bit
+	$(BIN)/python -m benchmarks.resumes --count $(or $(COUNT),40)
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check .
