@@ -59,14 +59,15 @@ def damaged(content: bytes) -> Iterator[tuple[str, bytes]]:
 def overrides() -> Iterator[Malformed]:
     """Every setting of a run, with values that no setting takes, and keys that are none."""
     for key in describe(TrainConfig):
+        last = key.name.rpartition(".")[2]
         for wrong in ("[[1]]", "{a = {}}", "9" * 5000, "-" + "9" * 40, "nan", DEEP, "a\0b", "x" * 5000, "1979-05-27"):
             yield Malformed(
                 f"{key.name}={wrong[:12]}",
                 ("train", "quickstart", f"{key.name}={wrong}"),
-                named=(key.name, "settings", "no checkpoint folder"),
+                named=(last, "settings", "no checkpoint folder"),
             )
         for name in (f"{key.name}x", f"{key.name}.inner", f"x.{key.name}", f"{key.name}\0", f".{key.name}"):
-            yield Malformed(f"{name}=1", ("train", "quickstart", f"{name}=1"), named=(key.name, "settings", "'x'"))
+            yield Malformed(f"{name}=1", ("train", "quickstart", f"{name}=1"), named=(last, "settings", "'x'"))
 
 
 def recipes(folder: Path) -> Iterator[Malformed]:

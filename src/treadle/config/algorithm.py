@@ -82,8 +82,8 @@ def find_algorithm(kind: str) -> type[AlgorithmConfig]:
     known = known_algorithms() if kind not in BUILT_IN else BUILT_IN
     if kind not in known and ":" not in kind:
         raise ConfigError(
-            f"algorithm.kind: unknown algorithm {kind!r}{did_you_mean(kind, known)}; known: {', '.join(known)}; or "
-            "name a class of settings as package.module:Class"
+            f"algorithm.kind: unknown algorithm {kind[:80]!r}{did_you_mean(kind, known)}; known: {', '.join(known)}; "
+            "or name a class of settings as package.module:Class"
         )
     target = known.get(kind, kind)
     found = import_callable("algorithm.kind", target, "class")
