@@ -45,6 +45,7 @@ REASONS = {
     ("workers/handles.py", "self._pipe.send_bytes"): "four bytes a message, and the other side takes one at a time",
     ("workers/handles.py", "self._process.poll()"): "`Popen.poll` does not wait",
     ("workers/crew.py", "self._handles[worker].send"): "`WorkerHandle.send`, which sends through a Link",
+    ("runtime/overlap.py", "self._jobs.popleft().result()"): "a rollout, whose crew and members have deadlines",
     ("training/ranks.py", "dist.all_reduce"): "the group has a time-out, and `collective` names who is missing",
     ("training/ranks.py", "dist.isend"): "it does not wait; its `wait` has a time-out",
     ("training/ranks.py", "dist.irecv"): "it does not wait; its `wait` has a time-out",

@@ -1,6 +1,7 @@
 """Whole runs on the real tabletop: what they write, and that stopping and resuming changes nothing."""
 
 import json
+import os
 import shutil
 import signal
 import time
