@@ -8,14 +8,13 @@
 | `videos/` | films of failures and successes |
 """
 
-from collections.abc import logging
+import logging
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import Generator
 import numpy as np
-import Sequence
 from numpy.typing import NDArray
 
 from treadle.config.run_directory import lock_directory

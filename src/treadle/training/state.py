@@ -59,6 +59,14 @@ class RecorderState(LooseTable):
     control_steps: Annotated[int, Field(ge=0)]
 
 
+class PublishedState(Table):
+    """Weights that a rollout in flight is played by."""
+
+    version: Natural
+    policy: dict[str, Any] | None
+    critic: dict[str, Any] | None
+
+
 class TrainerState(LooseTable):
     """What every trainer's state has; an algorithm checks its own part."""
 
@@ -68,6 +76,7 @@ class TrainerState(LooseTable):
     average: dict[Any, Any] = {}
     player: PlayerState | None = None
     recorder: RecorderState | None = None
+    published: list[PublishedState] = []
 
 
 def check_state(state: object, path: Path, advice: str) -> TrainerState:
