@@ -212,7 +212,7 @@ def begin(case: Case, ranks: Ranks, folder: Path, **settings: Any) -> dict[str, 
     run = Run(case, ranks, **settings)
     run.update(3)
     run.update(4)
-    run.trainer.save(folder, 5, {"player": [ranks.rank]})
+    run.trainer.save(folder, 5, {"other": [ranks.rank]})
     saved = run.held()
     run.update(5)
     ppo = run.trainer.algorithm

@@ -123,8 +123,8 @@ class OverlappedPlayers:
     def close(self) -> None:
         """End the thread; a rollout that is being played has a few seconds to end."""
         self._broken = True
-        wait(self._jobs, timeout=GRACE)
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        _, left = wait(self._jobs, timeout=GRACE)
+        self._thread.shutdown(wait=not left, cancel_futures=True)
 
     @property
     def _oldest(self) -> int:

@@ -188,7 +188,7 @@ def test_adapters_that_cannot_be_used(base: Path, tmp_path: Path) -> None:
             load(tmp_path / "alone")
 
     for key, value, message in (
-        ("use_dora", True, "use_dora true; supported: false"),
+        ("use_dora", True, "use_dora True; supported: false"),
         ("use_dora", False, ""),
         ("base_model_name_or_path", "org/name", "the base 'org/name' is no directory here; download it"),
         ("base_model_name_or_path", "", "no base_model_name_or_path"),

@@ -108,10 +108,14 @@ def loss_and_gradients(model: SmolVLAModel, expected: dict[str, Tensor]) -> tupl
 
 def test_loss_and_gradients(model: SmolVLAModel, expected: dict[str, Tensor]):
     loss, found = loss_and_gradients(model, expected)
-    assert torch.equal(loss, expected["loss"])
+    assert torch.allclose(loss, expected["loss"], rtol=1e-6, atol=0)
     wanted = {name.removeprefix("grad.model."): x for name, x in expected.items() if name.startswith("grad.")}
-    different = {name for name, gradient in wanted.items() if not torch.equal(found[name], gradient)}
-    assert different == {"state_proj.weight", "state_proj.bias"}
+    rounded = {"state_proj.weight", "state_proj.bias"}
+    for name, gradient in wanted.items():
+        # Equal to the last bit in a process of its own. Matrix products depend on where memory lies, and a bfloat16
+        # gradient is then another in some last bits.
+        far = (found[name] - gradient).float().norm() / gradient.float().norm().clamp(min=1e-12)
+        assert name in rounded or far < 4e-3, name
 
 
 def test_gradients_of_the_state_differ_by_rounding_alone(model: SmolVLAModel, expected: dict[str, Tensor]):

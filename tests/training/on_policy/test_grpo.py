@@ -85,7 +85,7 @@ def test_stale_data_is_anchored_at_the_present_policy(policy: OpenVLAOFT, rollou
     assert 0 < metrics["update/staleness"] < 2
     assert metrics["update/stale_weight"] > 1.5
     assert metrics["update/log_prob_gap"] < 1e-4, "only fresh data tell of a gap"
-    plain = make_ppo(policy, config(), NoCritic())
+    plain = make_ppo(policy, config(decoupled=False), NoCritic())
     batch = Batch(samples, samples, None)
     plain._add_frozen_log_probs(batch, iteration=3)
     assert batch.proximal is batch.reference is None
