@@ -142,8 +142,9 @@ def test_a_checkpoint_of_two_shards_goes_on_everywhere(played: Played):
 def test_files_of_a_checkpoint(played: Played):
     checkpoint = played.folder / "shards" / "iteration-000005"
     names = {path.name for path in checkpoint.iterdir()}
-    assert names == {"policy", "trainer.pt", *(f"trainer-0000{rank}-of-00002.safetensors" for rank in (1, 2))}
-    assert {path.name for path in (played.folder / "one" / "iteration-000005").iterdir()} == {"policy", "trainer.pt"}
+    whole = {"checksums.json", "policy", "trainer.pt"}
+    assert names == {*whole, *(f"trainer-0000{rank}-of-00002.safetensors" for rank in (1, 2))}
+    assert {path.name for path in (played.folder / "one" / "iteration-000005").iterdir()} == whole
     sizes = [path.stat().st_size for path in checkpoint.glob("*.safetensors")]
     assert max(sizes) < 1.3 * min(sizes)
     # Nothing that is divided is in the file of rank 0.
