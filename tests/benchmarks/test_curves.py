@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import curves
+from treadle.config.run_directory import claim_run_directory
 from treadle.errors import ConfigError, OutputError
 
 METRICS = [
@@ -43,6 +44,8 @@ def test_runs_of_each_variant_and_seed_are_written_down(tmp_path: Path, monkeypa
 
     def train(config):
         directory = config.output / config.name
+        directory.mkdir(parents=True, exist_ok=True)
+        claim_run_directory(directory, config)
         (directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, METRICS)))
         success = {"in_distribution": {"success": 0.5}}
         (directory / "summary.json").write_text(json.dumps({"base": success, "final": success}))

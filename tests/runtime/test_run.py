@@ -304,8 +304,13 @@ def test_what_stops_the_evaluation_of_the_base_is_said(
     number: signal.Signals,
 ):
     monkeypatch.setattr(Evaluator, "evaluate", lambda *_: os.kill(os.getpid(), number) or time.sleep(60))
-    with pytest.raises(KeyboardInterrupt):
-        train(run_config(tmp_path, checkpoint))
+    # A shell lets what it runs in the background ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(run_config(tmp_path, checkpoint))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "stopped while the base was measured; the same command goes on" in capsys.readouterr().out
     assert not (tmp_path / "run" / ".lock").exists()
 
