@@ -10,7 +10,7 @@ from treadle.config.schema import TrainConfig
 from treadle.data.step import EpisodeResult
 from treadle.errors import ConfigError, SimulatorError
 from treadle.runtime.player import PlayReport
-from treadle.runtime.roles import Film, Players
+from treadle.runtime.roles import Film, StepwisePlayers
 
 GRACE = 10.0
 """Seconds that a rollout under way may take to end, when a run is stopped at once."""
@@ -35,7 +35,7 @@ class OverlappedPlayers:
         config: the run's settings.
     """
 
-    def __init__(self, players: Players, config: TrainConfig) -> None:
+    def __init__(self, players: StepwisePlayers, config: TrainConfig) -> None:
         self._players = players
         self._staleness = config.staleness
         self._rollouts, self._refills = config.needs.rollouts, config.needs.refills
@@ -74,10 +74,6 @@ class OverlappedPlayers:
         # The trainer begins now; so does what it will want next.
         self._play_ahead()
         return rollouts
-
-    def collect_one(self) -> Any:
-        """See `Players.collect_one`; the loop asks for all of an update."""
-        raise NotImplementedError
 
     def receive(self, weights: Any) -> None:
         """See `Players.receive`; players get them when it is their turn."""

@@ -26,10 +26,6 @@ class Players(Protocol):
         """Rollouts of the policy as it is, until no more are wanted."""
         ...
 
-    def collect_one(self) -> Any:
-        """One rollout of the policy as it is."""
-        ...
-
     def receive(self, weights: Any) -> None:
         """Act with these weights from now on."""
         ...
@@ -53,6 +49,14 @@ class Players(Protocol):
     @property
     def control_hz(self) -> float:
         """Control steps per second of the simulated robot."""
+        ...
+
+
+class StepwisePlayers(Players, Protocol):
+    """Players that also play their rollouts one at a time, as a thread asks for them."""
+
+    def collect_one(self) -> Any:
+        """One rollout of the policy as it is."""
         ...
 
 

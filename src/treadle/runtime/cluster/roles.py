@@ -56,7 +56,7 @@ class RemotePlayers:
         return rollouts
 
     def collect_one(self) -> Shares:
-        """See `Players.collect_one`."""
+        """See `StepwisePlayers.collect_one`."""
         shares, report, self._state = self._surely(self._collect)
         # Members tell times of the clock that all machines share; here they are of this process.
         offset = time.time() - time.perf_counter()
