@@ -179,9 +179,8 @@ def _start(checkpoint: Path | None, base: Path) -> Start:
     return Start(base, checkpoint / "policy" if checkpoint else base)
 
 
-def _published(trainer: Trainers, state: Mapping[str, Any] | None) -> list[Any]:
+def _published(trainer: Trainers, state: Mapping[str, Any]) -> list[Any]:
     """The weights that a run goes on with: those that it was saved with, and the latest."""
-    state = state or {"iteration": 0}
     earlier = [trainer.put(Weights(**weights)) for weights in state.get("published", ())]
     return [*earlier, trainer.publish(state["iteration"])]
 
