@@ -255,7 +255,7 @@ def test_protocols_are_listed_and_shown():
     assert "evaluation.sampling.temperature 1.6" in words
     assert "OpenVLA-OFT (RLinf GRPO) [1] sampled at 1.6 99.4 % 99.8 % 98.8 %" in words
     assert "compares a greedy base with a sampled model" in words
-    assert "Otherwise than published: Furniture" in words
+    assert "Otherwise than published: Frames are resized" in words
 
 
 def test_report_prints_where_it_wrote(here, monkeypatch):
