@@ -194,6 +194,20 @@ def overlap(
     benchmark.run(pair, json, overrides or [], turns=turns, iterations=iterations)
 
 
+@app.command("plan")
+def plan(
+    overrides: Overrides = None,
+    task: Annotated[Literal["tabletop", "libero"], typer.Option(help="What is run in several ways.")] = "tabletop",
+    iterations: Annotated[int, typer.Option(min=4, help="Of each run; all but the first two count.")] = 8,
+    json: JsonFile = None,
+) -> None:
+    """Measure a profile of a recipe, and how far its plans are off the runs that follow."""
+    check_destination(json)
+    from benchmarks import planning as benchmark
+
+    benchmark.run(task, json, overrides or [], iterations=iterations)
+
+
 @app.command("exchange")
 def exchange(
     slots: Annotated[int, typer.Option(min=1, help="Environments of the figures at the top of the file.")] = 64,

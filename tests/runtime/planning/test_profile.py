@@ -15,6 +15,8 @@ PROFILE = Profile(
     {1: Affine(0.5, 0.6)},
     (1.0, 0.5),
     0.01,
+    0.3,
+    1.2,
     "host",
     ("nothing renders",),
 )

@@ -72,6 +72,29 @@ def test_publishing_and_what_has_ended_count():
     assert seconds(profile=replace(PROFILE, playing=(1.0, 0.5))) == 9 + 1.5
 
 
+def test_a_change_of_role_takes_its_time():
+    slow = replace(PROFILE, switch=0.1)
+    # Roles on devices of their own never change.
+    assert seconds(profile=slow) == 14
+    # On one device an iteration decides, plays, decides, plays and learns: five changes.
+    assert seconds(generate=A, train=A, profile=slow) == pytest.approx(14 + 5 * 0.1)
+    # Simulating and generating apart, on both of which is learnt: the first of each, and learning itself.
+    assert seconds(train=A | B, profile=slow) == pytest.approx(14 + 3 * 0.1)
+
+
+def test_roles_that_want_the_same_device_slow_each_other():
+    slow = replace(PROFILE, contention=1.5)
+    # One lane takes turns, and nobody waits.
+    assert seconds(generate=A, train=A, profile=slow) == 14
+    # With two, whatever plays runs beside the other role; learning does not.
+    assert seconds(2, generate=A, train=A, profile=slow) == pytest.approx(1.5 * 12 + 2)
+    # With async learning too: 18 and 3 s of the same device.
+    together = seconds(1, generate=A, train=A, overlap="async", staleness=1, profile=slow)
+    assert together == pytest.approx(1.5 * 14)
+    # Lanes that wait for the same role are not slowed.
+    assert seconds(2, profile=slow) == seconds(2)
+
+
 def test_players_and_ranks_wait_for_the_slowest_of_them():
     one, other = PlayerShape(2, 1, A, (A,)), PlayerShape(2, 1, B, (B,))
     ranks = (RankShape(0.25, A), RankShape(0.75, B))
@@ -109,5 +132,8 @@ def test_the_shape_of_a_run_follows_its_placement():
     assert (shape.ranks, shape.rollouts, shape.overlap, shape.staleness) == ((RankShape(1.0, A | B),), 3, "async", 2)
     # Simulators that play on the host leave the cards alone.
     host = replace(PROFILE, simulates_on="host")
-    (player,) = found(cards, *apart, "collection.workers=1", profile=host).players
-    assert (player.generate, player.workers) == (A, (frozenset({("host", 0, 0)}),))
+    (player,) = found(cards, *apart, profile=host).players
+    shares = tuple(frozenset({("host", 0, number)}) for number in (0, 1))
+    assert (player.generate, player.workers) == (A, shares), "whole the machine's processors"
+    players = found(cards, profile=host).players
+    assert [player.workers for player in players] == [shares[:1], shares[1:]]

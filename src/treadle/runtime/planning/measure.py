@@ -4,7 +4,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from treadle.config.loading import resolve_checkpoint
@@ -14,6 +14,7 @@ from treadle.data.rollout import Rollout
 from treadle.runtime.member import Member, Start
 from treadle.runtime.placement import CPU, Machines, Placement, PlayerPlace, ProcessPlace, RankPlace
 from treadle.runtime.planning.profile import Affine, Profile
+from treadle.runtime.planning.timeline import shape_of, simulate_timeline
 
 _ROUNDS = 2
 """The last one counts: in the first everything is allocated, and the simulators begin."""
@@ -32,6 +33,8 @@ class _Measured:
     learn: float
     """Seconds of an update from those decisions."""
     playing: tuple[float, ...]
+    collect: float
+    """Seconds of the rollout."""
 
 
 def measure_profile(
@@ -54,35 +57,60 @@ def measure_profile(
         found: list[_Measured] = []
         for size in sizes:
             progress(f"measuring {size} slots on {count} {machines.word}{'s' * (count > 1)}")
-            found.append(_measure(config, base, machines, size, machines.devices[0][:count]))
+            placement = _colocated(machines, size, machines.devices[0][:count])
+            found.append(_measure(_laned(config, size, 1), base, placement))
         few, many = found[0], found[-1]
         simulate[count] = _through((few.slots, few.simulate), (many.slots, many.simulate))
         generate[count] = _through((few.slots, few.generate), (many.slots, many.generate))
         learn[count] = _through((few.decisions, few.learn), (many.decisions, many.learn))
         playing = many.playing
-    return Profile(f"measured on {platform.node()}, {machines.kind}", simulate, generate, learn, playing)
+    profile = Profile(f"measured on {platform.node()}, {machines.kind}", simulate, generate, learn, playing)
+    if slots < 2 * group:
+        return profile
+    devices = machines.devices[0][: max(counts)]
+    progress(f"measuring {slots} slots in 2 lanes on {len(devices)} {machines.word}{'s' * (len(devices) > 1)}")
+    return replace(profile, contention=_contention(config, base, machines, devices, profile))
+
+
+def _contention(config: TrainConfig, base: Path, machines: Machines, devices: tuple[int, ...], known: Profile) -> float:
+    """How much longer a rollout takes in two lanes on shared devices than taking turns would."""
+    laned = _laned(config, config.simulator.slots, 2)
+    placement = _colocated(machines, laned.simulator.slots, devices)
+    free = replace(known, learn={1: Affine(0.0, 0.0)})
+    turns = simulate_timeline(shape_of(laned, placement, free), free).seconds
+    return max(1.0, _measure(laned, base, placement).collect / turns)
 
 
 def _through(smaller: tuple[float, float], larger: tuple[float, float]) -> Affine:
     return Affine.through(smaller, larger) if smaller[0] < larger[0] else Affine(0.0, larger[1] / larger[0])
 
 
-def _measure(config: TrainConfig, base: Path, machines: Machines, slots: int, devices: tuple[int, ...]) -> _Measured:
-    """One lane of so many slots in one process, every role on the same devices."""
+def _laned(config: TrainConfig, slots: int, lanes: int) -> TrainConfig:
+    """So many slots and lanes in one process, and one rollout of an update."""
     simulator = config.simulator.model_copy(update={"slots": slots})
-    collection = config.collection.model_copy(update={"lanes": 1, "workers": 1})
+    collection = config.collection.model_copy(update={"lanes": lanes, "workers": lanes})
     algorithm = config.algorithm.model_copy(update={"rounds": 1}) if config.needs.rollouts > 1 else config.algorithm
     changes = {"simulator": simulator, "collection": collection, "algorithm": algorithm, "overlap": "none"}
-    config = config.model_copy(update=changes)
+    return config.model_copy(update=changes)
+
+
+def _colocated(machines: Machines, slots: int, devices: tuple[int, ...]) -> Placement:
+    """Every role in one process, on the same devices."""
     own = devices if machines.kind == CPU else devices[:1]
     rows = slice(0, slots)
-    process = ProcessPlace(0, PlayerPlace(0, rows, own, own), RankPlace(0, rows, own))
+    return Placement(
+        machines, "colocated", slots, (ProcessPlace(0, PlayerPlace(0, rows, own, own), RankPlace(0, rows, own)),)
+    )
+
+
+def _measure(config: TrainConfig, base: Path, placement: Placement) -> _Measured:
+    """Rollouts of a colocated process, and updates from them."""
+    own = placement.processes[0].devices
     with ExitStack() as opened:
-        placement = Placement(machines, "colocated", slots, (process,))
         member = opened.enter_context(Member(config, placement, 0, Start(base, base)))
         assert member.crew is not None
         member.begin(member.crew.spec.state_dim)
-        opened.enter_context(pinned(own if machines.kind == CPU else ()))
+        opened.enter_context(pinned(own if placement.machines.kind == CPU else ()))
         rollout, learn = None, 0.0
         # Past the critic's warm-up, where the policy learns too.
         first = config.critic_warmup
@@ -109,4 +137,5 @@ def _measured(rollout: Rollout, learn: float) -> _Measured:
         (rollout.seconds["collect"] - simulate) / length,
         learn,
         tuple(played.float().mean(1).tolist()),
+        rollout.seconds["collect"],
     )

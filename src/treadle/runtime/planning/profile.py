@@ -53,6 +53,10 @@ class Profile:
     """The share of slots that play at each decision of a rollout; the last holds for all that follow."""
     publish: float = 0.0
     """Seconds from an update's end until players act with its weights."""
+    switch: float = 0.0
+    """Seconds that a device takes to change from one role to another, as where idle ones are moved to host memory."""
+    contention: float = 1.0
+    """How many times as long work takes on a device that another role uses at the same time."""
     simulates_on: Literal["devices", "host"] = "devices"
     """`devices`: simulators use those of `placement.simulate`; `host`: processor cores beside them."""
     assumptions: tuple[str, ...] = field(default=())
@@ -84,6 +88,8 @@ class _File(Table):
     learn: _Costs
     playing: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)] = [1.0]
     publish: Annotated[float, Field(ge=0)] = 0.0
+    switch: Annotated[float, Field(ge=0)] = 0.0
+    contention: Annotated[float, Field(ge=1)] = 1.0
     simulates_on: Literal["devices", "host"] = "devices"
     assumptions: list[str] = []
 
@@ -102,6 +108,8 @@ def read_profile(path: Path) -> Profile:
         costs(table.learn),
         tuple(table.playing),
         table.publish,
+        table.switch,
+        table.contention,
         table.simulates_on,
         tuple(table.assumptions),
     )
@@ -119,5 +127,6 @@ def plain(profile: Profile) -> dict[str, Any]:
         return [{"devices": devices, **asdict(cost)} for devices, cost in sorted(role.items())]
 
     roles = {role: costs(getattr(profile, role)) for role in ROLES}
-    rest = {"playing": list(profile.playing), "publish": profile.publish, "simulates_on": profile.simulates_on}
-    return {"source": profile.source, **roles, **rest, "assumptions": list(profile.assumptions)}
+    rest = {name: getattr(profile, name) for name in ("publish", "switch", "contention", "simulates_on")}
+    lists = {"playing": list(profile.playing), "assumptions": list(profile.assumptions)}
+    return {"source": profile.source, **roles, **rest, **lists}

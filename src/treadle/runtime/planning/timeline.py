@@ -1,7 +1,8 @@
 """The timeline of a run's iterations, by discrete events: what every device does when, from a profile of the roles.
 
-Roles that share a device take turns on it, in the order in which their work is ready. So lanes gain where simulating
-and generating have devices of their own, and playing beside training where training has.
+Roles that share a device take turns on it, in the order in which their work is ready, and pay for each change where a
+profile says what it costs. So lanes gain where simulating and generating have devices of their own, and playing beside
+training where training has.
 """
 
 import heapq
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from treadle.config.schema import TrainConfig
-from treadle.runtime.placement import CPU, Placement
+from treadle.runtime.placement import CPU, Placement, ProcessPlace
 from treadle.runtime.planning.profile import Profile
 from treadle.workers.partition import partition, share_devices
 from treadle.workers.plan import are_apart, default_lanes
@@ -43,6 +44,11 @@ class PlayerShape:
     workers: tuple[Devices, ...]
     """Devices of each worker."""
 
+    @property
+    def simulate(self) -> Devices:
+        """Devices of all workers."""
+        return frozenset(device for own in self.workers for device in own)
+
 
 @dataclass(frozen=True, slots=True)
 class RankShape:
@@ -67,6 +73,17 @@ class Shape:
     staleness: int = 0
     streams: bool = False
     """Rollouts are learnt from one by one, with overlap stream."""
+
+    def is_contended(self, role: str, devices: Devices) -> bool:
+        """Another role may be at work on these devices at the same time: with lanes, or beside training."""
+        overlaps = self.overlap != "none"
+        if role == "train":
+            others = [player.generate | player.simulate for player in self.players if overlaps]
+        else:
+            laned = [player for player in self.players if player.lanes > 1]
+            others = [player.simulate if role == "generate" else player.generate for player in laned]
+            others += [rank.devices for rank in self.ranks if overlaps]
+        return any(devices & other for other in others)
 
 
 @dataclass(slots=True)
@@ -106,13 +123,13 @@ def shape_of(config: TrainConfig, placement: Placement, profile: Profile) -> Sha
         generate = place.generate or placement.machines.devices[node]
         apart = are_apart(place.simulate, place.generate)
         lanes = collection.lanes or default_lanes(accelerated=accelerated, apart=apart, cores=len({*cores, *generate}))
-        number = collection.workers or (len(cores) if apart else lanes)
-        on_host = profile.simulates_on == "host" and accelerated
-        shares = [
-            # A card's share of the machine's processor cores is one device.
-            _devices("host", node, generate) if on_host else _devices("device", node, share_devices(cores, i, number))
-            for i in range(number)
-        ]
+        if profile.simulates_on == "host" and accelerated:
+            # A card's share of the machine's processor cores counts as one device.
+            kind, cores = "host", _own_share(placement, process)
+            number = collection.workers or len(cores)
+        else:
+            kind, number = "device", collection.workers or (len(cores) if apart else lanes)
+        shares = [_devices(kind, node, share_devices(cores, worker, number)) for worker in range(number)]
         slots = place.slots.stop - place.slots.start
         players.append(PlayerShape(slots, min(lanes, slots), _devices("device", node, generate), tuple(shares)))
     ranks = [
@@ -132,6 +149,12 @@ def shape_of(config: TrainConfig, placement: Placement, profile: Profile) -> Sha
         config.staleness,
         config.overlap == "stream" and config.algorithm.not_streamed(config) is None,
     )
+
+
+def _own_share(placement: Placement, player: ProcessPlace) -> tuple[int, ...]:
+    """What a player has of its machine's processor cores, which the players there divide."""
+    here = [process.name for process in placement.processes if process.player and process.node == player.node]
+    return share_devices(placement.machines.devices[player.node], here.index(player.name), len(here))
 
 
 def simulate_timeline(shape: Shape, profile: Profile, iterations: int = ITERATIONS) -> Timeline:
@@ -156,6 +179,8 @@ class _Simulation:
     iterations: int
     waiting: list[tuple[float, int, _Task]] = field(default_factory=list[tuple[float, int, _Task]])
     free: dict[tuple[str, int, int], float] = field(default_factory=dict[tuple[str, int, int], float])
+    doing: dict[tuple[str, int, int], str] = field(default_factory=dict[tuple[str, int, int], str])
+    """The role that each device worked for last."""
     bars: list[Bar] = field(default_factory=list[Bar])
     published: list[float] = field(default_factory=list[float])
     played: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
@@ -172,13 +197,22 @@ class _Simulation:
         self._go_on(0.0)
         while self.waiting:
             ready, _, task = heapq.heappop(self.waiting)
-            began = max([ready, *(self.free.get(device, 0.0) for device in task.devices)])
-            ended = began + task.seconds
+            began, seconds = self._begin(ready, task)
+            ended = began + seconds
             for device in task.devices:
                 self.free[device] = ended
             self.bars.append(Bar(task.role, task.devices, began, ended, task.iteration, task.lane))
             task.done(ended)
         return Timeline(self.bars, self.published)
+
+    def _begin(self, ready: float, task: _Task) -> tuple[float, float]:
+        """When its devices are free for it, and how long it takes."""
+        began = max([ready, *(self.free.get(device, 0.0) for device in task.devices)])
+        before = {device: self.doing.get(device, task.role) for device in task.devices}
+        others = [device for device, role in before.items() if role != task.role]
+        self.doing |= dict.fromkeys(task.devices, task.role)
+        slower = self.profile.contention if self.shape.is_contended(task.role, task.devices) else 1.0
+        return began + (self.profile.switch if others else 0.0), task.seconds * slower
 
     def _submit(self, ready: float, task: _Task) -> None:
         heapq.heappush(self.waiting, (ready, next(self.numbers), task))
