@@ -63,7 +63,8 @@ def curves(
         list[str] | None,
         typer.Option(
             "--variant",
-            help="ppo, ppo-half, openvla, grpo, grpo-scores, grpo-20-percent, grpo-filter, grpo-refill; repeatable.",
+            help="ppo, apart, apart-async, ppo-half, openvla, grpo, grpo-scores, grpo-20-percent, grpo-filter, "
+            "grpo-refill; repeatable.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each.")] = 2,

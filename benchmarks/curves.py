@@ -19,9 +19,12 @@ from treadle.reporting.plots import Axes, Series, moving_mean, standalone_chart
 from treadle.reporting.summary import SUMMARY_FILE
 from treadle.runtime.loop import train
 
+_APART = ("placement.simulate=0", "placement.generate=0", "placement.train=1")
 _FILTER = ("algorithm.filter.low=0.1", "algorithm.filter.high=0.9")
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ppo": ("quickstart", ()),
+    "apart": ("quickstart", _APART),
+    "apart-async": ("quickstart", (*_APART, "overlap=async")),
     "ppo-half": ("quickstart", ("algorithm.chunk_share=0.5",)),
     "openvla": ("quickstart-openvla", ()),
     "grpo": ("quickstart-grpo", ()),
