@@ -19,7 +19,7 @@ from leftovers import workers_left
 from miniature import run_config
 from treadle.config.on_policy import PPOConfig
 from treadle.config.placement import PlacementConfig, RuntimeConfig
-from treadle.config.schema import CollectionConfig, EvaluationConfig, TrainConfig
+from treadle.config.schema import CollectionConfig, EvaluationConfig, OptimizerConfig, TrainConfig
 from treadle.errors import MemberLostError, PlacementError
 from treadle.policies import load_policy
 from treadle.reporting.metrics import read_metrics
@@ -38,9 +38,10 @@ LOST = "it is replaced, and plays again from the state before"
 
 
 def run(output: Path, checkpoint: Path, **fields: Any) -> TrainConfig:
-    """A run of four iterations that saves after each."""
-    evaluation = EvaluationConfig(suites=("train",), episodes=3, slots=3, videos=1)
-    return run_config(output, checkpoint, **({"save_every": 1, "evaluation": evaluation} | fields))
+    """A run of four iterations that saves after each, and measures the average of weights after the second."""
+    evaluation = EvaluationConfig(suites=("train",), episodes=3, slots=3, videos=1, every=2)
+    given = {"save_every": 1, "evaluation": evaluation, "optimizer": OptimizerConfig(average=0.5)}
+    return run_config(output, checkpoint, **(given | fields))
 
 
 @pytest.fixture(scope="module")
