@@ -76,6 +76,9 @@ class Run:
         so far is kept in `best`.
         """
         with self.recorder.pausing():
+            if self.overlapped is not None:
+                # With overlap stream they act with the trained weights themselves.
+                self.overlapped.settle()
             self.trainer.swap_in()
             self.player.show(self.trainer.publish(self.version))
             success = self.evaluator.evaluate_iteration(self.version)

@@ -119,6 +119,10 @@ class OverlappedPlayers:
         """See `Players.control_hz`."""
         return self._players.control_hz
 
+    def settle(self) -> None:
+        """Wait until everything that was begun is played."""
+        wait(self._jobs)
+
     def halt(self) -> None:
         """Drop what is being played, or waits; it ends before this returns."""
         self._broken = True
@@ -182,7 +186,7 @@ class OverlappedPlayers:
     @contextmanager
     def _showing(self) -> Generator[None, None, None]:
         """The players act with what is shown, once what is being played is done; then with what they had."""
-        wait(self._jobs)
+        self.settle()
         if self._shown is not None:
             self._players.receive(self._shown)
         yield
