@@ -19,7 +19,7 @@ from treadle.runtime import loop
 OFFICIAL = Path(__file__).parent / "fixtures" / "openvla_oft_tiny"
 SLOWEST = 10.0
 """Seconds within which an input is refused, on a loaded machine too."""
-SHARES = {"recipes": 10, "overrides": 10, "checkpoints": 150, "adapters": 30, "parts": 4, "reports": 80}
+SHARES = {"recipes": 10, "overrides": 10, "checkpoints": 150, "adapters": 30, "parts": 2, "reports": 80}
 """One of so many inputs is tried by the fast tests; checkpoints and reports take a second each."""
 EXPECTED = 2000
 """Inputs that are refused, of all kinds together."""

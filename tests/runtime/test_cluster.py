@@ -124,8 +124,18 @@ def kill_simulator(trainers: RemoteTrainers) -> None:
     worker.kill()
 
 
-def test_a_player_and_a_rank_of_their_own_make_the_same_run(tmp_path: Path, checkpoint: Path, whole: Path):
+def test_a_player_and_a_rank_of_their_own_make_the_same_run(
+    tmp_path: Path, checkpoint: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+):
+    priorities: list[int] = []
+
+    def look(trainers: RemoteTrainers) -> None:
+        members = [*trainers.team.players(), *trainers.team.ranks()]
+        priorities.extend(os.getpriority(os.PRIO_PROCESS, handle.pid) for handle in members)
+
+    at_update(monkeypatch, {1: look})
     assert_same_run(whole, train(run(tmp_path, checkpoint, placement=APART)))
+    assert priorities == [os.getpriority(os.PRIO_PROCESS, 0)] * 2, "they give way to nobody"
 
 
 def test_two_players_and_two_ranks_make_the_same_run_which_goes_on_in_one_process(

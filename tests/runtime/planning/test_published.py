@@ -41,7 +41,9 @@ def test_hybrid_with_two_lanes_is_best_for_openvla_on_maniskill():
     # 1.88 times as fast as the naive split is published, of 256 environments and 80 decisions.
     grpo = ("simulator.slots=256", "decisions=80", "collection.lanes=2")
     split = ("placement.simulate=0-1", "placement.generate=2-3", "placement.train=4-7")
-    gain = planned("openvla-maniskill", *grpo, *split)[0].seconds / planned("openvla-maniskill", *grpo, *HYBRID)[0].seconds
+    gain = (
+        planned("openvla-maniskill", *grpo, *split)[0].seconds / planned("openvla-maniskill", *grpo, *HYBRID)[0].seconds
+    )
     assert gain == pytest.approx(1.88, rel=0.1)
 
 
