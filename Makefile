@@ -42,8 +42,8 @@ faults: setup ## Disturb real training at random moments; results in benchmarks/
 fuzz: setup ## Read files that Hypothesis makes up, MINUTES long (30)
 	$(BIN)/python -m benchmarks.fuzz --minutes $(or $(MINUTES),30)
 
-resumes: setup ## Interrupt runs at random points, resume them, and compare bit by bit
-	$(BIN)/python -m benchmarks.resumes --count $(or $(COUNT),40)
+resumes: setup ## Interrupt runs at random points, resume them, and compare bit by bit; results in benchmarks/results/resumes.json
+	$(BIN)/python -m benchmarks.resumes --count $(or $(COUNT),40) --json benchmarks/results/resumes.json
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """Runs that are interrupted at random points and resumed equal those that were left alone, bit by bit.
 
 `python -m benchmarks.resumes --count 40 --seed 0`; a seed repeats one. PPO and GRPO, all weights and adapters, lanes 1
-and 2, threads and processes, an average of weights, extended runs; the interruptions are Ctrl-C and crashes.
+and 2, threads and processes, an average of weights, evaluations in between, playing beside training, extended runs; the
+interruptions are Ctrl-C and crashes.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 from typer import echo
 
+from benchmarks.output import write_record
 from treadle.config.loading import load_recipe
 from treadle.policies.load import load_policy
 from treadle.reporting.metrics import read_metrics
@@ -46,6 +48,8 @@ def draw(seed: int) -> tuple[list[str], list[str], int, bool]:
     settings += ["policy.lora.rank=4"] if chosen.random() < 0.5 else []
     settings += ["optimizer.average=0.5"] if chosen.random() < 0.5 else []
     settings += ["collection.kind=processes"] if chosen.random() < 0.5 else []
+    settings += ["evaluation.every=1"] if chosen.random() < 0.5 else []
+    settings += ["overlap=async"] if chosen.random() < 0.25 else []
     first = ["iterations=3"] if chosen.random() < 0.25 else []
     return settings, first, chosen.randrange(1, ITERATIONS - bool(first)), chosen.random() < 0.5
 
@@ -93,8 +97,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0, help="of the first; the next has the next number")
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    exact = 0
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="treadle-resumes-") as folder:
         alone: dict[tuple[str, ...], Path] = {}
         for seed in range(arguments.seed, arguments.seed + arguments.count):
@@ -107,10 +112,12 @@ def main() -> None:
             if first:
                 run(output, *settings, *first)
             equal = same(alone[key], run(output, *settings))
-            exact += equal
             how = f"{'Ctrl-C' if by_hand else 'crash'} in iteration {at}{', then extended' if first else ''}"
+            rows.append({"seed": seed, "exact": equal, "settings": settings, "interruption": how})
             echo(f"seed {seed}: {'exact' if equal else 'DIFFERENT'}: {' '.join(settings)}; {how}")
+    exact = sum(row["exact"] for row in rows)
     echo(f"{exact} of {arguments.count} resumes exact")
+    write_record(arguments.json, "resumes", {"count": len(rows), "exact": exact, "resumes": rows})
     sys.exit(exact != arguments.count)
 
 

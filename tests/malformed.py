@@ -86,9 +86,9 @@ def recipes(folder: Path) -> Iterator[Malformed]:
             yield Malformed(f"{key.name} = {str(wrong)[:12]}", ("train", str(path)), path, text.encode(), named)
 
 
-def checkpoints(folder: Path) -> Iterator[Malformed]:
-    """Every file of a checkpoint directory."""
-    for path in sorted(folder.rglob("*")):
+def checkpoints(folder: Path, files: str = "*") -> Iterator[Malformed]:
+    """Every file of a checkpoint directory, or those of a pattern."""
+    for path in sorted(folder.rglob(files)):
         if path.suffix == ".json":
             copies = [(label, text.encode()) for label, text in changed(_short(json.loads(path.read_bytes())))]
         elif path.is_file():

@@ -223,7 +223,8 @@ def begin(case: Case, ranks: Ranks, folder: Path, **settings: Any) -> dict[str, 
         "held": run.held(),
         "published": trained_state(run.trainer.policy, ranks),
     }
-    run.trainer.finish(folder / "policy")
+    run.trainer.swap_in()
+    run.trainer.export(folder / "policy")
     return found
 
 

@@ -12,11 +12,14 @@ from typer.testing import CliRunner
 from malformed import Malformed, checkpoints, overrides, recipes, reports
 from reporting.synthetic_run import make_run
 from treadle.cli import app
+from treadle.policies.load import load_policy
+from treadle.policies.prismatic.policy import PrismaticPolicy
 from treadle.runtime import loop
 
+OFFICIAL = Path(__file__).parent / "fixtures" / "openvla_oft_tiny"
 SLOWEST = 10.0
 """Seconds within which an input is refused, on a loaded machine too."""
-SHARES = {"recipes": 10, "overrides": 10, "checkpoints": 150, "reports": 80}
+SHARES = {"recipes": 10, "overrides": 10, "checkpoints": 150, "adapters": 30, "parts": 2, "reports": 80}
 """One of so many inputs is tried by the fast tests; checkpoints and reports take a second each."""
 EXPECTED = 2000
 """Inputs that are refused, of all kinds together."""
@@ -34,6 +37,18 @@ def _checkpoints(tmp_path: Path, checkpoint: Path) -> Iterator[Malformed]:
     return checkpoints(shutil.copytree(checkpoint, tmp_path / "tiny"))
 
 
+def _adapters(tmp_path: Path, checkpoint: Path) -> Iterator[Malformed]:
+    policy = load_policy(checkpoint, device="cpu")
+    assert isinstance(policy, PrismaticPolicy)
+    policy.add_lora(4, alpha=2)
+    policy.save(tmp_path / "adapted", merge=False)
+    return checkpoints(tmp_path / "adapted", "lora_adapter/*")
+
+
+def _parts(tmp_path: Path, checkpoint: Path) -> Iterator[Malformed]:
+    return checkpoints(shutil.copytree(OFFICIAL, tmp_path / "official"), "*.pt")
+
+
 def _reports(tmp_path: Path, checkpoint: Path) -> Iterator[Malformed]:
     return reports(make_run(tmp_path / "run", iterations=2))
 
@@ -42,6 +57,8 @@ KINDS: dict[str, Callable[[Path, Path], Iterator[Malformed]]] = {
     "recipes": _recipes,
     "overrides": _overrides,
     "checkpoints": _checkpoints,
+    "adapters": _adapters,
+    "parts": _parts,
     "reports": _reports,
 }
 

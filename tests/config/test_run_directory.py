@@ -143,11 +143,12 @@ def test_a_run_may_move_and_be_extended(tmp_path: Path):
         output=tmp_path,
         iterations=12,
         save_every=3,
+        keep_checkpoints=5,
         device="cpu",
         torch_threads=2,
         placement=PlacementConfig(players=2, ranks=3),
         collection=CollectionConfig(lanes=2, kind="processes"),
-        evaluation=EvaluationConfig(videos=0),
+        evaluation=EvaluationConfig(videos=0, every=2),
         algorithm=PPOConfig(micro_batch=8),
     )
     assert take(moved) == directory

@@ -19,7 +19,7 @@ from leftovers import workers_left
 from miniature import run_config
 from treadle.config.on_policy import PPOConfig
 from treadle.config.placement import PlacementConfig, RuntimeConfig
-from treadle.config.schema import CollectionConfig, EvaluationConfig, TrainConfig
+from treadle.config.schema import CollectionConfig, EvaluationConfig, OptimizerConfig, TrainConfig
 from treadle.errors import MemberLostError, PlacementError
 from treadle.policies import load_policy
 from treadle.reporting.metrics import read_metrics
@@ -38,9 +38,10 @@ LOST = "it is replaced, and plays again from the state before"
 
 
 def run(output: Path, checkpoint: Path, **fields: Any) -> TrainConfig:
-    """A run of four iterations that saves after each."""
-    evaluation = EvaluationConfig(suites=("train",), episodes=3, slots=3, videos=1)
-    return run_config(output, checkpoint, **({"save_every": 1, "evaluation": evaluation} | fields))
+    """A run of four iterations that saves after each, and measures the average of weights after the second."""
+    evaluation = EvaluationConfig(suites=("train",), episodes=3, slots=3, videos=1, every=2)
+    given = {"save_every": 1, "evaluation": evaluation, "optimizer": OptimizerConfig(average=0.5)}
+    return run_config(output, checkpoint, **(given | fields))
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +124,18 @@ def kill_simulator(trainers: RemoteTrainers) -> None:
     worker.kill()
 
 
-def test_a_player_and_a_rank_of_their_own_make_the_same_run(tmp_path: Path, checkpoint: Path, whole: Path):
+def test_a_player_and_a_rank_of_their_own_make_the_same_run(
+    tmp_path: Path, checkpoint: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+):
+    priorities: list[int] = []
+
+    def look(trainers: RemoteTrainers) -> None:
+        members = [*trainers.team.players(), *trainers.team.ranks()]
+        priorities.extend(os.getpriority(os.PRIO_PROCESS, handle.pid) for handle in members)
+
+    at_update(monkeypatch, {1: look})
     assert_same_run(whole, train(run(tmp_path, checkpoint, placement=APART)))
+    assert priorities == [os.getpriority(os.PRIO_PROCESS, 0)] * 2, "they give way to nobody"
 
 
 def test_two_players_and_two_ranks_make_the_same_run_which_goes_on_in_one_process(

@@ -60,6 +60,13 @@ def test_the_last_two_stay_in_order_of_iteration(tmp_path: Path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["iteration-000099", "iteration-000100"]
 
 
+def test_as_many_stay_as_are_asked_for(tmp_path: Path):
+    writer = CheckpointWriter(keep=3)
+    for iteration in (1, 2, 3, 4):
+        writer.save(tmp_path, iteration, FakePolicy(), {})  # type: ignore[arg-type]
+    assert [path.name[-1] for path in list_checkpoints(tmp_path)] == ["2", "3", "4"]
+
+
 def test_an_iteration_is_saved_again(tmp_path: Path):
     save(tmp_path, 5, x=1)
     (tmp_path / "iteration-000005" / "old").touch()

@@ -29,7 +29,14 @@ PLACE = (
 )
 """Keys and sections that say where a run is, not what it is; a resumed run may have others."""
 MANNER = (
-    *("save_every", "save_in_background", "evaluation.slots", "evaluation.videos"),
+    *(
+        "save_every",
+        "keep_checkpoints",
+        "save_in_background",
+        "evaluation.every",
+        "evaluation.slots",
+        "evaluation.videos",
+    ),
     *("policy.gradient_checkpointing", "policy.compile", "algorithm.micro_batch", "algorithm.log_prob_alarm"),
 )
 """Keys that change how a run goes on and what it costs, not what came of it so far, but for rounding."""

@@ -171,6 +171,9 @@ class EvaluationConfig(Section):
     """Control steps after which an evaluated episode is cut; none takes simulator.horizon."""
     horizons: dict[str, Positive] = {}
     """Horizons of single suites, in place of evaluation.horizon."""
+    every: Natural = 0
+    """Iterations between evaluations while training; the best policy that they find, by the first of the suites, is
+    kept in `best`. 0 evaluates before and after training alone."""
     repeats: Positive = 1
     """Times that each scenario is played, each time with other noise; for policies that sample."""
     success: Literal["once", "end"] = "once"
@@ -225,6 +228,8 @@ class TrainConfig(RunConfig):
     alone: rollouts are always of the version so many updates before, so runs repeat."""
     save_every: Natural = 10
     """Iterations between checkpoints; 0 saves at the end only."""
+    keep_checkpoints: Positive = 2
+    """How many of the latest checkpoints stay on disk."""
     save_in_background: bool = False
     """Write checkpoints while training goes on, from a copy in host memory."""
     simulator: SimulatorConfig = SimulatorConfig()

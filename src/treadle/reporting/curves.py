@@ -24,6 +24,7 @@ def learning_curves(run: RunFolder) -> str:
         _single(run, "Episode length", "rollout/length", Axes("iteration", "control steps", low=0)),
         _single(run, "Throughput", "speed/control_steps_per_second", Axes("iteration", "control steps/s", low=0)),
         _times(run, iterations),
+        *_evaluations(run, Axes("iteration", "of episodes", **percent)),
     ]
     return f'<div class="charts">{"".join(charts)}</div>'
 
@@ -132,6 +133,20 @@ def _times(run: RunFolder, iterations: list[float]) -> str:
     drawn = chart(iterations, series, Axes("iteration", "seconds", low=0), stacked=True)
     legend = "".join(f'<li><b class="key s{_color(role)}"></b>{role}</li>' for role in roles)
     return _figure("Time per role", drawn + f'<ul class="legend">{legend}</ul>', "seconds per iteration")
+
+
+def _evaluations(run: RunFolder, axes: Axes) -> list[str]:
+    """Success in the evaluations while training, of each suite."""
+    keys = [key for key in run.metric_keys() if key.startswith("evaluation/")]
+    if not keys:
+        return []
+    # Other iterations have none.
+    at = [i for i, value in enumerate(run.series(keys[0])) if math.isfinite(value)]
+    iterations = run.series("iteration")
+    series = [Series(key.removeprefix("evaluation/"), [run.series(key)[i] for i in at]) for key in keys]
+    legend = "".join(f'<li><b class="key s{i}"></b>{escape(line.label)}</li>' for i, line in enumerate(series))
+    drawn = chart([iterations[i] for i in at], series, axes)
+    return [_figure("Success in evaluations", drawn + f'<ul class="legend">{legend}</ul>', axes.y_label)]
 
 
 def _figure(title: str, content: str, unit: str = "") -> str:

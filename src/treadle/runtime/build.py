@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+BEST = "best"
+"""Folder of the policy that did best in the evaluations while training."""
+
 
 @dataclass(slots=True)
 class Run:
@@ -61,6 +64,38 @@ class Run:
         """Whether to save now: as often as configured, at the end, and where the user asked to stop."""
         every, last = self.recorder.config.save_every, self.version == self.recorder.config.iterations
         return last or self.recorder.stop_asked or bool(every and self.version % every == 0)
+
+    @property
+    def evaluation_is_due(self) -> bool:
+        """Whether to evaluate now; at the end it is done anyway."""
+        every, last = self.recorder.config.evaluation.every, self.recorder.config.iterations
+        return bool(every and self.version % every == 0 and self.version < last)
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure the average of weights as it would be kept now; returns success by suite, as metrics. The best policy
+        so far is kept in `best`.
+        """
+        with self.recorder.pausing():
+            if self.overlapped is not None:
+                # With overlap stream they act with the trained weights themselves.
+                self.overlapped.settle()
+            self.trainer.swap_in()
+            self.player.show(self.trainer.publish(self.version))
+            success = self.evaluator.evaluate_iteration(self.version)
+            if self.evaluator.is_best(self.version):
+                self.trainer.export(self.directory / BEST)
+            self.trainer.swap_out()
+            self.player.show(self.trainer.publish(self.version))
+        return {f"evaluation/{suite}": rate for suite, rate in success.items()}
+
+    def finish(self) -> None:
+        """Keep the average of weights, and measure it."""
+        self.trainer.finish_saving()
+        self.trainer.swap_in()
+        self.trainer.export(self.directory / "policy")
+        self.player.show(self.trainer.publish(self.version))
+        self.evaluator.evaluate("final", self.directory / "policy")
+        self.recorder.finish(self.peak_rss_mb())
 
     def save(self) -> None:
         """Checkpoint the run as it is."""

@@ -10,9 +10,10 @@ from treadle.evaluation.evaluate import summarize_suite
 from treadle.evaluation.manifest import manifest
 from treadle.files import to_json, write_atomically
 from treadle.reporting.console import RunConsole
-from treadle.reporting.folder import read_videos
+from treadle.reporting.folder import read_evaluation, read_videos
 from treadle.reporting.video import write_video
 from treadle.runtime.roles import Players
+from treadle.training.state import checkpoint_name
 
 VIDEO_SIZE = 224
 """Pixels of a filmed frame's side."""
@@ -41,7 +42,32 @@ class Evaluator:
 
     def evaluate(self, name: str, checkpoint: Path) -> None:
         """Write `evaluation/NAME.json`, its episodes beside it, and the films of NAME."""
-        start, config = time.perf_counter(), self._config
+        start = time.perf_counter()
+        report: dict[str, Any] = {"suites": self._measure(name)}
+        report["manifest"] = manifest(checkpoint, self._config.policy, self._config.simulator, self._config.evaluation)
+        self._film(name)
+        self._write(name, report, start)
+
+    def evaluate_iteration(self, iteration: int) -> dict[str, float]:
+        """Write the evaluation of a policy that is being trained, without films; returns success by suite."""
+        start, name = time.perf_counter(), checkpoint_name(iteration)
+        suites = self._measure(name)
+        self._write(name, {"suites": suites}, start)
+        return {suite: found["success"] for suite, found in suites.items()}
+
+    def is_best(self, iteration: int) -> bool:
+        """Whether no evaluation of an earlier iteration found as much success, in the first of the suites."""
+        suite, own = self._config.evaluation.suites[0], checkpoint_name(iteration)
+        names = sorted(path.stem for path in (self._directory / "evaluation").glob("iteration-*.json"))
+        success: dict[str, float] = {}
+        for name in names:
+            if name <= own and (found := read_evaluation(self._directory, name)) is not None:
+                success[name] = found["suites"][suite]["success"]
+        return max(success, key=lambda name: success[name]) == own
+
+    def _measure(self, name: str) -> dict[str, Any]:
+        """Play every suite, and write the episodes."""
+        config = self._config
         suites: dict[str, Any] = {}
         episodes: Episodes = {}
         for suite in config.evaluation.suites:
@@ -49,10 +75,10 @@ class Evaluator:
             results = self._players.evaluate(suite, self._console.progress)
             suites[suite] = summarize_suite(suite, results, config.evaluation.success)
             episodes[suite] = dict(enumerate(results))
-        report: dict[str, Any] = {"suites": suites}
-        report["manifest"] = manifest(checkpoint, config.policy, config.simulator, config.evaluation)
         write_episodes(self._directory / "evaluation" / f"{name}.{EPISODES_FILE}", episodes)
-        self._film(name)
+        return suites
+
+    def _write(self, name: str, report: dict[str, Any], start: float) -> None:
         report["seconds"] = time.perf_counter() - start
         write_atomically(self._directory / "evaluation" / f"{name}.json", to_json(report))
 

@@ -33,6 +33,8 @@ def train(config: TrainConfig) -> Path:
                     trainer.average()
                     player.receive(trainer.publish(run.version + 1))
                     run.version += 1
+                    if run.evaluation_is_due:
+                        metrics |= run.evaluate()
                     recorder.write(run.version, player.take_report(), metrics)
                     if run.save_is_due:
                         run.save()
@@ -42,10 +44,7 @@ def train(config: TrainConfig) -> Path:
                     recorder.console.message(f"saved after iteration {run.saved}; the same command goes on from there")
                     raise Terminated if recorder.terminated else KeyboardInterrupt
         with recorder.measuring("the result was measured"):
-            trainer.finish(run.directory / "policy")
-            player.receive(trainer.publish(run.version))
-            run.evaluator.evaluate("final", run.directory / "policy")
-            recorder.finish(run.peak_rss_mb())
+            run.finish()
     return run.directory
 
 

@@ -1,8 +1,9 @@
 """Playing beside training: a thread plays the rollouts that the loop will ask for."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,10 @@ class OverlappedPlayers:
         """The first update for which nothing is played yet."""
         self._reports: list[PlayReport] = []
         self._state: dict[str, Any] | None = None
+        self._acting: Any = None
+        """The weights that the rollouts being played are of."""
+        self._shown: Any = None
+        """The weights that are evaluated."""
         self._broken = False
 
     def collect(self, wants_more: Callable[[Sequence[Any]], bool]) -> list[Any]:
@@ -81,20 +86,24 @@ class OverlappedPlayers:
         self._weights = {version: w for version, w in self._weights.items() if version >= self._oldest}
         self._play_ahead()
 
+    def show(self, weights: Any) -> None:
+        """See `Players.show`; players get them when they are asked to evaluate or film."""
+        self._shown = weights
+
     def take_report(self) -> PlayReport:
         """See `Players.take_report`."""
         reports, self._reports = self._reports, []
         return PlayReport.chain(reports)
 
     def evaluate(self, suite: str, progress: Callable[[int, int], None]) -> list[EpisodeResult]:
-        """See `Players.evaluate`. It is with the latest weights, once what is being played is done."""
-        self._settle()
-        return self._players.evaluate(suite, progress)
+        """See `Players.evaluate`. It begins once what is being played is done."""
+        with self._showing():
+            return self._players.evaluate(suite, progress)
 
     def film(self, size: int) -> list[Film]:
         """See `Players.film`. As `evaluate`."""
-        self._settle()
-        return self._players.film(size)
+        with self._showing():
+            return self._players.film(size)
 
     def state_dict(self) -> dict[str, Any]:
         """See `Players.state_dict`: where slots stood after the last rollouts that the loop got."""
@@ -109,6 +118,10 @@ class OverlappedPlayers:
     def control_hz(self) -> float:
         """See `Players.control_hz`."""
         return self._players.control_hz
+
+    def settle(self) -> None:
+        """Wait until everything that was begun is played."""
+        wait(self._jobs)
 
     def halt(self) -> None:
         """Drop what is being played, or waits; it ends before this returns."""
@@ -157,6 +170,7 @@ class OverlappedPlayers:
         try:
             if weights is not None:
                 self._players.receive(weights)
+                self._acting = weights
             rollout = self._players.collect_one()
             return _Played(rollout, self._players.take_report(), self._players.state_dict())
         except BaseException:
@@ -169,8 +183,12 @@ class OverlappedPlayers:
         self._state = played.state
         return played.rollout
 
-    def _settle(self) -> None:
-        """Wait for what is being played, and let the players have the latest weights."""
-        wait(self._jobs)
-        if self._weights:
-            self._players.receive(self._weights[max(self._weights)])
+    @contextmanager
+    def _showing(self) -> Generator[None, None, None]:
+        """The players act with what is shown, once what is being played is done; then with what they had."""
+        self.settle()
+        if self._shown is not None:
+            self._players.receive(self._shown)
+        yield
+        if self._acting is not None:
+            self._players.receive(self._acting)

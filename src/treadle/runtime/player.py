@@ -175,6 +175,10 @@ class Player:
             assert isinstance(self._critic, nn.Module)
             load_state(self._critic, weights.critic)
 
+    def show(self, weights: Weights) -> None:
+        """Evaluate and film with these weights from now on; `receive` comes before the next rollout."""
+        self.receive(weights)
+
     def take_report(self) -> PlayReport:
         """What was played since the last call."""
         rollouts, self._rollouts = self._rollouts, []

@@ -98,6 +98,17 @@ class Recorder:
             self.console.message(f"stopped while {what}; the same command goes on from what is saved")
             raise
 
+    @contextmanager
+    def pausing(self) -> Generator[None, None, None]:
+        """What the block takes is not the iteration's time."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            self._began += seconds
+            self._update_began += seconds
+
     def update_begins(self) -> None:
         """All rollouts of the next update are there."""
         self._update_began = time.perf_counter()

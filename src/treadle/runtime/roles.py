@@ -30,6 +30,10 @@ class Players(Protocol):
         """Act with these weights from now on."""
         ...
 
+    def show(self, weights: Any) -> None:
+        """Evaluate and film with these weights from now on."""
+        ...
+
     def take_report(self) -> PlayReport:
         """What was played since the last call."""
         ...
@@ -99,6 +103,14 @@ class Trainers(Protocol):
         """Wait until checkpoints are written."""
         ...
 
-    def finish(self, directory: Path) -> None:
-        """Put the average of weights in their place, and save the policy."""
+    def swap_in(self) -> None:
+        """Put the average of weights in their place."""
+        ...
+
+    def swap_out(self) -> None:
+        """Put the latest weights back in the place of their average."""
+        ...
+
+    def export(self, directory: Path) -> None:
+        """Save the policy as it is."""
         ...

@@ -41,7 +41,10 @@ class Trainer:
         self._offload = config.placement.offload
         self._ranks = training.ranks
         self._writer = CheckpointWriter(
-            self._ranks, background=config.save_in_background, deadline=config.runtime.timeout
+            self._ranks,
+            background=config.save_in_background,
+            keep=config.keep_checkpoints,
+            deadline=config.runtime.timeout,
         )
 
     def wants_more(self, rollouts: Sequence[Rollout]) -> bool:
@@ -99,10 +102,16 @@ class Trainer:
         """Wait until checkpoints are written. Raises OutputError."""
         self._writer.finish()
 
-    def finish(self, directory: Path) -> None:
-        """Put the average of weights in their place, and save the policy. Raises OutputError."""
-        self._writer.finish()
+    def swap_in(self) -> None:
+        """Put the average of weights in their place."""
         self._average.swap_in()
+
+    def swap_out(self) -> None:
+        """Put the latest weights back in the place of their average."""
+        self._average.swap_out()
+
+    def export(self, directory: Path) -> None:
+        """Save the policy as it is, with adapters merged. Raises OutputError."""
         save_policy(self.policy, directory, self._ranks)
 
     def save(self, directory: Path, version: int, state: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ class WeightAverage:
     Of sharded parameters it holds this rank's rows.
 
     Args:
-        parameters: they are averaged; every `update` reads them, and only `swap_in` writes to them.
+        parameters: they are averaged; every `update` reads them, and only `swap_in` and `swap_out`
+            write to them.
         decay: share that the past keeps at each update, in [0, 1); 0 keeps the last weights, and no copy of them.
     """
 
@@ -24,6 +25,8 @@ class WeightAverage:
         self._parameters = list(parameters) if decay else []
         self._decay = decay
         self._weight = 0.0
+        self._latest: list[Tensor] = []
+        """The parameters themselves, while the average is in their place."""
         self._average = [own_rows(parameter).float().clone() for parameter in self._parameters]
 
     @torch.no_grad()
@@ -35,9 +38,17 @@ class WeightAverage:
 
     @torch.no_grad()
     def swap_in(self) -> None:
-        """Put the average in the place of the parameters."""
+        """Put the average in the place of the parameters, until `swap_out`."""
+        self._latest = [own_rows(parameter).clone() for parameter in self._parameters]
         for average, parameter in zip(self._average, self._parameters, strict=True):
             own_rows(parameter).copy_(average)
+
+    @torch.no_grad()
+    def swap_out(self) -> None:
+        """Put the parameters back."""
+        for latest, parameter in zip(self._latest, self._parameters, strict=True):
+            own_rows(parameter).copy_(latest)
+        self._latest = []
 
     def state_dict(self) -> dict[str, float | list[Tensor | Shard]]:
         """The average and its weight."""

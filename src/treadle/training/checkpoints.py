@@ -39,8 +39,6 @@ BROKEN = "not-whole-"
 """Prefix of a folder that was set aside."""
 FAILED, SUM = ".failed", ".sha256"
 """Suffixes of the files by which a rank says that it could not write its part, or that it has, with its checksum."""
-KEEP = 2
-"""How many of the latest checkpoints stay on disk."""
 
 
 class CheckpointWriter:
@@ -52,12 +50,16 @@ class CheckpointWriter:
         ranks: they hold the state.
         background: `save` copies everything to the CPU's memory and returns; a thread writes the files. An error of it
             is raised by the next `save`, or by `finish`.
+        keep: how many of the latest checkpoints stay.
         deadline: seconds that rank 0 waits for the files of others.
     """
 
-    def __init__(self, ranks: Ranks = ALONE, *, background: bool = False, deadline: float = 600.0) -> None:
+    def __init__(
+        self, ranks: Ranks = ALONE, *, background: bool = False, keep: int = 2, deadline: float = 600.0
+    ) -> None:
         self._ranks = ranks
         self._background = background
+        self._keep = keep
         self._deadline = deadline
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
@@ -132,7 +134,7 @@ class CheckpointWriter:
                     saved.save(temporary / "policy", merge=False)
                     torch.save({"parts": parts, **plain}, temporary / TRAINER)
                     write_checksums(temporary, _await_parts(temporary, parts, self._deadline))
-                    _put_in_place(temporary, target)
+                    _put_in_place(temporary, target, self._keep)
             except (OSError, RuntimeError) as error:
                 # torch.save reports a full disk as a RuntimeError of its zip writer.
                 raise _cannot(target, error) from error
@@ -175,10 +177,10 @@ def _await_parts(folder: Path, count: int, deadline: float) -> dict[str, str]:
     return sums
 
 
-def _put_in_place(temporary: Path, target: Path) -> None:
+def _put_in_place(temporary: Path, target: Path, keep: int) -> None:
     temporary.chmod(0o755)
     replace_directory(temporary, target)
-    for old in list_checkpoints(target.parent)[:-KEEP]:
+    for old in list_checkpoints(target.parent)[:-keep]:
         shutil.rmtree(old)
 
 

@@ -218,9 +218,17 @@ class MemberActor:
         """See `Trainer.save`."""
         self._here.trainer.save(directory, version, state)
 
-    def finish(self, directory: Path) -> None:
-        """See `Trainer.finish`."""
-        self._here.trainer.finish(directory)
+    def swap_in(self) -> None:
+        """See `Trainer.swap_in`."""
+        self._here.trainer.swap_in()
+
+    def swap_out(self) -> None:
+        """See `Trainer.swap_out`."""
+        self._here.trainer.swap_out()
+
+    def export(self, directory: Path) -> None:
+        """See `Trainer.export`."""
+        self._here.trainer.export(directory)
 
     def alarms(self, metrics: dict[str, float]) -> list[str]:
         """See `Trainer.alarms`."""

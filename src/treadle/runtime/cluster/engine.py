@@ -386,6 +386,8 @@ def prepare_ray() -> None:
             "later, or start a cluster of your own and give runtime.address"
         )
     os.environ.update(missing)
+    # Its own workers would give way to whatever else runs on the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray keeps the first token that it sees in a process.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 

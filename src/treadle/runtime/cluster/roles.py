@@ -71,6 +71,10 @@ class RemotePlayers:
         if self._state is None:
             self._state = join_states(self._team.ask_players("player_state"))
 
+    def show(self, weights: "PublishedWeights") -> None:
+        """See `Players.show`."""
+        self.receive(weights)
+
     def take_report(self) -> PlayReport:
         """See `Players.take_report`."""
         reports, self._reports = self._reports, []
@@ -203,9 +207,17 @@ class RemoteTrainers:
         """See `Trainers.finish_saving`."""
         self.team.ask_ranks("finish_saving")
 
-    def finish(self, directory: Path) -> None:
-        """See `Trainers.finish`."""
-        self.team.ask_ranks("finish", directory.resolve())
+    def swap_in(self) -> None:
+        """See `Trainers.swap_in`."""
+        self.team.ask_ranks("swap_in")
+
+    def swap_out(self) -> None:
+        """See `Trainers.swap_out`."""
+        self.team.ask_ranks("swap_out")
+
+    def export(self, directory: Path) -> None:
+        """See `Trainers.export`."""
+        self.team.ask_ranks("export", directory.resolve())
 
     def _hand_over(self, rollouts: Sequence[Shares]) -> None:
         for shares in rollouts:

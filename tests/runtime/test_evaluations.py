@@ -1,0 +1,77 @@
+"""Evaluations while training: they change nothing, and find the best policy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from miniature import run_config
+from treadle.config.on_policy import PPOConfig
+from treadle.config.schema import EvaluationConfig, OptimizerConfig, TrainConfig
+from treadle.files import to_json
+from treadle.policies import load_policy
+from treadle.reporting.console import RunConsole
+from treadle.reporting.report import write_report
+from treadle.runtime.evaluator import Evaluator
+from treadle.runtime.loop import train
+from whole_runs import assert_resumes, final_weights, numbers
+
+AVERAGE = OptimizerConfig(average=0.5)
+
+
+def evaluation(every: int) -> EvaluationConfig:
+    return EvaluationConfig(suites=("train", "vision"), episodes=3, slots=3, videos=0, every=every)
+
+
+def suites(directory: Path, name: str) -> Any:
+    return json.loads((directory / "evaluation" / f"{name}.json").read_text())["suites"]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("overlap", ["none", "stream", "async"])
+def test_evaluations_change_nothing(tmp_path: Path, checkpoint: Path, overlap: str):
+    """Episodes go on after them where they were, also those that are played ahead."""
+    fields: dict[str, Any] = {"optimizer": AVERAGE, "overlap": overlap, "algorithm": PPOConfig(minibatch=8, rounds=2)}
+    alone = train(run_config(tmp_path / "alone", checkpoint, evaluation=evaluation(0), **fields))
+    evaluated = train(run_config(tmp_path / "evaluated", checkpoint, evaluation=evaluation(1), **fields))
+    found, measured = numbers(evaluated), ("evaluation/train", "evaluation/vision")
+    assert [set(measured) <= row.keys() for row in found] == [True, True, True, False]
+    assert numbers(alone) == [{key: x for key, x in row.items() if key not in measured} for row in found]
+    one, other = final_weights(alone), final_weights(evaluated)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert suites(alone, "final") == suites(evaluated, "final")
+    assert "Success in evaluations" in write_report(evaluated).read_text()
+    assert "Success in evaluations" not in write_report(alone).read_text()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("overlap", ["none", "async"])
+def test_what_is_evaluated_and_kept_is_what_a_shorter_run_ends_with(tmp_path: Path, checkpoint: Path, overlap: str):
+    fields: dict[str, Any] = {"optimizer": AVERAGE, "overlap": overlap}
+    short = train(run_config(tmp_path / "short", checkpoint, iterations=2, evaluation=evaluation(0), **fields))
+    whole = train(run_config(tmp_path / "whole", checkpoint, evaluation=evaluation(2), **fields))
+    assert suites(whole, "iteration-000002") == suites(short, "final")
+    kept = load_policy(whole / "best", device="cpu").state_dict()  # type: ignore[attr-defined]
+    ended = final_weights(short)
+    assert all(torch.equal(kept[name], ended[name]) for name in ended)
+
+
+@pytest.mark.integration
+def test_a_run_with_evaluations_resumes_exactly(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    assert_resumes(tmp_path, checkpoint, monkeypatch, evaluation=evaluation(1), optimizer=AVERAGE)
+
+
+def test_the_first_of_the_best_is_kept(tmp_path: Path):
+    config = TrainConfig(evaluation=EvaluationConfig(suites=("vision", "train"), every=10))
+    evaluator = Evaluator(config, tmp_path, None, RunConsole("run", 9))  # type: ignore[arg-type]
+    (tmp_path / "evaluation").mkdir()
+    for iteration, (vision, train_) in {10: (0.5, 0.9), 20: (0.6, 0.1), 30: (0.6, 0.2), 40: (0.7, 0.0)}.items():
+        found = {
+            suite: {"success": rate, "episodes": 10, "ci95": [0.0, 1.0]}
+            for suite, rate in (("vision", vision), ("train", train_))
+        }
+        path = tmp_path / "evaluation" / f"iteration-{iteration:06d}.json"
+        path.write_text(to_json({"suites": found}))
+    assert [evaluator.is_best(iteration) for iteration in (10, 20, 30, 40)] == [True, True, False, True]
