@@ -28,7 +28,8 @@ def seconds(*arguments: Any, profile: Profile = PROFILE, **fields: Any) -> float
 def test_an_affine_cost_goes_through_its_measurements():
     cost = Affine.through((2, 1.0), (4, 1.5))
     assert (cost.fixed, cost.each, cost(0), cost(2), cost(8)) == (0.5, 0.25, 0, 1.0, 2.5)
-    # Noise makes neither part negative.
+    # Neither noise nor rounding makes a part negative.
+    assert min(Affine.through((1, 0.01), (n, n * 0.07)).fixed for n in range(2, 100)) == 0
     assert Affine.through((2, 2.0), (4, 1.5)) == Affine(1.5, 0.0)
     assert Affine.through((2, 0.5), (4, 2.0)) == Affine(0.0, 0.5)
 

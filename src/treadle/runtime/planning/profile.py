@@ -31,7 +31,7 @@ class Affine:
         """Through two measurements of (size, seconds); neither part is below 0."""
         (few, least), (many, most) = smaller, larger
         each = min(max(0.0, (most - least) / (many - few)), most / many)
-        return cls(most - each * many, each)
+        return cls(max(0.0, most - each * many), each)
 
 
 @dataclass(frozen=True, slots=True)
