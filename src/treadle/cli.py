@@ -16,7 +16,8 @@ from treadle.commands.application import Application, CommandWithKeys
 from treadle.commands.bench import bench
 from treadle.commands.options import JsonFile, Overrides, complete_recipe
 from treadle.commands.results import check_destination, write_result
-from treadle.config.loading import load_recipe, read_config, recipes, resolve_checkpoint
+from treadle.config.checkpoints import resolve_checkpoint
+from treadle.config.loading import load_recipe, read_config, recipes
 from treadle.config.schema import LoadingConfig, SupervisedConfig
 from treadle.config.section import Section
 from treadle.errors import ConfigError

@@ -13,9 +13,9 @@ from pydantic import Field
 
 from treadle.config import loading
 from treadle.config.describe import describe, sections, toml_text
-from treadle.config.loading import find_recipe, load_recipe, read_config, recipes, resolve_checkpoint
+from treadle.config.loading import find_recipe, load_recipe, read_config, recipes
 from treadle.config.schema import SamplingConfig, Section, TrainConfig
-from treadle.errors import CheckpointError, ConfigError
+from treadle.errors import ConfigError
 
 
 def recipe(tmp_path: Path, text: str = "") -> str:
@@ -186,18 +186,6 @@ def test_recipes_of_other_packages(tmp_path, monkeypatch):
 
 def test_packaged_recipes_say_what_they_are():
     assert all(recipes().values())
-
-
-def test_checkpoints_by_name_and_by_path(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "CHECKPOINTS", tmp_path / "packaged")
-    (tmp_path / "packaged" / "tabletop-base").mkdir(parents=True)
-    assert resolve_checkpoint("tabletop-base") == tmp_path / "packaged" / "tabletop-base"
-    assert resolve_checkpoint(str(tmp_path)) == tmp_path
-    with pytest.raises(CheckpointError, match="did you mean 'tabletop-base'"):
-        resolve_checkpoint("tabletop-bse")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="is a file"):
-        resolve_checkpoint(str(tmp_path / "file"))
 
 
 class Inner(Section):

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from treadle.errors import Terminated, TreadleError
+from treadle.errors import ConfigError, Terminated, TreadleError
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and SIGTERM, as shells have them."""
@@ -31,9 +31,28 @@ class Application(TyperGroup):
 class CommandWithKeys(TyperCommand):
     """A command that takes `key=value`: its help ends with the keys, from the configuration's documentation."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raises ConfigError where a setting was written as an option."""
+        options = {option for parameter in self.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for word in args:
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in options and (near := _setting(name)) is not None:
+                raise ConfigError(f"{name}: settings are given without dashes, as {near}=VALUE")
+        return super().parse_args(ctx, args)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help of the command, then the table of keys."""
         from treadle.commands.keys import key_table
 
         super().format_help(ctx, formatter)
         Console().print(key_table())
+
+
+def _setting(option: str) -> str | None:
+    """The key that an option was meant for, if any."""
+    from treadle.config.describe import describe
+    from treadle.config.schema import TrainConfig
+
+    name = option.lstrip("-").replace("-", "_")
+    keys = [key.name for key in describe(TrainConfig)]
+    return name if name in keys else next((key for key in keys if key.rpartition(".")[2] == name), None)

@@ -297,7 +297,9 @@ class TrainConfig(RunConfig):
         self.algorithm.check(self)
         if self.critic_warmup >= self.iterations:
             raise ValueError(
-                f"critic.warmup_iterations {self.critic.warmup_iterations} must be below iterations {self.iterations}"
+                f"critic.warmup_iterations {self.critic_warmup} must be below iterations {self.iterations}, for the "
+                f"critic alone learns in them: use iterations={self.critic_warmup + 1} or more, or "
+                "critic.warmup_iterations=0"
             )
         return self
 

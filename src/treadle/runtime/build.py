@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from treadle.config.loading import resolve_checkpoint
+from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.run_directory import claim_run_directory, hold_run_directory
 from treadle.config.schema import TrainConfig
 from treadle.cores import usable_cores
