@@ -52,6 +52,18 @@ def treadle(*arguments: str) -> Result:
     return CliRunner(env={"COLUMNS": "60", "TERM": "dumb"}).invoke(app, list(arguments))
 
 
+def test_a_setting_that_was_written_as_an_option(here):
+    for option, meant in (
+        ("--seed", "seed"),
+        ("--learning-rate=1", "optimizer.learning_rate"),
+        ("--gamma", "algorithm"),
+    ):
+        result = treadle("train", "quickstart", option, "1")
+        assert result.exit_code == 2
+        assert f"settings are given without dashes, as {meant}" in result.stderr
+    assert "No such option" in treadle("train", "quickstart", "--nonsense").stderr
+
+
 def test_benchmarks_need_a_clone(here, monkeypatch):
     monkeypatch.setattr("treadle.commands.bench.CLONE", here)
     result = treadle("bench", "simulator", "tabletop")

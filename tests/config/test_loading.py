@@ -188,6 +188,27 @@ def test_packaged_recipes_say_what_they_are():
     assert all(recipes().values())
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("train,vision", ("train", "vision")),
+        ("[train, vision]", ("train", "vision")),
+        ('["train", "vision"]', ("train", "vision")),
+        ("train", ("train",)),
+    ],
+)
+def test_lists_need_no_quotes(text, found):
+    assert load_recipe("quickstart", [f"evaluation.suites={text}"]).evaluation.suites == found
+
+
+def test_lists_of_numbers_need_no_brackets():
+    assert load_recipe("quickstart", ["policy.frozen_dimensions=3,4"]).policy.frozen_dimensions == (3, 4)
+    assert load_recipe("quickstart", ["policy.frozen_dimensions=3"]).policy.frozen_dimensions == (3,)
+    assert load_recipe("quickstart", ["policy.frozen_dimensions=[]"]).policy.frozen_dimensions == ()
+    with pytest.raises(ConfigError, match=r"policy.frozen_dimensions.*found \"a\""):
+        load_recipe("quickstart", ["policy.frozen_dimensions=3,a"])
+
+
 class Inner(Section):
     """Within."""
 

@@ -36,8 +36,9 @@ class CommandWithKeys(TyperCommand):
         options = {option for parameter in self.params for option in (*parameter.opts, *parameter.secondary_opts)}
         for word in args:
             name = word.partition("=")[0]
-            if name.startswith("--") and name not in options and (near := _setting(name)) is not None:
-                raise ConfigError(f"{name}: settings are given without dashes, as {near}=VALUE")
+            if name.startswith("--") and name not in options and (meant := _settings(name)):
+                ways = " or ".join(f"{key}=VALUE" for key in meant)
+                raise ConfigError(f"{name}: settings are given without dashes, as {ways}")
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -48,11 +49,11 @@ class CommandWithKeys(TyperCommand):
         Console().print(key_table())
 
 
-def _setting(option: str) -> str | None:
-    """The key that an option was meant for, if any."""
+def _settings(option: str) -> list[str]:
+    """The keys that an option may have been meant for."""
     from treadle.config.describe import describe
     from treadle.config.schema import TrainConfig
 
     name = option.lstrip("-").replace("-", "_")
     keys = [key.name for key in describe(TrainConfig)]
-    return name if name in keys else next((key for key in keys if key.rpartition(".")[2] == name), None)
+    return [name] if name in keys else [key for key in keys if key.rpartition(".")[2] == name]
