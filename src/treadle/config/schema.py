@@ -232,6 +232,8 @@ class TrainConfig(RunConfig):
     """How many of the latest checkpoints stay on disk."""
     save_in_background: bool = False
     """Write checkpoints while training goes on, from a copy in host memory."""
+    wandb: bool = False
+    """Also send the numbers of each iteration to Weights & Biases, project WANDB_PROJECT or `treadle`."""
     simulator: SimulatorConfig = SimulatorConfig()
     collection: CollectionConfig = CollectionConfig()
     placement: PlacementConfig = PlacementConfig()

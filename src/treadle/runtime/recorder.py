@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from treadle.config.schema import TrainConfig
 from treadle.data.span import Span
@@ -22,6 +22,9 @@ from treadle.reporting.report import write_report
 from treadle.reporting.summary import RunSummary, suite_results, write_summary
 from treadle.reporting.timeline import TraceWriter, idle_shares
 from treadle.runtime.player import PlayReport
+
+if TYPE_CHECKING:
+    from treadle.reporting.wandb import WandbWriter
 
 BUDGET = 30.0
 """Seconds between SIGTERM and the end: what schedulers give before they kill."""
@@ -57,6 +60,7 @@ class Recorder:
         self._control_steps = 0
         self._elapsed = 0.0
         self._began = self._update_began = time.perf_counter()
+        self._wandb: WandbWriter | None = None
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -65,6 +69,12 @@ class Recorder:
         # Also without a checkpoint: a run that was killed before its first one left lines, which are written again.
         resumed = self._iteration if (self.directory / METRICS_FILE).exists() else None
         self._writer = self._exit.enter_context(MetricsWriter(self.directory, resumed))
+        self.console.message(f"curves: tensorboard --logdir {self.directory / 'tensorboard'}")
+        if self.config.wandb:
+            from treadle.reporting.wandb import WandbWriter
+
+            self._wandb = self._exit.enter_context(WandbWriter(self.directory, self.config.model_dump(mode="json")))
+            self.console.message(f"curves: {self._wandb.place}")
         if self._iteration:
             self.console.message(f"resuming after iteration {self._iteration}")
         return self
@@ -132,6 +142,8 @@ class Recorder:
             "speed/control_steps_per_second": summary["rollout/control_steps"] / seconds,
         }
         self._writer.write(row)
+        if self._wandb is not None:
+            self._wandb.write(row)
         for warning in self._alarms(row):
             self.console.message(f"warning: iteration {iteration}: {warning}")
         self.console.iteration(row)
