@@ -1,6 +1,7 @@
 # The interpreter that .venv is made with: the first of 3.11, 3.12 and 3.13 that runs. Choose with `make setup PYTHON=...`.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
-	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo "$$p"; break; }; done)
+	"$$p" -c '$(FITS)' 2>/dev/null && { echo "$$p"; break; }; done)
 BIN := .venv/bin
 STAMP := .venv/.treadle-setup
 
@@ -15,9 +16,12 @@ setup: $(STAMP) ## Prepare .venv with Treadle and the tools, at the tested versi
 # A stamp of its own, so that a broken installation is not taken for a finished one.
 $(STAMP): pyproject.toml constraints.txt examples/treadle-reach/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed; name it with: make setup PYTHON=/path/to/python" >&2; exit 1; }
-	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]' -e ./examples/treadle-reach
+	@$(BIN)/python -c '$(FITS)' 2>/dev/null || { echo "making .venv with $(PYTHON)"; rm -rf .venv; "$(PYTHON)" -m venv .venv; }
+	@echo "installing $$(grep '^torch==' constraints.txt) into .venv"
+	@$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
+	@echo "installing Treadle and its tools, at the versions of constraints.txt"
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]' -e ./examples/treadle-reach
+	@echo "ready: make quickstart, or .venv/bin/treadle --help"
 	@touch $@
 
 # As root, system packages that are missing are installed too.

@@ -1,6 +1,7 @@
 """The docs say what is there: commands parse, files exist, the generated page is current, the example runs."""
 
 import ast
+import json
 import re
 import shlex
 import sys
@@ -233,3 +234,29 @@ def test_the_example_is_an_algorithm(self_imitation, tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(before, algorithm.trained, strict=True))
     assert len(algorithm.choices) == 5
     algorithm.load_state_dict(algorithm.state_dict())
+
+
+@pytest.mark.integration
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "docs" / "first-run.ipynb").read_text())["cells"]
+    names: dict[str, object] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    said = capsys.readouterr().out
+    assert "base-0.mp4" in said
+    assert "notebook" in said
+
+
+def test_the_image_installs_what_is_there():
+    """Every file that the Dockerfile copies is in the build's context, and it installs through the constraints."""
+    text = (ROOT / "Dockerfile").read_text()
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for name in line.split()}
+    assert copied == kept
+    assert all((ROOT / name).exists() for name in copied)
+    pinned = re.search(r"^torch==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    assert pinned.group() in text
+    assert "-c constraints.txt" in text
