@@ -8,7 +8,7 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from importlib import import_module
@@ -29,7 +29,9 @@ from treadle.runtime.cluster.messages import Answer, Fault, Part
 from treadle.runtime.member import Member, Start
 from treadle.runtime.placement import CPU, Placement
 from treadle.runtime.player import PlayReport
+from treadle.runtime.roles import Chosen, Film
 from treadle.runtime.weights import Weights
+from treadle.simulators.protocol import SimulatorSpec
 from treadle.training.checkpoints import load_trainer
 from treadle.training.ranks import ALONE, ProcessRanks, Ranks
 from treadle.training.sharding import ShardedRanks
@@ -206,13 +208,13 @@ class MemberActor:
         self._progress = (0, 0)
         return self._here.player.evaluate(suite, note, share)
 
-    def film(self, size: int) -> Any:
+    def film(self, chosen: Sequence[Chosen], size: int) -> list[Film]:
         """See `Player.film`."""
-        return self._here.player.film(size)
+        return self._here.player.film(chosen, size)
 
-    def control_hz(self) -> float:
-        """See `Player.control_hz`."""
-        return self._here.player.control_hz
+    def spec(self) -> SimulatorSpec:
+        """See `Player.spec`."""
+        return self._here.player.spec
 
     def save(self, directory: Path, version: int, state: dict[str, Any]) -> None:
         """See `Trainer.save`."""
