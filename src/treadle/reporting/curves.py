@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 
 from treadle.reporting.folder import RunFolder
@@ -17,20 +18,16 @@ def learning_curves(run: RunFolder) -> str:
     """Success over iterations and wall time, return, length, throughput and time per role."""
     iterations = run.series("iteration")
     minutes = [seconds / 60 for seconds in run.series("seconds")]
-    percent = {"low": 0.0, "high": 1.0, "percent": True}
+    success = Axes("iteration", "of episodes", low=0.0, high=1.0, percent=True)
     levels = _evaluated(run)
     charts = [
-        _single(
-            run, "Success in rollouts", "rollout/success", Axes("iteration", "of episodes", **percent), levels=levels
-        ),
-        _single(
-            run, "Success over wall time", "rollout/success", Axes("minutes", "of episodes", **percent), minutes, levels
-        ),
+        _single(run, "Success in rollouts", "rollout/success", success, levels=levels),
+        _single(run, "Success over wall time", "rollout/success", replace(success, x_label="minutes"), minutes, levels),
         _single(run, "Return", "rollout/return", Axes("iteration", "sum of rewards")),
         _single(run, "Episode length", "rollout/length", Axes("iteration", "control steps", low=0)),
         _single(run, "Throughput", "speed/control_steps_per_second", Axes("iteration", "control steps/s", low=0)),
         _times(run, iterations),
-        *_evaluations(run, Axes("iteration", "of episodes", **percent)),
+        *_evaluations(run, success),
     ]
     return f'<div class="charts">{"".join(charts)}</div>'
 

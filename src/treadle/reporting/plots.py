@@ -12,9 +12,9 @@ _MAX_POINTS = 400
 COLORS = 5
 """Of lines; further ones begin again at the first."""
 _STYLE = (
-    "<style>text{font:11.5px sans-serif;fill:#6a6e78}.grid{stroke:#ededea;fill:none}.line,.raw{fill:none}"
-    ".reading{fill:none}.level{stroke:#a3a7b0;stroke-dasharray:4 4;fill:none}.line{stroke-width:2}.raw{opacity:.3}.s0{stroke:#2f6fd0}.s1{stroke:#e08a2c}.s2{stroke:#24967f}.s3{stroke:#9a62c4}"
-    ".key{stroke-width:3}</style>"
+    "<style>text{font:11.5px sans-serif;fill:#6a6e78}.grid{stroke:#ededea;fill:none}.line,.raw,.reading{fill:none}"
+    ".level{stroke:#a3a7b0;stroke-dasharray:4 4;fill:none}.line{stroke-width:2}.raw{opacity:.3}.s0{stroke:#2f6fd0}"
+    ".s1{stroke:#e08a2c}.s2{stroke:#24967f}.s3{stroke:#9a62c4}.key{stroke-width:3}</style>"
 )
 
 

@@ -93,13 +93,11 @@ def _headline(run: RunFolder) -> str:
 
 def _facts(run: RunFolder) -> str:
     """What was trained where, when, and by which command."""
-    simulator, policy = run.config.get("simulator") or {}, run.config.get("policy") or {}
-    options = simulator.get("options") or {}
-    task = next((str(options[key]) for key in ("task", "tasks", "suite") if options.get(key)), None)
-    facts = [
-        f"{policy.get('checkpoint', 'a policy')} on {simulator.get('name', 'a simulator')}{f', {task}' if task else ''}"
-    ]
-    machine = run.machine or {}
+    settings, machine = flatten(run.config), run.machine or {}
+    tasks = (settings.get(f"simulator.options.{key}") for key in ("task", "tasks", "suite"))
+    task = next((f", {to_json(task, None)}" for task in tasks if task), "").replace('"', "")
+    where = f"{settings.get('simulator.name', 'a simulator')}{task}"
+    facts = [f"{settings.get('policy.checkpoint', 'a policy')} on {where}"]
     facts += [str(machine["began"]).replace("T", " ").removesuffix("+00:00") + " UTC"] if "began" in machine else []
     command = f" · <code>{escape(str(machine['command']))}</code>" if "command" in machine else ""
     return " · ".join(map(escape, facts)) + command
