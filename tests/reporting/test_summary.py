@@ -25,7 +25,17 @@ def _summary() -> RunSummary:
 def test_the_file_has_the_published_keys(tmp_path: Path) -> None:
     stored = json.loads(write_summary(tmp_path, _summary()).read_text())
     assert set(stored) == {
-        *("base", "final", "seconds", "peak_rss_mb", "env_steps", "control_steps_per_second", "versions", "seed")
+        *(
+            "base",
+            "final",
+            "seconds",
+            "peak_rss_mb",
+            "peak_gpu_mb",
+            "env_steps",
+            "control_steps_per_second",
+            "versions",
+            "seed",
+        )
     }
     for which, success in (("base", BASE), ("final", FINAL)):
         assert list(stored[which]) == ["in_distribution", "vision", "semantic", "execution"]

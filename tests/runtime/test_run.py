@@ -152,7 +152,17 @@ def test_the_summary_has_every_key(whole: tuple[TrainConfig, Path]):
     _, directory = whole
     summary = json.loads((directory / "summary.json").read_text())
     assert summary.keys() == {
-        *("base", "final", "seconds", "peak_rss_mb", "env_steps", "control_steps_per_second", "versions", "seed")
+        *(
+            "base",
+            "final",
+            "seconds",
+            "peak_rss_mb",
+            "peak_gpu_mb",
+            "env_steps",
+            "control_steps_per_second",
+            "versions",
+            "seed",
+        )
     }
     assert summary["base"].keys() == summary["final"].keys() == SUITES
     assert all(suite["episodes"] == 4 for suite in summary["final"].values())

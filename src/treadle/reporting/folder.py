@@ -68,6 +68,7 @@ class _Summary(LooseTable):
     final: dict[str, _Setting] = {}
     seconds: dict[str, NonNegative] = {}
     peak_rss_mb: float | None = None
+    peak_gpu_mb: float | None = None
     env_steps: Natural | None = None
     control_steps_per_second: float | None = None
     versions: dict[str, str] = {}

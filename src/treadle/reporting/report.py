@@ -137,6 +137,8 @@ def _tiles(run: RunFolder) -> str:
         tiles["control steps per second"] = f"{speed:,.0f}"
     if (memory := _summary(run, "peak_rss_mb", None)) is not None:
         tiles["MB of memory at most"] = f"{memory:,.0f}"
+    if cards := _summary(run, "peak_gpu_mb", None):
+        tiles["MB of GPU memory at most"] = f"{cards:,.0f}"
     seed = _summary(run, "seed", run.config.get("seed"))
     if seed is not None:
         tiles["seed"] = str(seed)

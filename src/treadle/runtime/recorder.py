@@ -156,7 +156,11 @@ class Recorder:
         self._writer = self._exit.enter_context(MetricsWriter(self.directory, iteration))
         self._began = time.perf_counter()
 
-    def finish(self, peak_rss_mb: float) -> None:
+    def report(self) -> Path:
+        """Write the report of what is there, for whoever watches the run."""
+        return write_report(self.directory)
+
+    def finish(self, peak_rss_mb: float, peak_gpu_mb: float) -> None:
         """Write summary and report, from the evaluations in the run's folder; the run held so much memory at most."""
         base, trained = (read_evaluation(self.directory, name) or {} for name in ("base", "final"))
         summary = RunSummary(
@@ -164,6 +168,7 @@ class Recorder:
             final=suite_results(trained),
             seconds={"evaluate_base": base["seconds"], "train": self._elapsed, "evaluate_final": trained["seconds"]},
             peak_rss_mb=peak_rss_mb,
+            peak_gpu_mb=peak_gpu_mb,
             env_steps=self._control_steps,
             control_steps_per_second=self._control_steps / self._elapsed,
             versions=versions(),
@@ -171,7 +176,7 @@ class Recorder:
         )
         write_summary(self.directory, summary)
         self.console.stage("writing the report")
-        self.console.finish(summary, write_report(self.directory))
+        self.console.finish(summary, self.report())
 
     def state_dict(self) -> dict[str, Any]:
         """The counts so far, as plain data."""

@@ -23,6 +23,7 @@ from treadle.cores import pin
 from treadle.data.rollout import Rollout
 from treadle.data.span import Span
 from treadle.data.step import EpisodeResult
+from treadle.devices import peak_gpu_mb
 from treadle.errors import TreadleError
 from treadle.reporting.machine import peak_rss_mb
 from treadle.runtime.cluster.messages import Answer, Fault, Part
@@ -71,9 +72,9 @@ class MemberActor:
         """Episodes done and wanted, of the evaluation that it plays."""
         return self._progress
 
-    def peak_memory(self) -> float:
-        """The most memory that this process has held, in MB."""
-        return peak_rss_mb()
+    def peak_memory(self) -> tuple[float, float]:
+        """The most memory that this process has held, in MB: its own, and of graphics cards."""
+        return peak_rss_mb(), peak_gpu_mb()
 
     def process(self) -> int:
         """The number of this process."""
