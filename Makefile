@@ -61,7 +61,7 @@ types: setup ## Check types
 	$(BIN)/pyright
 
 docs: setup ## Write the pages that are generated from the code
-	$(BIN)/treadle recipes --keys > docs/configuration.md
+	for command in train sft eval; do $(BIN)/treadle recipes --keys $$command > docs/settings-$$command.md; done
 
 base: setup ## Make the packaged base checkpoint again, from nothing (up to an hour)
 	rm -rf runs/tabletop-base

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fake_simulator import one_after_another
 from miniature import make_policy, make_rollout
 from treadle.cli import app
-from treadle.commands.keys import key_page
+from treadle.commands.keys import REFERENCES, key_page
 from treadle.config.describe import describe
 from treadle.config.loading import read_config
 from treadle.config.schema import SimulatorConfig, SupervisedConfig, TrainConfig
@@ -140,9 +140,16 @@ def test_an_update_names_what_is_there():
         assert shape or span.removesuffix("()") in known, span
 
 
-def test_the_page_of_settings_is_current():
-    assert (ROOT / "docs" / "configuration.md").read_text() == key_page(), "run: make docs"
-    assert CliRunner().invoke(app, ["recipes", "--keys"]).stdout == key_page()
+@pytest.mark.parametrize("command", REFERENCES)
+def test_the_pages_of_settings_are_current(command):
+    assert (ROOT / "docs" / f"settings-{command}.md").read_text() == key_page(command), "run: make docs"
+    assert CliRunner().invoke(app, ["recipes", "--keys", command]).stdout == key_page(command)
+
+
+def test_only_a_command_has_settings():
+    result = CliRunner().invoke(app, ["recipes", "--keys", "report"])
+    assert result.exit_code == 2
+    assert "--keys: found 'report'; allowed: train, sft, eval" in result.stderr
 
 
 @pytest.fixture
