@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.treadle-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup simulators quickstart test test-full faults fuzz resumes lint format types docs base bench gpu curves clean
+.PHONY: help setup simulators quickstart test test-full faults fuzz resumes lint format types docs site base bench gpu curves clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ types: setup ## Check types
 
 docs: setup ## Write the pages that are generated from the code
 	for command in train sft eval; do $(BIN)/treadle recipes --keys $$command > docs/settings-$$command.md; done
+
+site: setup ## Build the site of the docs into site/; a broken link is an error
+	$(BIN)/mkdocs build -q
 
 base: setup ## Make the packaged base checkpoint again, from nothing (up to an hour)
 	rm -rf runs/tabletop-base

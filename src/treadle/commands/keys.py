@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import BaseModel
 from rich import box
 from rich.table import Table
-from pydantic import BaseModel
 from rich.text import Text
 
 from treadle.config.describe import Key, describe, sections
@@ -30,8 +30,8 @@ REFERENCES = {
         "Settings of training",
         TrainConfig,
         "The run",
-        "Every setting of `treadle train`. A recipe states what differs from these defaults; `key=value` on the command "
-        "line wins over the recipe.",
+        "Every setting of `treadle train`. A recipe states what differs from these defaults; `key=value` on the "
+        "command line wins over the recipe.",
     ),
     "sft": Reference(
         "Settings of supervised training",
