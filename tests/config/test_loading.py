@@ -100,7 +100,6 @@ def test_every_default_is_a_valid_override(key):
         ("optimizer.learning_rate=nan", "optimizer.learning_rate: found nan, allowed is number > 0"),
         ("optimizer.betas=[0.9]", "found [0.9], allowed is [number"),
         ("policy.frozen_dimensions=[1, -2]", "policy.frozen_dimensions[1]: found -2, allowed is list of integer >= 0"),
-        ("evaluation.suites=train", 'evaluation.suites: found "train", allowed is list of text'),
         ("simulator=3", "simulator: found 3, but 'simulator' is a section; its keys: name, slots"),
         ("seed.x=1", "seed: found {x = 1}, allowed is integer >= 0"),
         ("seed", "override 'seed' is not of the form section.key=value"),
