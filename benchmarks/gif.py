@@ -18,7 +18,10 @@ def write_gif(video: Path, gif: Path, fps: float, width: int, hold: float = 1.5)
     size = (width, round(frames[0].height * width / frames[0].width))
     small = [frame.resize(size, Image.Resampling.LANCZOS) for frame in frames]
     # One palette for all, so that still parts do not flicker.
-    palette = small[0].quantize(128)
+    sheet = Image.new("RGB", (width, 3 * size[1]))
+    for row, frame in enumerate((small[0], small[len(small) // 2], small[-1])):
+        sheet.paste(frame, (0, row * size[1]))
+    palette = sheet.quantize(128)
     shown = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in small]
     times = [round(1000 / fps)] * (len(shown) - 1) + [round(1000 * hold)]
     try:

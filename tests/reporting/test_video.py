@@ -75,3 +75,4 @@ def test_films_side_by_side_last_as_long_as_the_longest() -> None:
     assert (shown[:, :192, 256:] == long).all()
     assert (shown[:3, :192, :256] == short).all()
     assert (shown[4, :192, :256] == short[2]).all(), "its last frame stays"
+    assert side_by_side([("base", short, False), ("a name of many words " * 4, long, True)]).shape[1] > shown.shape[1]

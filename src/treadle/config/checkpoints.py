@@ -64,7 +64,7 @@ def _maker(path: Path) -> str | None:
 
 
 def _of_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType] (overloads of dictionaries)
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:

@@ -45,7 +45,8 @@ def read_video(path: Path) -> Frames:
     """Frames [T, H, W, 3] of a video. Raises OutputError where it cannot be read."""
     try:
         with av.open(str(path)) as container:
-            return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+            frames = [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(video=0)]
+            return np.stack(frames)
     except (OSError, FFmpegError, ValueError) as error:
         raise OutputError(f"{path}: not a video that can be read ({error})") from error
 
@@ -59,6 +60,9 @@ def side_by_side(films: Sequence[tuple[str, Frames, bool]]) -> Frames:
         caption(np.pad(frames, ((0, longest - len(frames)), (0, 0), (0, 0), (0, 0)), mode="edge"), name, ok=ok)
         for name, frames, ok in films
     ]
+    # A longer name takes more lines.
+    tallest = max(part.shape[1] for part in parts)
+    parts = [np.pad(part, ((0, 0), (0, tallest - part.shape[1]), (0, 0), (0, 0)), mode="edge") for part in parts]
     return np.concatenate(parts, axis=2)
 
 

@@ -38,7 +38,7 @@ class WandbWriter:
                 dir=str(run_dir),
                 config=dict(config),
             )
-        except wandb.errors.Error as error:
+        except wandb.Error as error:
             raise ConfigError(
                 f"wandb: W&B refuses: {error}; log in with `wandb login`, or set WANDB_MODE=offline"
             ) from error
