@@ -1,11 +1,12 @@
 # The interpreter that .venv is made with: the first of 3.11, 3.12 and 3.13 that runs. Choose with `make setup PYTHON=...`.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
-	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo "$$p"; break; }; done)
+	"$$p" -c '$(FITS)' 2>/dev/null && { echo "$$p"; break; }; done)
 BIN := .venv/bin
 STAMP := .venv/.treadle-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup simulators quickstart test test-full faults fuzz resumes lint format types docs base bench gpu curves clean
+.PHONY: help setup simulators quickstart test test-full faults fuzz resumes lint format types docs site base bench gpu curves clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,9 +16,12 @@ setup: $(STAMP) ## Prepare .venv with Treadle and the tools, at the tested versi
 # A stamp of its own, so that a broken installation is not taken for a finished one.
 $(STAMP): pyproject.toml constraints.txt examples/treadle-reach/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed; name it with: make setup PYTHON=/path/to/python" >&2; exit 1; }
-	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]' -e ./examples/treadle-reach
+	@$(BIN)/python -c '$(FITS)' 2>/dev/null || { echo "making .venv with $(PYTHON)"; rm -rf .venv; "$(PYTHON)" -m venv .venv; }
+	@echo "installing $$(grep '^torch==' constraints.txt) into .venv"
+	@$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)"
+	@echo "installing Treadle and its tools, at the versions of constraints.txt"
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]' -e ./examples/treadle-reach
+	@echo "ready: make quickstart, or .venv/bin/treadle --help"
 	@touch $@
 
 # As root, system packages that are missing are installed too.
@@ -57,7 +61,10 @@ types: setup ## Check types
 	$(BIN)/pyright
 
 docs: setup ## Write the pages that are generated from the code
-	$(BIN)/treadle recipes --keys > docs/configuration.md
+	for command in train sft eval; do $(BIN)/treadle recipes --keys $$command > docs/settings-$$command.md; done
+
+site: setup ## Build the site of the docs into site/; a broken link is an error
+	$(BIN)/mkdocs build -q
 
 base: setup ## Make the packaged base checkpoint again, from nothing (up to an hour)
 	rm -rf runs/tabletop-base

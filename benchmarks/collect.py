@@ -16,7 +16,8 @@ from benchmarks.balance import parse_size, random_policy
 from benchmarks.output import make_table, write_record
 from benchmarks.packaged import checkpoint_of, recipe_of
 from benchmarks.small_policy import SmallPolicy
-from treadle.config.loading import load_recipe, read_config, resolve_checkpoint
+from treadle.config.checkpoints import resolve_checkpoint
+from treadle.config.loading import load_recipe, read_config
 from treadle.config.schema import (
     CollectionConfig,
     Positive,

@@ -15,7 +15,8 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.output import make_table, write_record
-from treadle.config.loading import load_recipe, resolve_checkpoint
+from treadle.config.checkpoints import resolve_checkpoint
+from treadle.config.loading import load_recipe
 from treadle.config.on_policy import OnPolicyConfig
 from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from benchmarks.output import make_table, write_record
 from benchmarks.small_policy import SmallPolicy
-from treadle.config.loading import load_recipe, resolve_checkpoint
+from treadle.config.checkpoints import resolve_checkpoint
+from treadle.config.loading import load_recipe
 from treadle.config.schema import TrainConfig
 from treadle.cores import pinned, usable_cores
 from treadle.errors import PlacementError

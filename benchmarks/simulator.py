@@ -32,7 +32,8 @@ from benchmarks.playing import (
     first_scenario,
 )
 from benchmarks.timing import rounds_in_turn
-from treadle.config.loading import read_config, resolve_checkpoint
+from treadle.config.checkpoints import resolve_checkpoint
+from treadle.config.loading import read_config
 from treadle.config.schema import Positive, Section, SimulatorConfig
 from treadle.errors import ConfigError
 from treadle.policies import load_policy

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from benchmarks.gradient import on_policy, open_player
 from benchmarks.output import make_table, write_record
-from treadle.config.loading import load_recipe, resolve_checkpoint
+from treadle.config.checkpoints import resolve_checkpoint
+from treadle.config.loading import load_recipe
 from treadle.config.schema import TrainConfig
 from treadle.policies import load_policy
 from treadle.policies.critic import NoCritic

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from treadle.cli import app
-from treadle.config import loading
+from treadle.config import checkpoints, loading
 from treadle.config.describe import describe
 from treadle.config.schema import TrainConfig
 from treadle.evaluation.evaluate import Ablation
@@ -28,7 +28,7 @@ def here(tmp_path, monkeypatch):
     (packaged / "recipes" / "rewarded.toml").write_text("[algorithm]\ngamma = 0.9\n[policy]\nfreeze_vision = true\n")
     (packaged / "checkpoints" / "tabletop-base").mkdir(parents=True)
     monkeypatch.setattr(loading, "RECIPES", packaged / "recipes")
-    monkeypatch.setattr(loading, "CHECKPOINTS", packaged / "checkpoints")
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", packaged / "checkpoints")
     monkeypatch.setenv("TREADLE_HOME", str(packaged))
     folder = tmp_path / "here"
     folder.mkdir()
@@ -50,6 +50,16 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **functions: Any) -> No
 
 def treadle(*arguments: str) -> Result:
     return CliRunner(env={"COLUMNS": "60", "TERM": "dumb"}).invoke(app, list(arguments))
+
+
+def test_a_setting_that_was_written_as_an_option(here):
+    both = "critic.learning_rate=VALUE or optimizer.learning_rate"
+    for option, meant in (("--seed", "seed"), ("--learning-rate=1", both), ("--gamma", "algorithm.gamma")):
+        result = treadle("train", "quickstart", option, "1")
+        assert result.exit_code == 2
+        said = " ".join(result.stderr.split())
+        assert f"{option.partition('=')[0]}: settings are given without dashes, as {meant}=VALUE" in said
+    assert "No such option" in treadle("train", "quickstart", "--nonsense").stderr
 
 
 def test_benchmarks_need_a_clone(here, monkeypatch):

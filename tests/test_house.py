@@ -14,7 +14,7 @@ import treadle
 SOURCE = Path(treadle.__file__).parent
 
 LAYERS = [
-    {"cli", "commands", "doctor"},
+    {"api", "cli", "commands", "doctor"},
     {"runtime", "supervised"},
     {"evaluation"},
     {"training", "rollout"},

@@ -2,7 +2,8 @@
 
 import pytest
 
-from treadle.config.loading import checkpoints, load_recipe, recipe_files, resolve_checkpoint
+from treadle.config.checkpoints import checkpoints, resolve_checkpoint
+from treadle.config.loading import load_recipe, recipe_files
 from treadle.config.schema import EvaluationConfig, LoadingConfig, SimulatorConfig, SupervisedConfig, TrainConfig
 from treadle.evaluation.evaluate import evaluate_checkpoint
 

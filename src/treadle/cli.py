@@ -16,7 +16,8 @@ from treadle.commands.application import Application, CommandWithKeys
 from treadle.commands.bench import bench
 from treadle.commands.options import JsonFile, Overrides, complete_recipe
 from treadle.commands.results import check_destination, write_result
-from treadle.config.loading import load_recipe, read_config, recipes, resolve_checkpoint
+from treadle.config.checkpoints import resolve_checkpoint
+from treadle.config.loading import load_recipe, read_config, recipes
 from treadle.config.schema import LoadingConfig, SupervisedConfig
 from treadle.config.section import Section
 from treadle.errors import ConfigError
@@ -130,7 +131,7 @@ def plan(
     write_result(json, report)
 
 
-@app.command()
+@app.command(cls=CommandWithKeys)
 def sft(
     recipe: Annotated[str, typer.Argument(help="A name that `treadle recipes` lists, or a .toml file.")],
     overrides: Overrides = None,
@@ -142,7 +143,7 @@ def sft(
     typer.echo(train_supervised(config))
 
 
-@app.command("eval")
+@app.command("eval", cls=CommandWithKeys)
 def evaluate(
     words: Annotated[
         list[str] | None,
@@ -233,13 +234,20 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The folder of a run, ru
 
 @app.command("recipes")
 def list_recipes(
-    keys: Annotated[bool, typer.Option("--keys", help="Write the page of all settings instead, as Markdown.")] = False,
+    keys: Annotated[
+        str | None,
+        typer.Option(
+            "--keys", metavar="COMMAND", help="Write the settings of train, sft or eval instead, as Markdown."
+        ),
+    ] = None,
 ) -> None:
     """List the recipes of Treadle, and of packages that are installed beside it."""
-    if keys:
-        from treadle.commands.keys import key_page
+    if keys is not None:
+        from treadle.commands.keys import REFERENCES, key_page
 
-        typer.echo(key_page(), nl=False)
+        if keys not in REFERENCES:
+            raise ConfigError(f"--keys: found {keys!r}; allowed: {', '.join(REFERENCES)}")
+        typer.echo(key_page(keys), nl=False)
         return
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("recipe", style="bold")

@@ -25,6 +25,12 @@ def choose_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def peak_gpu_mb() -> float:
+    """The most memory that tensors of this process have held on graphics cards, all together, in MB; 0 without any."""
+    cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    return sum(torch.cuda.max_memory_allocated(card) for card in cards) / 1e6
+
+
 def _unusable(name: object, reason: str) -> ConfigError:
     return ConfigError(f"device {name!r} cannot be used ({reason}); choose auto, cpu, cuda or cuda:N")
 

@@ -1,7 +1,10 @@
 """A user's own classes and functions, named in a recipe as `package.module:attribute`."""
 
+import sys
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from treadle.errors import ConfigError
@@ -17,10 +20,24 @@ def import_callable(key: str, name: str, kind: str) -> Callable[..., Any]:
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
         raise ConfigError(f"{key}: {name!r:.120} is not of the form {form}")
     try:
-        module = import_module(module_name)
+        module = _import(module_name)
     except ImportError as error:
         raise ConfigError(f"{key}: cannot import {name!r}: {error}; install what is missing, or mend {form}") from error
     found = getattr(module, attribute, None)
     if not callable(found):
         raise ConfigError(f"{key}: module {module_name!r} has no {kind} {attribute!r}")
     return found
+
+
+def _import(name: str) -> ModuleType:
+    """A module that is installed, or else lies in the current folder, where workers then find it too: it comes last, so
+    that it hides nothing.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        first, here = name.partition(".")[0], Path.cwd()
+        if error.name != first or not ((here / f"{first}.py").is_file() or (here / first).is_dir()):
+            raise
+        sys.path.append(str(here))
+        return import_module(name)

@@ -13,9 +13,9 @@ from pydantic import Field
 
 from treadle.config import loading
 from treadle.config.describe import describe, sections, toml_text
-from treadle.config.loading import find_recipe, load_recipe, read_config, recipes, resolve_checkpoint
+from treadle.config.loading import find_recipe, load_recipe, read_config, recipes
 from treadle.config.schema import SamplingConfig, Section, TrainConfig
-from treadle.errors import CheckpointError, ConfigError
+from treadle.errors import ConfigError
 
 
 def recipe(tmp_path: Path, text: str = "") -> str:
@@ -100,7 +100,6 @@ def test_every_default_is_a_valid_override(key):
         ("optimizer.learning_rate=nan", "optimizer.learning_rate: found nan, allowed is number > 0"),
         ("optimizer.betas=[0.9]", "found [0.9], allowed is [number"),
         ("policy.frozen_dimensions=[1, -2]", "policy.frozen_dimensions[1]: found -2, allowed is list of integer >= 0"),
-        ("evaluation.suites=train", 'evaluation.suites: found "train", allowed is list of text'),
         ("simulator=3", "simulator: found 3, but 'simulator' is a section; its keys: name, slots"),
         ("seed.x=1", "seed: found {x = 1}, allowed is integer >= 0"),
         ("seed", "override 'seed' is not of the form section.key=value"),
@@ -188,16 +187,25 @@ def test_packaged_recipes_say_what_they_are():
     assert all(recipes().values())
 
 
-def test_checkpoints_by_name_and_by_path(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "CHECKPOINTS", tmp_path / "packaged")
-    (tmp_path / "packaged" / "tabletop-base").mkdir(parents=True)
-    assert resolve_checkpoint("tabletop-base") == tmp_path / "packaged" / "tabletop-base"
-    assert resolve_checkpoint(str(tmp_path)) == tmp_path
-    with pytest.raises(CheckpointError, match="did you mean 'tabletop-base'"):
-        resolve_checkpoint("tabletop-bse")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="is a file"):
-        resolve_checkpoint(str(tmp_path / "file"))
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("train,vision", ("train", "vision")),
+        ("[train, vision]", ("train", "vision")),
+        ('["train", "vision"]', ("train", "vision")),
+        ("train", ("train",)),
+    ],
+)
+def test_lists_need_no_quotes(text, found):
+    assert load_recipe("quickstart", [f"evaluation.suites={text}"]).evaluation.suites == found
+
+
+def test_lists_of_numbers_need_no_brackets():
+    assert load_recipe("quickstart", ["policy.frozen_dimensions=3,4"]).policy.frozen_dimensions == (3, 4)
+    assert load_recipe("quickstart", ["policy.frozen_dimensions=3"]).policy.frozen_dimensions == (3,)
+    assert load_recipe("quickstart", ["policy.frozen_dimensions=[]"]).policy.frozen_dimensions == ()
+    with pytest.raises(ConfigError, match=r"policy.frozen_dimensions.*found \"a\""):
+        load_recipe("quickstart", ["policy.frozen_dimensions=3,a"])
 
 
 class Inner(Section):

@@ -1,6 +1,7 @@
 """The docs say what is there: commands parse, files exist, the generated page is current, the example runs."""
 
 import ast
+import json
 import re
 import shlex
 import sys
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from fake_simulator import one_after_another
 from miniature import make_policy, make_rollout
 from treadle.cli import app
-from treadle.commands.keys import key_page
+from treadle.commands.keys import REFERENCES, key_page
 from treadle.config.describe import describe
 from treadle.config.loading import read_config
 from treadle.config.schema import SimulatorConfig, SupervisedConfig, TrainConfig
@@ -139,9 +140,16 @@ def test_an_update_names_what_is_there():
         assert shape or span.removesuffix("()") in known, span
 
 
-def test_the_page_of_settings_is_current():
-    assert (ROOT / "docs" / "configuration.md").read_text() == key_page(), "run: make docs"
-    assert CliRunner().invoke(app, ["recipes", "--keys"]).stdout == key_page()
+@pytest.mark.parametrize("command", REFERENCES)
+def test_the_pages_of_settings_are_current(command):
+    assert (ROOT / "docs" / f"settings-{command}.md").read_text() == key_page(command), "run: make docs"
+    assert CliRunner().invoke(app, ["recipes", "--keys", command]).stdout == key_page(command)
+
+
+def test_only_a_command_has_settings():
+    result = CliRunner().invoke(app, ["recipes", "--keys", "report"])
+    assert result.exit_code == 2
+    assert "--keys: found 'report'; allowed: train, sft, eval" in result.stderr
 
 
 @pytest.fixture
@@ -233,3 +241,29 @@ def test_the_example_is_an_algorithm(self_imitation, tmp_path):
     assert any(not torch.equal(a, b) for a, b in zip(before, algorithm.trained, strict=True))
     assert len(algorithm.choices) == 5
     algorithm.load_state_dict(algorithm.state_dict())
+
+
+@pytest.mark.integration
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "docs" / "first-run.ipynb").read_text())["cells"]
+    names: dict[str, object] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    said = capsys.readouterr().out
+    assert "base-0.mp4" in said
+    assert "notebook" in said
+
+
+def test_the_image_installs_what_is_there():
+    """Every file that the Dockerfile copies is in the build's context, and it installs through the constraints."""
+    text = (ROOT / "Dockerfile").read_text()
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {name for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for name in line.split()}
+    assert copied == kept
+    assert all((ROOT / name).exists() for name in copied)
+    pinned = re.search(r"^torch==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    assert pinned.group() in text
+    assert "-c constraints.txt" in text

@@ -15,7 +15,7 @@ from treadle.data.step import EpisodeResult
 from treadle.errors import ConfigError, OutputError
 from treadle.evaluation.episodes import EPISODES_FILE, EpisodeFile, read_episodes
 from treadle.evaluation.evaluate import evaluate_checkpoint
-from treadle.evaluation.films import choose_films
+from treadle.evaluation.films import choose_films, choose_scenes
 from treadle.evaluation.folder import EvaluationFolder, read_videos
 from treadle.evaluation.manifest import identity
 
@@ -179,3 +179,20 @@ def test_which_episodes_are_filmed(count, chosen):
     for number, good in enumerate((True, False)):
         folder.add("b", number, result(number, good=good))
     assert choose_films(folder, "once", count) == chosen
+
+
+@pytest.mark.parametrize(
+    ("base", "count", "chosen"),
+    [
+        # Failures of the suites in turn, and a success at the end.
+        ({"a": (True, False, False), "b": (False, True)}, 4, [("a", 1), ("b", 0), ("a", 2), ("a", 0)]),
+        ({"a": (True, False, False), "b": (False, True)}, 2, [("a", 1), ("a", 0)]),
+        ({"a": (True, False, True), "b": (True,)}, 4, [("a", 1), ("a", 0), ("b", 0), ("a", 2)]),
+        ({"a": (False, False, False)}, 2, [("a", 0), ("a", 1)]),
+        ({"a": (True, True)}, 9, [("a", 0), ("a", 1)]),
+        ({"a": (True, False)}, 1, [("a", 0)]),
+    ],
+)
+def test_which_scenarios_are_filmed_before_and_after_training(base, count, chosen):
+    results = {suite: [result(i, good=good) for i, good in enumerate(of)] for suite, of in base.items()}
+    assert choose_scenes(results, "once", count) == chosen

@@ -101,6 +101,7 @@ def make_run(
         final=suite_results(evaluation(FINAL)),
         seconds={"evaluate_base": 21.4, "train": 3.1 * played, "evaluate_final": 17.9, "videos": 4.2},
         peak_rss_mb=2345.6,
+        peak_gpu_mb=0.0,
         env_steps=10240 * played,
         control_steps_per_second=3303.2,
         versions=versions(),

@@ -11,7 +11,15 @@ from treadle.reporting.console import RunConsole, sparkline
 from treadle.reporting.summary import RunSummary, suite_results
 
 SUMMARY = RunSummary(
-    suite_results(evaluation(BASE)), suite_results(evaluation(FINAL)), {"train": 312.0}, 900.0, 1024000, 3300.0, {}, 0
+    suite_results(evaluation(BASE)),
+    suite_results(evaluation(FINAL)),
+    {"train": 312.0},
+    900.0,
+    0.0,
+    1024000,
+    3300.0,
+    {},
+    0,
 )
 
 

@@ -85,3 +85,29 @@ def test_a_long_label_of_a_legend_ends_inside_the_picture() -> None:
         content = standalone_chart([1, 2], [Series(label, [3, 4])], Axes("x", "y"))
         words = next(text for text in ElementTree.fromstring(content).iter() if text.text == label)
         assert float(words.get("x", 0)) + 6.8 * len(label) <= WIDTH
+
+
+def titles(svg: str) -> list[str]:
+    return re.findall(r"<title>(.*?)</title>", svg)
+
+
+def test_values_are_shown_where_the_pointer_is() -> None:
+    svg = chart([1, 2, 3], [Series("a & b", [0.25, math.nan, 0.5])], Axes("iteration", "share", percent=True))
+    assert titles(svg) == ["iteration 1, a &amp; b: 25 %", "iteration 3, a &amp; b: 50 %"]
+    many = chart(list(range(1000)), [Series("x", [float(i) for i in range(1000)])], Axes("iteration", ""))
+    assert 80 <= len(titles(many)) <= 120
+
+
+def test_levels_are_lines_with_names_inside_the_chart() -> None:
+    axes = Axes("iteration", "share")
+    svg = chart([1, 2], [Series("x", [0.4, 0.5])], axes, levels=[("final <", 0.9)])
+    assert svg.count('class="level"') == 1
+    assert ">final &lt;</text>" in svg
+    height = float(re.findall(r'class="level" d="M[\d.]+ ([\d.]+)H', svg)[0])
+    assert 0 < height < HEIGHT / 2, "the axis reaches it"
+
+
+def test_decades_are_written_as_the_numbers_they_are() -> None:
+    svg = chart([1, 2], [Series("gap", [-6.0, -5.0])], Axes("iteration", "nats", decades=True))
+    assert titles(svg) == ["iteration 1, gap: 1e-6", "iteration 2, gap: 1e-5"]
+    assert ">1e-6</text>" in svg

@@ -123,3 +123,31 @@ def test_difference_interval_by_hand() -> None:
     second = {"success": 48 / 80, "ci95": (0.490455, 0.700382)}
     low, high = difference_interval(second, first)
     assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
+
+
+def test_what_where_and_when_are_under_the_title(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", iterations=2)
+    machine = json.loads((run / "machine.json").read_text())
+    machine |= {"began": "2026-11-02T10:20:30+00:00", "command": "treadle train quickstart 'a<b'"}
+    (run / "machine.json").write_text(json.dumps(machine))
+    page = _Page(write_report(run).read_text())
+    assert "on tabletop · 2026-11-02 10:20:30 UTC · treadle train quickstart 'a<b'" in page.text
+    assert "that training never saw" in page.text
+
+
+def test_scenarios_that_training_plays_too_are_not_called_unseen(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", iterations=2)
+    for name, found in (("base", BASE), ("final", FINAL)):
+        (run / "evaluation" / f"{name}.json").write_text(json.dumps(evaluation(found) | {"held_out": False}))
+    text = _Page(write_report(run).read_text()).text
+    assert "that training never saw" not in text
+    assert "that training plays too" in text
+
+
+def test_what_was_learnt_is_shown_first(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", iterations=2)
+    films = json.loads((run / "videos" / "videos.json").read_text())
+    films[0]["base"]["success"], films[1]["base"]["success"] = True, False
+    (run / "videos" / "videos.json").write_text(json.dumps(films))
+    text = _Page(write_report(run).read_text()).text
+    assert text.index(films[1]["scenario"]) < text.index(films[0]["scenario"])

@@ -15,6 +15,7 @@ def _summary() -> RunSummary:
         suite_results(evaluation(FINAL)),
         {"train": 1.5},
         800.0,
+        0.0,
         1000,
         50.0,
         versions(),
@@ -24,9 +25,8 @@ def _summary() -> RunSummary:
 
 def test_the_file_has_the_published_keys(tmp_path: Path) -> None:
     stored = json.loads(write_summary(tmp_path, _summary()).read_text())
-    assert set(stored) == {
-        *("base", "final", "seconds", "peak_rss_mb", "env_steps", "control_steps_per_second", "versions", "seed")
-    }
+    wanted = "base final seconds peak_rss_mb peak_gpu_mb env_steps control_steps_per_second versions seed"
+    assert set(stored) == set(wanted.split())
     for which, success in (("base", BASE), ("final", FINAL)):
         assert list(stored[which]) == ["in_distribution", "vision", "semantic", "execution"]
         for entry in stored[which].values():

@@ -6,7 +6,7 @@ import pytest
 from synthetic_run import moving_square
 
 from treadle.errors import OutputError
-from treadle.reporting.video import caption, write_video
+from treadle.reporting.video import caption, read_video, side_by_side, write_video
 
 
 def _decode(path: Path) -> np.ndarray:
@@ -58,3 +58,21 @@ def test_a_caption_stands_below_and_leaves_the_frames_alone() -> None:
     assert shown.shape[1] > 192 + 30
     assert (shown[:, :192] == frames).all()
     assert (shown[:, 192:] != caption(frames, "put the red cube on the green plate " * 3, ok=False)[:, 192:]).any()
+
+
+def test_a_video_is_read_as_it_is_decoded(tmp_path: Path) -> None:
+    write_video(tmp_path / "film.mp4", moving_square(5, 64, 96), fps=10)
+    assert (read_video(tmp_path / "film.mp4") == _decode(tmp_path / "film.mp4")).all()
+    (tmp_path / "no.mp4").write_text("no film")
+    with pytest.raises(OutputError, match=r"no\.mp4: not a video"):
+        read_video(tmp_path / "no.mp4")
+
+
+def test_films_side_by_side_last_as_long_as_the_longest() -> None:
+    short, long = moving_square(3, 192, 256), moving_square(5, 192, 256)
+    shown = side_by_side([("base", short, False), ("final", long, True)])
+    assert (len(shown), shown.shape[2]) == (5, 512)
+    assert (shown[:, :192, 256:] == long).all()
+    assert (shown[:3, :192, :256] == short).all()
+    assert (shown[4, :192, :256] == short[2]).all(), "its last frame stays"
+    assert side_by_side([("base", short, False), ("a name of many words " * 4, long, True)]).shape[1] > shown.shape[1]

@@ -151,9 +151,8 @@ def test_lanes_in_processes_resume_bit_for_bit(tmp_path: Path, checkpoint: Path,
 def test_the_summary_has_every_key(whole: tuple[TrainConfig, Path]):
     _, directory = whole
     summary = json.loads((directory / "summary.json").read_text())
-    assert summary.keys() == {
-        *("base", "final", "seconds", "peak_rss_mb", "env_steps", "control_steps_per_second", "versions", "seed")
-    }
+    wanted = "base final seconds peak_rss_mb peak_gpu_mb env_steps control_steps_per_second versions seed"
+    assert summary.keys() == set(wanted.split())
     assert summary["base"].keys() == summary["final"].keys() == SUITES
     assert all(suite["episodes"] == 4 for suite in summary["final"].values())
     assert summary["seconds"].keys() == {"evaluate_base", "train", "evaluate_final"}
@@ -173,7 +172,10 @@ def test_evaluations_name_the_weights_that_they_measured(whole: tuple[TrainConfi
 def test_films_are_of_the_same_scenarios_before_and_after(whole: tuple[TrainConfig, Path]):
     _, directory = whole
     (entry,) = json.loads((directory / "videos" / "videos.json").read_text())
-    assert entry["scenario"] == "tabletop/train/evaluation/000000"
+    assert (entry["suite"], entry["base"]["success"]) == ("train", False), "the first that the base fails at"
+    assert entry["scenario"] == f"tabletop/train/evaluation/{entry['place']:06d}"
+    with av.open(str(directory / "videos" / entry["pair"])) as container:
+        assert container.streams.video[0].frames == max(entry[name]["length"] for name in ("base", "final")) + 1
     assert entry["base"].keys() == entry["final"].keys() == {"file", "success", "length"}
     with av.open(str(directory / "videos" / entry["final"]["file"])) as container:
         # A control step is ten of 5 ms; the first frame is before it.

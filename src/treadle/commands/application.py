@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
-from treadle.errors import Terminated, TreadleError
+from treadle.errors import ConfigError, Terminated, TreadleError
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and SIGTERM, as shells have them."""
@@ -29,11 +29,38 @@ class Application(TyperGroup):
 
 
 class CommandWithKeys(TyperCommand):
-    """A command that takes `key=value`: its help ends with the keys, from the configuration's documentation."""
+    """A command that takes `key=value`: its help ends with the keys, from the configuration's documentation. Commands
+    that share a configuration name the one whose keys they take.
+    """
+
+    @property
+    def reference(self) -> str:
+        """The command whose keys these are."""
+        return "train" if self.name == "plan" else str(self.name)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raises ConfigError where a setting was written as an option."""
+        options = {option for parameter in self.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for word in args:
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in options and (meant := _settings(name, self.reference)):
+                ways = " or ".join(f"{key}=VALUE" for key in meant)
+                raise ConfigError(f"{name}: settings are given without dashes, as {ways}")
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help of the command, then the table of keys."""
         from treadle.commands.keys import key_table
 
         super().format_help(ctx, formatter)
-        Console().print(key_table())
+        Console().print(key_table(self.reference))
+
+
+def _settings(option: str, command: str) -> list[str]:
+    """The keys of a command that an option may have been meant for."""
+    from treadle.commands.keys import REFERENCES
+    from treadle.config.describe import describe
+
+    name = option.lstrip("-").replace("-", "_")
+    keys = [key.name for key in describe(REFERENCES[command].model)]
+    return [name] if name in keys else [key for key in keys if key.rpartition(".")[2] == name]

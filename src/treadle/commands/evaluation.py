@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from treadle.commands.results import check_destination, write_result
-from treadle.config.loading import read_config, resolve_checkpoint
+from treadle.config.checkpoints import resolve_checkpoint
+from treadle.config.loading import read_config
 from treadle.config.protocols import EvalConfig, find_protocol, protocols
 from treadle.errors import ConfigError
 from treadle.reporting.evaluation_console import EvaluationConsole

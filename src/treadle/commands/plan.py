@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from treadle.commands.results import format_bytes, format_count
-from treadle.config.loading import resolve_checkpoint
+from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.schema import PolicyConfig, TrainConfig
 from treadle.devices import choose_device
 from treadle.errors import CheckpointError, ConfigError

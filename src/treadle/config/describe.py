@@ -50,6 +50,12 @@ class Key:
         return any(member in (str, Path) for member in members)
 
     @property
+    def listed(self) -> bool:
+        """Whether the key is a list of plain values."""
+        members = get_args(self.annotation) if _is_union(self.annotation) else (self.annotation,)
+        return any(get_origin(m) in (tuple, list) and get_origin(get_args(m)[0]) not in (tuple, list) for m in members)
+
+    @property
     def open(self) -> bool:
         """Whether the key is a table that takes any key below it."""
         return get_origin(self.annotation) is dict or self.annotation is dict

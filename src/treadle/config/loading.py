@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 from treadle.config.algorithm import AlgorithmConfig, find_algorithm
 from treadle.config.describe import Key, describe, section_class, sections, toml_text
 from treadle.config.schema import SupervisedConfig, TrainConfig
-from treadle.errors import CheckpointError, ConfigError, did_you_mean
+from treadle.errors import ConfigError, did_you_mean
 from treadle.reading import LONGEST_PATH, brief, check_path, check_plain, read_json, read_toml, shown
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -30,7 +30,6 @@ RECIPE_GROUP = "treadle.recipes"
 """Entry points of packages whose folders hold recipes."""
 COMMANDS: dict[str, type[BaseModel]] = {"train": TrainConfig, "sft": SupervisedConfig}
 """What the recipes of each command are read into."""
-CHECKPOINTS = _PACKAGE / "checkpoints"
 _SHOWN = 120
 """Characters of a value that an error repeats."""
 
@@ -139,23 +138,6 @@ def find_recipe(name_or_path: str) -> Path:
     return files[name_or_path]
 
 
-def checkpoints() -> list[str]:
-    """Names of the packaged checkpoints."""
-    return sorted(path.name for path in CHECKPOINTS.glob("*") if path.is_dir()) if CHECKPOINTS.is_dir() else []
-
-
-def resolve_checkpoint(name: str) -> Path:
-    """The folder of a packaged checkpoint's name, or of a path. Raises CheckpointError where there is none."""
-    packaged = checkpoints()
-    if name in packaged:
-        return CHECKPOINTS / name
-    path = check_path(name, "checkpoint", CheckpointError)
-    if path.is_dir():
-        return path
-    found = f"{name!r} is a file, not a checkpoint folder" if path.exists() else f"no checkpoint folder {name!r}"
-    raise CheckpointError(f"{found}{did_you_mean(name, packaged)}; packaged: {', '.join(packaged) or 'none'}")
-
-
 def parse_file(path: Path) -> Table:
     """The settings of a TOML or JSON file. Raises ConfigError."""
     data: Any = read_json(path, ConfigError) if path.suffix == ".json" else read_toml(path, ConfigError)
@@ -212,6 +194,10 @@ def _override(data: Table, override: str, keys: dict[str, Key]) -> str | None:
 def _value(text: str, key: Key | None) -> Any:
     if key is not None and key.optional and text == "none":
         return None
+    if key is not None and key.listed and not (text.startswith("[") and _is_toml(text)):
+        # As a shell leaves it: `train,vision`, `[train, vision]`, or one alone.
+        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        return [_value(part.strip(), None) for part in inner.split(",")] if inner.strip() else []
     try:
         found = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -224,6 +210,14 @@ def _value(text: str, key: Key | None) -> Any:
     value = found["value"]
     # `name=2024` and `name=true` mean the text.
     return text if key is not None and key.textual and not isinstance(value, str) else value
+
+
+def _is_toml(text: str) -> bool:
+    try:
+        tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _fill_sections(model: type[BaseModel], data: Table) -> None:

@@ -29,14 +29,8 @@ PLACE = (
 )
 """Keys and sections that say where a run is, not what it is; a resumed run may have others."""
 MANNER = (
-    *(
-        "save_every",
-        "keep_checkpoints",
-        "save_in_background",
-        "evaluation.every",
-        "evaluation.slots",
-        "evaluation.videos",
-    ),
+    *("save_every", "keep_checkpoints", "save_in_background", "wandb"),
+    *("evaluation.every", "evaluation.slots", "evaluation.videos"),
     *("policy.gradient_checkpointing", "policy.compile", "algorithm.micro_batch", "algorithm.log_prob_alarm"),
 )
 """Keys that change how a run goes on and what it costs, not what came of it so far, but for rounding."""
@@ -44,7 +38,7 @@ LENGTH = "iterations"
 """The key by which a run is extended, where nothing that was done depends on its value."""
 DECAY = "optimizer.final_share"
 """The key that lets rates depend on the length, unless it is 1."""
-PREPARED = {CONFIG, LOCK, "machine.json", "plan.json", "run.log", "evaluation", "videos", "tensorboard"}
+PREPARED = {CONFIG, LOCK, "machine.json", "plan.json", "run.log", "evaluation", "videos", "tensorboard", "wandb"}
 """What a folder may hold before its first iteration; then it is nobody's."""
 
 

@@ -232,6 +232,8 @@ class TrainConfig(RunConfig):
     """How many of the latest checkpoints stay on disk."""
     save_in_background: bool = False
     """Write checkpoints while training goes on, from a copy in host memory."""
+    wandb: bool = False
+    """Also send the numbers of each iteration to Weights & Biases, project WANDB_PROJECT or `treadle`."""
     simulator: SimulatorConfig = SimulatorConfig()
     collection: CollectionConfig = CollectionConfig()
     placement: PlacementConfig = PlacementConfig()
@@ -297,7 +299,9 @@ class TrainConfig(RunConfig):
         self.algorithm.check(self)
         if self.critic_warmup >= self.iterations:
             raise ValueError(
-                f"critic.warmup_iterations {self.critic.warmup_iterations} must be below iterations {self.iterations}"
+                f"critic.warmup_iterations {self.critic_warmup} must be below iterations {self.iterations}, for the "
+                f"critic alone learns in them: use iterations={self.critic_warmup + 1} or more, or "
+                "critic.warmup_iterations=0"
             )
         return self
 

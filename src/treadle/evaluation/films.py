@@ -22,14 +22,6 @@ FILM_SIZE = 224
 """Pixels of a filmed frame's side."""
 
 
-def film(
-    policy: Policy, crew: Crew, count: int, horizon: int, sampling: SamplingConfig, size: int
-) -> list[tuple[EpisodeResult, NDArray[np.uint8]]]:
-    """Play the first in-distribution scenarios and film every action: results, frames [length + 1, size, size, 3]."""
-    scenarios = crew.scenarios("train", "evaluation", 0, count)
-    return film_scenarios(policy, crew, "train", scenarios, range(len(scenarios)), horizon, sampling, size)
-
-
 def film_scenarios(
     policy: Policy,
     crew: Crew,
@@ -41,7 +33,9 @@ def film_scenarios(
     size: int,
     repeat: int = 0,
 ) -> list[tuple[EpisodeResult, NDArray[np.uint8]]]:
-    """Play scenarios by their places in the suite and film every action, as `film` does."""
+    """Play scenarios by their places in the suite and film every action: results, and frames
+    [length + 1, size, size, 3].
+    """
     source = ScenarioList((suite, "evaluation"), places, crew.rows, len(places), repeat=repeat)
     lanes = Lanes(crew, Session(horizon, film=size), source, policy.chunk)
     played = play(lanes, Actor(policy, Sampling(**sampling.model_dump())))
@@ -49,19 +43,33 @@ def film_scenarios(
     return [(played.results[scenario], np.stack(played.frames[scenario])) for scenario in chosen]
 
 
+def choose_scenes(results: Mapping[str, Sequence[EpisodeResult]], rule: Rule, count: int) -> list[tuple[str, int]]:
+    """Suites and places of at most `count` scenarios to film before and after training: first where the base fails, the
+    suites in turn; at the end one where it succeeds, and more of them where it fails too seldom.
+    """
+    failed, solved = (_in_turn(results, rule, success=success) for success in (False, True))
+    failed = failed[: count - min(1, len(solved))]
+    return failed + solved[: count - len(failed)]
+
+
+def _in_turn(
+    results: Mapping[str, Sequence[EpisodeResult]] | Mapping[str, Mapping[int, EpisodeResult]],
+    rule: Rule,
+    *,
+    success: bool,
+) -> list[tuple[str, int]]:
+    """Suites and numbers of episodes that succeeded, or that did not: the first of each suite, then the second."""
+    numbered = {s: dict(enumerate(of)) if isinstance(of, Sequence) else of for s, of in results.items()}
+    found = {s: [n for n, r in sorted(of.items()) if succeeded(r, rule) is success] for s, of in numbered.items()}
+    longest = max(map(len, found.values()), default=0)
+    return [(suite, of[i]) for i in range(longest) for suite, of in found.items() if i < len(of)]
+
+
 def choose_films(folder: EvaluationFolder, rule: Rule, count: int) -> list[tuple[str, int]]:
     """Suites and numbers of at most `count` episodes to film: half failures and half successes, the suites in turn, the
     first of each; where one kind is short, more of the other.
     """
-    kinds: list[list[tuple[str, int]]] = []
-    for wanted in (False, True):
-        of_suites = [
-            [(suite, n) for n, result in sorted(of.items()) if succeeded(result, rule) is wanted]
-            for suite, of in folder.episodes.items()
-        ]
-        longest = max(map(len, of_suites), default=0)
-        kinds.append([of[i] for i in range(longest) for of in of_suites if i < len(of)])
-    failures, successes = kinds
+    failures, successes = (_in_turn(folder.episodes, rule, success=success) for success in (False, True))
     half = max(count - count // 2, count - len(successes))
     chosen = failures[:half]
     return chosen + successes[: count - len(chosen)]

@@ -1,6 +1,8 @@
 """Which curves the report shows, and how."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 
 from treadle.reporting.folder import RunFolder
@@ -16,15 +18,16 @@ def learning_curves(run: RunFolder) -> str:
     """Success over iterations and wall time, return, length, throughput and time per role."""
     iterations = run.series("iteration")
     minutes = [seconds / 60 for seconds in run.series("seconds")]
-    percent = {"low": 0.0, "high": 1.0, "percent": True}
+    success = Axes("iteration", "of episodes", low=0.0, high=1.0, percent=True)
+    levels = _evaluated(run)
     charts = [
-        _single(run, "Success in rollouts", "rollout/success", Axes("iteration", "of episodes", **percent)),
-        _single(run, "Success over wall time", "rollout/success", Axes("minutes", "of episodes", **percent), minutes),
+        _single(run, "Success in rollouts", "rollout/success", success, levels=levels),
+        _single(run, "Success over wall time", "rollout/success", replace(success, x_label="minutes"), minutes, levels),
         _single(run, "Return", "rollout/return", Axes("iteration", "sum of rewards")),
         _single(run, "Episode length", "rollout/length", Axes("iteration", "control steps", low=0)),
         _single(run, "Throughput", "speed/control_steps_per_second", Axes("iteration", "control steps/s", low=0)),
         _times(run, iterations),
-        *_evaluations(run, Axes("iteration", "of episodes", **percent)),
+        *_evaluations(run, success),
     ]
     return f'<div class="charts">{"".join(charts)}</div>'
 
@@ -35,7 +38,7 @@ def health_curves(run: RunFolder) -> str:
         ("Approximate KL", "update/approximate_kl", Axes("iteration", "nats", low=0)),
         ("Clipped share of ratios", "update/clip_share", Axes("iteration", "of entries", low=0, percent=True)),
         ("Explained variance", "critic/explained_variance", Axes("iteration", "1 is perfect", high=1)),
-        ("Log-prob gap of rollout and update", "update/log_prob_gap", Axes("iteration", "nats", low=0)),
+        ("Log-prob gap of rollout and update", "update/log_prob_gap", Axes("iteration", "nats", decades=True)),
         ("Entropy", "update/entropy", Axes("iteration", "nats")),
         ("Gradient norm", "update/gradient_norm", Axes("iteration", "before clipping", low=0)),
         ("Policy loss", "update/policy_loss", Axes("iteration", "")),
@@ -120,11 +123,27 @@ def format_number(value: float) -> str:
     return f"{value:,.1f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
-def _single(run: RunFolder, title: str, key: str, axes: Axes, x: list[float] | None = None) -> str:
+def _single(
+    run: RunFolder,
+    title: str,
+    key: str,
+    axes: Axes,
+    x: list[float] | None = None,
+    levels: Sequence[tuple[str, float]] = (),
+) -> str:
     if key not in run.metric_keys():
         return _figure(title, f'<p class="missing">This run has not recorded {escape(key)}.</p>')
-    drawn = chart(run.series("iteration") if x is None else x, [Series(axes.y_label, run.series(key))], axes)
+    values = run.series(key)
+    if axes.decades:
+        values = [math.log10(value) if 0 < value < math.inf else math.nan for value in values]
+    drawn = chart(run.series("iteration") if x is None else x, [Series(title, values)], axes, levels=levels)
     return _figure(title, drawn, axes.y_label)
+
+
+def _evaluated(run: RunFolder) -> list[tuple[str, float]]:
+    """Success in distribution before and after, to compare curves with."""
+    found = (("base, evaluated", run.base), ("final, evaluated", run.final))
+    return [(name, of["suites"]["train"]["success"]) for name, of in found if of and "train" in of["suites"]]
 
 
 def _times(run: RunFolder, iterations: list[float]) -> str:

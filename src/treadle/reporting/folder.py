@@ -33,6 +33,7 @@ class _Suite(_Setting):
 class _Evaluation(LooseTable):
     suites: dict[str, _Suite]
     complete: bool = True
+    held_out: bool = True
     seconds: NonNegative = 0.0
 
 
@@ -51,6 +52,9 @@ class _Film(LooseTable):
 class _Scene(LooseTable):
     scenario: str
     instruction: str
+    suite: str = "train"
+    place: Natural = 0
+    pair: str | None = None
     base: _Film | None = None
     final: _Film | None = None
 
@@ -64,6 +68,7 @@ class _Summary(LooseTable):
     final: dict[str, _Setting] = {}
     seconds: dict[str, NonNegative] = {}
     peak_rss_mb: float | None = None
+    peak_gpu_mb: float | None = None
     env_steps: Natural | None = None
     control_steps_per_second: float | None = None
     versions: dict[str, str] = {}

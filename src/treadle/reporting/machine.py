@@ -6,8 +6,10 @@ Imports the standard library alone: checks that run in the Python of a simulator
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -77,8 +79,11 @@ def describe_machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def write_machine(run_dir: Path, device: str = "cpu") -> None:
-    """Keep the machine with the run, in `machine.json`: its report may be made again on another.
+    """Keep the machine with the run, in `machine.json`, and the command that runs now: its report may be made again on
+    another.
 
     Raises OutputError where the folder cannot be written.
     """
-    write_atomically(run_dir / MACHINE_FILE, to_json(describe_machine(device)) + "\n")
+    program = "treadle" if Path(sys.argv[0]).stem in ("treadle", "cli") else Path(sys.argv[0]).name
+    told = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "command": shlex.join([program, *sys.argv[1:]])}
+    write_atomically(run_dir / MACHINE_FILE, to_json(told | describe_machine(device)) + "\n")

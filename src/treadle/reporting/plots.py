@@ -12,9 +12,9 @@ _MAX_POINTS = 400
 COLORS = 5
 """Of lines; further ones begin again at the first."""
 _STYLE = (
-    "<style>text{font:11.5px sans-serif;fill:#6a6e78}.grid{stroke:#ededea;fill:none}.line,.raw{fill:none}"
-    ".line{stroke-width:2}.raw{opacity:.3}.s0{stroke:#2f6fd0}.s1{stroke:#e08a2c}.s2{stroke:#24967f}.s3{stroke:#9a62c4}"
-    ".key{stroke-width:3}</style>"
+    "<style>text{font:11.5px sans-serif;fill:#6a6e78}.grid{stroke:#ededea;fill:none}.line,.raw,.reading{fill:none}"
+    ".level{stroke:#a3a7b0;stroke-dasharray:4 4;fill:none}.line{stroke-width:2}.raw{opacity:.3}.s0{stroke:#2f6fd0}"
+    ".s1{stroke:#e08a2c}.s2{stroke:#24967f}.s3{stroke:#9a62c4}.key{stroke-width:3}</style>"
 )
 
 
@@ -37,11 +37,20 @@ class Axes:
     low: float | None = None
     high: float | None = None
     percent: bool = False
+    decades: bool = False
+    """Values are decimal logarithms: 1e-6 stands at -6."""
 
 
-def chart(x: Sequence[float], series: Sequence[Series], axes: Axes, stacked: bool = False) -> str:
+def chart(
+    x: Sequence[float],
+    series: Sequence[Series],
+    axes: Axes,
+    stacked: bool = False,
+    levels: Sequence[tuple[str, float]] = (),
+) -> str:
     """An SVG of lines over `x`; beyond 30 points a faint line is the data and a strong one its moving mean. Or, where
-    `stacked`, of areas on top of each other, the first at the bottom.
+    `stacked`, of areas on top of each other, the first at the bottom. `levels` are values to compare with, each with
+    its name. Values are shown where the pointer is.
     """
     known = [i for i, value in enumerate(x) if math.isfinite(value)]
     edges = [edge for entry in series if entry.low for edge in (entry.low, entry.high)]
@@ -50,6 +59,7 @@ def chart(x: Sequence[float], series: Sequence[Series], axes: Axes, stacked: boo
     values, edges = values[: len(series)], values[len(series) :]
     tops = [[sum(column) for column in zip(*values, strict=True)]] if stacked else values
     finite = [value for line in [*tops, *edges] for value in line if math.isfinite(value)]
+    finite += [value for _, value in levels if finite]
     if not finite:
         return '<p class="missing">No values yet.</p>'
     low = axes.low if axes.low is not None else min(finite)
@@ -65,7 +75,9 @@ def chart(x: Sequence[float], series: Sequence[Series], axes: Axes, stacked: boo
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">',
         *_frame(scale, axes, grid),
         *_bands(x, [i for i, entry in enumerate(series) if entry.low], edges, scale),
+        *_levels(levels, scale),
         (_areas if stacked else _lines)(x, values, scale),
+        *_readings(x, series, values, axes, scale),
         "</svg>",
     ]
     return "".join(parts)
@@ -166,7 +178,7 @@ def _frame(scale: _Scale, axes: Axes, grid: Sequence[float]) -> list[str]:
     for value in grid:
         y = scale.y(value)
         parts.append(f'<path class="grid" d="M{scale.left} {y:.1f}H{scale.right}"/>')
-        text = f"{value * 100:g} %" if axes.percent else _tick(value)
+        text = _reading(value, axes)
         parts.append(f'<text x="{scale.left - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
     if scale.x_high > scale.x_low:
         for value in ticks(scale.x_low, scale.x_high, 5):
@@ -175,6 +187,50 @@ def _frame(scale: _Scale, axes: Axes, grid: Sequence[float]) -> list[str]:
             parts.append(f'<text x="{x:.1f}" y="{scale.bottom + 16}" text-anchor="middle">{text}</text>')
     middle = (scale.left + scale.right) / 2
     parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(axes.x_label)}</text>')
+    return parts
+
+
+def _reading(value: float, axes: Axes) -> str:
+    """A value as the axis writes it."""
+    if axes.decades:
+        return _tick(10**value) if -3 <= value < 6 else f"{10**value:.2g}".replace("e-0", "e-")
+    return f"{value * 100:.4g} %" if axes.percent else _tick(value)
+
+
+def _levels(levels: Sequence[tuple[str, float]], scale: _Scale) -> list[str]:
+    """Dashed lines with their names, above them at the right."""
+    return [
+        f'<path class="level" d="M{scale.left} {scale.y(value):.1f}H{scale.right}"/>'
+        f'<text class="axis" x="{scale.right}" y="{scale.y(value) - 4:.1f}" text-anchor="end">{escape(name)}</text>'
+        for name, value in levels
+    ]
+
+
+_READINGS = 120
+"""Places where values are shown, at most; a page stays small."""
+
+
+def _readings(
+    x: Sequence[float], series: Sequence[Series], values: Sequence[Sequence[float]], axes: Axes, scale: _Scale
+) -> list[str]:
+    """Invisible columns that say the values where the pointer is."""
+    step = -(-len(x) // _READINGS)
+    width = step * (scale.right - scale.left) / max(len(x), 1)
+    parts: list[str] = []
+    for i in range(0, len(x), step):
+        said = [
+            f"{entry.label}: {_reading(line[i], axes)}"
+            for entry, line in zip(series, values, strict=True)
+            if math.isfinite(line[i])
+        ]
+        if said:
+            title = escape(f"{axes.x_label} {_tick(round(x[i], 2))}, {', '.join(said)}")
+            left = min(max(scale.x(x[i]) - width / 2, scale.left), scale.right - width)
+            height = scale.bottom - scale.top
+            parts.append(
+                f'<rect class="reading" x="{left:.1f}" y="{scale.top}" width="{width:.1f}" height="{height}">'
+                f"<title>{title}</title></rect>"
+            )
     return parts
 
 

@@ -34,6 +34,8 @@ def write_report(run_dir: Path) -> Path:
         style=style(),
         name=escape(run.name),
         status=_status(run),
+        facts=_facts(run),
+        lanes=_lanes(run),
         headline=_headline(run),
         tiles=_tiles(run),
         evaluation=evaluation_table(run.base, run.final),
@@ -81,10 +83,33 @@ def _headline(run: RunFolder) -> str:
         return missing("Not evaluated yet: success before and after training will stand here.")
     numbers = "".join(_big(label, result) for label, result in (("base", base), ("final", final)))
     episodes = next(result["episodes"] for result in (final, base) if result)
+    held_out = all(found.get("held_out", True) for found in (run.base, run.final) if found)
+    which = "that training never saw" if held_out else "that training plays too, as in published work on them"
     return (
-        f'<div class="headline">{numbers}</div><p class="note">Success in distribution on {episodes:,} scenarios that '
-        "training never saw; below each number its 95&nbsp;% interval, in percent.</p>"
+        f'<div class="headline">{numbers}</div><p class="note">Success in distribution on {episodes:,} scenarios '
+        f"{which}; below each number its 95&nbsp;% interval, in percent.</p>"
     )
+
+
+def _facts(run: RunFolder) -> str:
+    """What was trained where, when, and by which command."""
+    settings, machine = flatten(run.config), run.machine or {}
+    tasks = (settings.get(f"simulator.options.{key}") for key in ("task", "tasks", "suite"))
+    task = next((f", {to_json(task, None)}" for task in tasks if task), "").replace('"', "")
+    where = f"{settings.get('simulator.name', 'a simulator')}{task}"
+    facts = [f"{settings.get('policy.checkpoint', 'a policy')} on {where}"]
+    facts += [str(machine["began"]).replace("T", " ").removesuffix("+00:00") + " UTC"] if "began" in machine else []
+    command = f" · <code>{escape(str(machine['command']))}</code>" if "command" in machine else ""
+    return " · ".join(map(escape, facts)) + command
+
+
+def _lanes(run: RunFolder) -> str:
+    """The caption of the timeline."""
+    events = (run.trace or {}).get("traceEvents", ())
+    lanes = {lane for event in events for lane in event.get("args", {}).get("lanes", ())}
+    if len(lanes) > 1:
+        return "Bars are coloured by lane: while one lane is simulated, the policy decides for another."
+    return "One lane: simulator and policy take turns."
 
 
 def _big(label: str, result: Mapping[str, Any] | None) -> str:
@@ -112,6 +137,8 @@ def _tiles(run: RunFolder) -> str:
         tiles["control steps per second"] = f"{speed:,.0f}"
     if (memory := _summary(run, "peak_rss_mb", None)) is not None:
         tiles["MB of memory at most"] = f"{memory:,.0f}"
+    if cards := _summary(run, "peak_gpu_mb", None):
+        tiles["MB of GPU memory at most"] = f"{cards:,.0f}"
     seed = _summary(run, "seed", run.config.get("seed"))
     if seed is not None:
         tiles["seed"] = str(seed)
@@ -120,11 +147,18 @@ def _tiles(run: RunFolder) -> str:
 
 def _videos(run: RunFolder) -> str:
     figures: list[str] = []
-    for entry in run.videos:
-        films = "".join(_film(run, label, entry.get(label)) for label in ("base", "final"))
+    for entry in sorted(run.videos, key=_interest):
         title = f"{escape(str(entry['instruction']))}<small>{escape(str(entry['scenario']))}</small>"
-        figures.append(f'<figure class="pair"><figcaption>{title}</figcaption><div>{films}</div></figure>')
+        pair = film(run.path / "videos", str(entry["pair"])) if entry.get("pair") else None
+        films = "".join(_film(run, label, entry.get(label)) for label in ("base", "final"))
+        figures.append(f'<figure class="pair"><figcaption>{title}</figcaption>{pair or f"<div>{films}</div>"}</figure>')
     return f'<div class="pairs">{"".join(figures)}</div>' if figures else missing("This run has no videos yet.")
+
+
+def _interest(entry: Mapping[str, Any]) -> int:
+    """Failures that became successes first, what fails still last."""
+    base, final = (entry.get(label) or {} for label in ("base", "final"))
+    return 0 if final.get("success") and not base.get("success") else 1 if final.get("success") else 2
 
 
 def _film(run: RunFolder, label: str, entry: Mapping[str, Any] | None) -> str:

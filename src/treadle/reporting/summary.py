@@ -32,6 +32,8 @@ class RunSummary:
     seconds: dict[str, float]
     """Wall time per stage."""
     peak_rss_mb: float
+    peak_gpu_mb: float
+    """Of tensors on graphics cards; 0 without any."""
     env_steps: int
     """Control steps played in training."""
     control_steps_per_second: float

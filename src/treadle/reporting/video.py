@@ -4,6 +4,7 @@ Shapes: T frames, H and W pixels.
 """
 
 import tempfile
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from treadle.errors import OutputError
 from treadle.files import cannot_write
 
 Frames = NDArray[np.uint8]
@@ -37,6 +39,31 @@ def write_video(path: Path, frames: Frames, fps: float) -> None:
             whole.replace(path)
     except (OSError, FFmpegError) as error:
         raise cannot_write(path, error) from error
+
+
+def read_video(path: Path) -> Frames:
+    """Frames [T, H, W, 3] of a video. Raises OutputError where it cannot be read."""
+    try:
+        with av.open(str(path)) as container:
+            frames = [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(video=0)]
+            return np.stack(frames)
+    except (OSError, FFmpegError, ValueError) as error:
+        raise OutputError(f"{path}: not a video that can be read ({error})") from error
+
+
+def side_by_side(films: Sequence[tuple[str, Frames, bool]]) -> Frames:
+    """Films [T, H, W, 3] of one height as one, each with its name and outcome below; the last frame of those that end
+    early stays.
+    """
+    longest = max(len(frames) for _, frames, _ in films)
+    parts = [
+        caption(np.pad(frames, ((0, longest - len(frames)), (0, 0), (0, 0), (0, 0)), mode="edge"), name, ok=ok)
+        for name, frames, ok in films
+    ]
+    # A longer name takes more lines.
+    tallest = max(part.shape[1] for part in parts)
+    parts = [np.pad(part, ((0, 0), (0, tallest - part.shape[1]), (0, 0), (0, 0)), mode="edge") for part in parts]
+    return np.concatenate(parts, axis=2)
 
 
 def caption(frames: Frames, text: str, ok: bool) -> Frames:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from treadle.config.loading import resolve_checkpoint
+from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.run_directory import claim_run_directory, hold_run_directory
 from treadle.config.schema import TrainConfig
 from treadle.cores import usable_cores
-from treadle.devices import choose_device
+from treadle.devices import choose_device, peak_gpu_mb
 from treadle.errors import CheckpointError, ConfigError, MemberLostError
 from treadle.policies.load import outline_policy
 from treadle.reporting.console import RunConsole
@@ -95,7 +95,7 @@ class Run:
         self.trainer.export(self.directory / "policy")
         self.player.show(self.trainer.publish(self.version))
         self.evaluator.evaluate("final", self.directory / "policy")
-        self.recorder.finish(self.peak_rss_mb())
+        self.recorder.finish(*self.peak_memory())
 
     def save(self) -> None:
         """Checkpoint the run as it is."""
@@ -106,10 +106,12 @@ class Run:
         if self.recorder.stop_asked:
             self.trainer.finish_saving()
         self.saved = self.version
+        self.recorder.report()
 
-    def peak_rss_mb(self) -> float:
-        """The most memory that the run's processes have held, each at its own time."""
-        return peak_rss_mb() + (sum(self.cluster.team.peak_memory()) if self.cluster else 0.0)
+    def peak_memory(self) -> tuple[float, float]:
+        """The most memory that the run's processes have held, each at its own time, in MB: theirs, and of cards."""
+        held = [(peak_rss_mb(), peak_gpu_mb()), *(self.cluster.team.peak_memory() if self.cluster else ())]
+        return sum(own for own, _ in held), sum(cards for _, cards in held)
 
     def go_back(self, lost: MemberLostError) -> None:
         """Go on from the last checkpoint with new members, because some that train were lost.

@@ -1,17 +1,21 @@
 """The evaluator: it measures and films the policy of a run, before and after training."""
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from treadle.config.schema import TrainConfig
+from treadle.data.step import EpisodeResult
 from treadle.evaluation.episodes import EPISODES_FILE, Episodes, write_episodes
 from treadle.evaluation.evaluate import summarize_suite
+from treadle.evaluation.films import choose_scenes
 from treadle.evaluation.manifest import manifest
+from treadle.evaluation.statistics import succeeded
 from treadle.files import to_json, write_atomically
 from treadle.reporting.console import RunConsole
 from treadle.reporting.folder import read_evaluation, read_videos
-from treadle.reporting.video import write_video
+from treadle.reporting.video import read_video, side_by_side, write_video
 from treadle.runtime.roles import Players
 from treadle.training.state import checkpoint_name
 
@@ -43,15 +47,16 @@ class Evaluator:
     def evaluate(self, name: str, checkpoint: Path) -> None:
         """Write `evaluation/NAME.json`, its episodes beside it, and the films of NAME."""
         start = time.perf_counter()
-        report: dict[str, Any] = {"suites": self._measure(name)}
+        suites, episodes = self._measure(name)
+        report: dict[str, Any] = {"suites": suites, "held_out": self._players.spec.held_out}
         report["manifest"] = manifest(checkpoint, self._config.policy, self._config.simulator, self._config.evaluation)
-        self._film(name)
+        self._film(name, episodes)
         self._write(name, report, start)
 
     def evaluate_iteration(self, iteration: int) -> dict[str, float]:
         """Write the evaluation of a policy that is being trained, without films; returns success by suite."""
         start, name = time.perf_counter(), checkpoint_name(iteration)
-        suites = self._measure(name)
+        suites, _ = self._measure(name)
         self._write(name, {"suites": suites}, start)
         return {suite: found["success"] for suite, found in suites.items()}
 
@@ -65,36 +70,45 @@ class Evaluator:
                 success[name] = found["suites"][suite]["success"]
         return max(success, key=lambda name: success[name]) == own
 
-    def _measure(self, name: str) -> dict[str, Any]:
-        """Play every suite, and write the episodes."""
+    def _measure(self, name: str) -> tuple[dict[str, Any], dict[str, list[EpisodeResult]]]:
+        """Play every suite, and write the episodes; returns both."""
         config = self._config
         suites: dict[str, Any] = {}
-        episodes: Episodes = {}
+        episodes: dict[str, list[EpisodeResult]] = {}
         for suite in config.evaluation.suites:
             self._console.stage(f"evaluating {name}: {suite}")
-            results = self._players.evaluate(suite, self._console.progress)
-            suites[suite] = summarize_suite(suite, results, config.evaluation.success)
-            episodes[suite] = dict(enumerate(results))
-        write_episodes(self._directory / "evaluation" / f"{name}.{EPISODES_FILE}", episodes)
-        return suites
+            episodes[suite] = self._players.evaluate(suite, self._console.progress)
+            suites[suite] = summarize_suite(suite, episodes[suite], config.evaluation.success)
+        numbered: Episodes = {suite: dict(enumerate(results)) for suite, results in episodes.items()}
+        write_episodes(self._directory / "evaluation" / f"{name}.{EPISODES_FILE}", numbered)
+        return suites, episodes
 
     def _write(self, name: str, report: dict[str, Any], start: float) -> None:
         report["seconds"] = time.perf_counter() - start
         write_atomically(self._directory / "evaluation" / f"{name}.json", to_json(report))
 
-    def _film(self, name: str) -> None:
-        """Film the first in-distribution scenarios, the same before and after training."""
-        if not self._config.evaluation.videos:
+    def _film(self, name: str, episodes: Mapping[str, Sequence[EpisodeResult]]) -> None:
+        """Film scenarios that the base's results choose, the same before and after training; after it also side by
+        side.
+        """
+        evaluation, folder = self._config.evaluation, self._directory / "videos"
+        if not evaluation.videos:
             return
         self._console.stage(f"filming {name}")
-        films = self._players.film(VIDEO_SIZE)
-        folder = self._directory / "videos"
         folder.mkdir(exist_ok=True)
-        index = folder / "videos.json"
         entries: list[dict[str, Any]] = read_videos(self._directory)
-        entries += [{"index": i} for i in range(len(entries), len(films))]
-        for i, (result, frames) in enumerate(films):
-            write_video(folder / f"{name}-{i}.mp4", frames, self._players.control_hz)
-            entries[i] |= {"scenario": result.scenario.id, "instruction": result.scenario.instruction}
-            entries[i][name] = {"file": f"{name}-{i}.mp4", "success": result.success_once, "length": result.length}
-        write_atomically(index, to_json(entries))
+        chosen = [(entry["suite"], entry["place"]) for entry in entries]
+        chosen = chosen or choose_scenes(episodes, evaluation.success, evaluation.videos)
+        entries += [{"suite": suite, "place": place} for suite, place in chosen[len(entries) :]]
+        fps = self._players.spec.control_hz
+        for i, (result, frames) in enumerate(self._players.film(chosen, VIDEO_SIZE)):
+            entry, success = entries[i], succeeded(result, evaluation.success)
+            entry |= {"scenario": result.scenario.id, "instruction": result.scenario.instruction}
+            entry[name] = {"file": f"{name}-{i}.mp4", "success": success, "length": result.length}
+            write_video(folder / entry[name]["file"], frames, fps)
+            if name != "base" and "base" in entry:
+                before = read_video(folder / entry["base"]["file"])
+                films = [("base", before, entry["base"]["success"]), (name, frames, success)]
+                entry["pair"] = f"pair-{i}.mp4"
+                write_video(folder / entry["pair"], side_by_side(films), fps)
+        write_atomically(folder / "videos.json", to_json(entries))

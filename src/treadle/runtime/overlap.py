@@ -11,7 +11,8 @@ from treadle.config.schema import TrainConfig
 from treadle.data.step import EpisodeResult
 from treadle.errors import ConfigError, SimulatorError
 from treadle.runtime.player import PlayReport
-from treadle.runtime.roles import Film, StepwisePlayers
+from treadle.runtime.roles import Chosen, Film, StepwisePlayers
+from treadle.simulators.protocol import SimulatorSpec
 
 GRACE = 10.0
 """Seconds that a rollout under way may take to end, when a run is stopped at once."""
@@ -100,10 +101,10 @@ class OverlappedPlayers:
         with self._showing():
             return self._players.evaluate(suite, progress)
 
-    def film(self, size: int) -> list[Film]:
+    def film(self, chosen: Sequence[Chosen], size: int) -> list[Film]:
         """See `Players.film`. As `evaluate`."""
         with self._showing():
-            return self._players.film(size)
+            return self._players.film(chosen, size)
 
     def state_dict(self) -> dict[str, Any]:
         """See `Players.state_dict`: where slots stood after the last rollouts that the loop got."""
@@ -115,9 +116,9 @@ class OverlappedPlayers:
         return [self._weights[version] for version in sorted(self._weights)[:-1]]
 
     @property
-    def control_hz(self) -> float:
-        """See `Players.control_hz`."""
-        return self._players.control_hz
+    def spec(self) -> SimulatorSpec:
+        """See `Players.spec`."""
+        return self._players.spec
 
     def settle(self) -> None:
         """Wait until everything that was begun is played."""

@@ -14,7 +14,7 @@ from treadle.data.span import Span
 from treadle.data.step import EpisodeResult
 from treadle.errors import ConfigError
 from treadle.evaluation.evaluate import play_suite
-from treadle.evaluation.films import film
+from treadle.evaluation.films import film_scenarios
 from treadle.policies.critic import Critic
 from treadle.policies.protocol import Policy, Sampling
 from treadle.rollout.actor import Actor
@@ -22,6 +22,7 @@ from treadle.rollout.collector import Collector
 from treadle.rollout.sources import ScenarioStream
 from treadle.runtime.exhaustion import naming_what_to_lower
 from treadle.runtime.weights import Weights, load_state
+from treadle.simulators.protocol import SimulatorSpec
 from treadle.workers.crew import Crew
 from treadle.workers.lanes import Lanes
 from treadle.workers.messages import Session
@@ -201,15 +202,21 @@ class Player:
                 progress=progress,
             )
 
-    def film(self, size: int) -> list[tuple[EpisodeResult, NDArray[np.uint8]]]:
-        """Film the first in-distribution scenarios: results, and frames [length + 1, size, size, 3]."""
-        evaluation, horizon = self._config.evaluation, self._config.evaluation_horizon
-        return film(self.policy, self.crew, evaluation.videos, horizon, evaluation.sampling, size)
+    def film(self, chosen: Sequence[tuple[str, int]], size: int) -> list[tuple[EpisodeResult, NDArray[np.uint8]]]:
+        """Film evaluation scenarios, by suite and place: results, and frames [length + 1, size, size, 3]."""
+        evaluation, films = self._config.evaluation, list[tuple[EpisodeResult, NDArray[np.uint8]]]()
+        for suite, place in chosen:
+            scenarios = self.crew.scenarios(suite, "evaluation", 0, place + 1)
+            horizon = evaluation.horizon_of(suite, self._config.evaluation_horizon)
+            films += film_scenarios(
+                self.policy, self.crew, suite, scenarios, [place], horizon, evaluation.sampling, size
+            )
+        return films
 
     @property
-    def control_hz(self) -> float:
-        """Control steps per second of the simulated robot."""
-        return self.crew.spec.control_hz
+    def spec(self) -> SimulatorSpec:
+        """The fixed facts of the simulator."""
+        return self.crew.spec
 
     def state_dict(self) -> dict[str, Any]:
         """Where every own slot stands, as plain data."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from treadle.config.schema import TrainConfig
 from treadle.data.span import Span
@@ -22,6 +22,9 @@ from treadle.reporting.report import write_report
 from treadle.reporting.summary import RunSummary, suite_results, write_summary
 from treadle.reporting.timeline import TraceWriter, idle_shares
 from treadle.runtime.player import PlayReport
+
+if TYPE_CHECKING:
+    from treadle.reporting.wandb import WandbWriter
 
 BUDGET = 30.0
 """Seconds between SIGTERM and the end: what schedulers give before they kill."""
@@ -57,6 +60,7 @@ class Recorder:
         self._control_steps = 0
         self._elapsed = 0.0
         self._began = self._update_began = time.perf_counter()
+        self._wandb: WandbWriter | None = None
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -65,6 +69,12 @@ class Recorder:
         # Also without a checkpoint: a run that was killed before its first one left lines, which are written again.
         resumed = self._iteration if (self.directory / METRICS_FILE).exists() else None
         self._writer = self._exit.enter_context(MetricsWriter(self.directory, resumed))
+        self.console.message(f"curves: tensorboard --logdir {self.directory / 'tensorboard'}")
+        if self.config.wandb:
+            from treadle.reporting.wandb import WandbWriter
+
+            self._wandb = self._exit.enter_context(WandbWriter(self.directory, self.config.model_dump(mode="json")))
+            self.console.message(f"curves: {self._wandb.place}")
         if self._iteration:
             self.console.message(f"resuming after iteration {self._iteration}")
         return self
@@ -132,6 +142,8 @@ class Recorder:
             "speed/control_steps_per_second": summary["rollout/control_steps"] / seconds,
         }
         self._writer.write(row)
+        if self._wandb is not None:
+            self._wandb.write(row)
         for warning in self._alarms(row):
             self.console.message(f"warning: iteration {iteration}: {warning}")
         self.console.iteration(row)
@@ -144,7 +156,11 @@ class Recorder:
         self._writer = self._exit.enter_context(MetricsWriter(self.directory, iteration))
         self._began = time.perf_counter()
 
-    def finish(self, peak_rss_mb: float) -> None:
+    def report(self) -> Path:
+        """Write the report of what is there, for whoever watches the run."""
+        return write_report(self.directory)
+
+    def finish(self, peak_rss_mb: float, peak_gpu_mb: float) -> None:
         """Write summary and report, from the evaluations in the run's folder; the run held so much memory at most."""
         base, trained = (read_evaluation(self.directory, name) or {} for name in ("base", "final"))
         summary = RunSummary(
@@ -152,6 +168,7 @@ class Recorder:
             final=suite_results(trained),
             seconds={"evaluate_base": base["seconds"], "train": self._elapsed, "evaluate_final": trained["seconds"]},
             peak_rss_mb=peak_rss_mb,
+            peak_gpu_mb=peak_gpu_mb,
             env_steps=self._control_steps,
             control_steps_per_second=self._control_steps / self._elapsed,
             versions=versions(),
@@ -159,7 +176,7 @@ class Recorder:
         )
         write_summary(self.directory, summary)
         self.console.stage("writing the report")
-        self.console.finish(summary, write_report(self.directory))
+        self.console.finish(summary, self.report())
 
     def state_dict(self) -> dict[str, Any]:
         """The counts so far, as plain data."""

@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from treadle.data.step import EpisodeResult
 from treadle.runtime.player import PlayReport
 from treadle.runtime.weights import Weights
+from treadle.simulators.protocol import SimulatorSpec
 
 Film = tuple[EpisodeResult, NDArray[np.uint8]]
 """An episode, and its frames [length + 1, size, size, 3]."""
+Chosen = tuple[str, int]
+"""A suite, and the place of a scenario in its evaluation split."""
 
 
 class Players(Protocol):
@@ -42,8 +45,8 @@ class Players(Protocol):
         """Play the evaluation scenarios of a suite, in order; `progress` is told episodes done and wanted."""
         ...
 
-    def film(self, size: int) -> list[Film]:
-        """Film the first in-distribution scenarios, with frames of this size."""
+    def film(self, chosen: Sequence[Chosen], size: int) -> list[Film]:
+        """Film these evaluation scenarios, with frames of this size."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -51,8 +54,8 @@ class Players(Protocol):
         ...
 
     @property
-    def control_hz(self) -> float:
-        """Control steps per second of the simulated robot."""
+    def spec(self) -> SimulatorSpec:
+        """The fixed facts of the simulator."""
         ...
 
 

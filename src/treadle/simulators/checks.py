@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-from treadle.errors import ConfigError, SimulatorError
+from treadle.errors import ConfigError, SimulatorError, did_you_mean
 
 T = TypeVar("T")
 
@@ -19,7 +19,8 @@ def check_option(option: str, found: str | Sequence[str], allowed: Sequence[str]
 def check_suite(simulator: str, suite: str, split: str, suites: Sequence[str]) -> None:
     """Raises ConfigError for a suite or a split that a simulator does not have."""
     if suite not in suites:
-        raise ConfigError(f"{simulator} has no suite {suite!r}; choose from {', '.join(suites)}")
+        near = did_you_mean(suite, suites)
+        raise ConfigError(f"{simulator} has no suite {suite!r}{near}; choose from {', '.join(suites)}")
     if split not in ("train", "evaluation"):
         raise ConfigError(f"{simulator} has no split {split!r}; choose 'train' or 'evaluation'")
 

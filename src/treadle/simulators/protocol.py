@@ -60,6 +60,8 @@ class SimulatorSpec:
     """Control steps per second of simulated time; the speed at which videos are written."""
     actions_together: int = 1
     """Actions that are played as one motion, and that nobody may part: chunks are multiples of it."""
+    held_out: bool = True
+    """Training never plays a scenario of the evaluation split."""
     cautions: tuple[str, ...] = ()
     """What makes figures from here not comparable with published ones, such as physics of another version; a sentence
     each, shown before work begins."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from treadle.config.loading import resolve_checkpoint
+from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.run_directory import claim_run_directory, hold_run_directory
 from treadle.config.schema import FineTuningConfig, SupervisedConfig
 from treadle.data.demonstrations import Demonstrations, read_demonstrations

@@ -8,7 +8,7 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from importlib import import_module
@@ -23,13 +23,16 @@ from treadle.cores import pin
 from treadle.data.rollout import Rollout
 from treadle.data.span import Span
 from treadle.data.step import EpisodeResult
+from treadle.devices import peak_gpu_mb
 from treadle.errors import TreadleError
 from treadle.reporting.machine import peak_rss_mb
 from treadle.runtime.cluster.messages import Answer, Fault, Part
 from treadle.runtime.member import Member, Start
 from treadle.runtime.placement import CPU, Placement
 from treadle.runtime.player import PlayReport
+from treadle.runtime.roles import Chosen, Film
 from treadle.runtime.weights import Weights
+from treadle.simulators.protocol import SimulatorSpec
 from treadle.training.checkpoints import load_trainer
 from treadle.training.ranks import ALONE, ProcessRanks, Ranks
 from treadle.training.sharding import ShardedRanks
@@ -69,9 +72,9 @@ class MemberActor:
         """Episodes done and wanted, of the evaluation that it plays."""
         return self._progress
 
-    def peak_memory(self) -> float:
-        """The most memory that this process has held, in MB."""
-        return peak_rss_mb()
+    def peak_memory(self) -> tuple[float, float]:
+        """The most memory that this process has held, in MB: its own, and of graphics cards."""
+        return peak_rss_mb(), peak_gpu_mb()
 
     def process(self) -> int:
         """The number of this process."""
@@ -206,13 +209,13 @@ class MemberActor:
         self._progress = (0, 0)
         return self._here.player.evaluate(suite, note, share)
 
-    def film(self, size: int) -> Any:
+    def film(self, chosen: Sequence[Chosen], size: int) -> list[Film]:
         """See `Player.film`."""
-        return self._here.player.film(size)
+        return self._here.player.film(chosen, size)
 
-    def control_hz(self) -> float:
-        """See `Player.control_hz`."""
-        return self._here.player.control_hz
+    def spec(self) -> SimulatorSpec:
+        """See `Player.spec`."""
+        return self._here.player.spec
 
     def save(self, directory: Path, version: int, state: dict[str, Any]) -> None:
         """See `Trainer.save`."""

@@ -15,8 +15,9 @@ from treadle.runtime.cluster.engine import Handle
 from treadle.runtime.cluster.messages import Part
 from treadle.runtime.cluster.team import Team
 from treadle.runtime.player import PlayReport, join_states
-from treadle.runtime.roles import Film
+from treadle.runtime.roles import Chosen, Film
 from treadle.runtime.weights import Weights
+from treadle.simulators.protocol import SimulatorSpec
 
 _log = logging.getLogger(__name__)
 
@@ -98,12 +99,12 @@ class RemotePlayers:
         progress(len(results), len(results))
         return sorted(results, key=lambda result: result.scenario.index)
 
-    def film(self, size: int) -> list[Film]:
+    def film(self, chosen: Sequence[Chosen], size: int) -> list[Film]:
         """See `Players.film`."""
 
         def play() -> list[Film]:
             with self._team.playing():
-                return self._team.engine.ask(self._team.players()[:1], "film", size)[0]
+                return self._team.engine.ask(self._team.players()[:1], "film", chosen, size)[0]
 
         return self._surely(play)
 
@@ -113,9 +114,9 @@ class RemotePlayers:
         return self._state
 
     @property
-    def control_hz(self) -> float:
-        """See `Players.control_hz`."""
-        return self._team.engine.ask(self._team.players()[:1], "control_hz")[0]
+    def spec(self) -> SimulatorSpec:
+        """See `Players.spec`."""
+        return self._team.engine.ask(self._team.players()[:1], "spec")[0]
 
     def _collect(self) -> tuple[Shares, PlayReport, dict[str, Any]]:
         with self._team.playing():

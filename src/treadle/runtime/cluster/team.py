@@ -142,8 +142,8 @@ class Team:
         found = self.engine.wait({h: h.actor.progress.remote() for h in self.players()}, "tell its progress")
         return sum(done for done, _ in found.values()), sum(total for _, total in found.values())
 
-    def peak_memory(self) -> list[float]:
-        """The most memory that each member has held, in MB. Raises MemberLostError."""
+    def peak_memory(self) -> list[tuple[float, float]]:
+        """The most memory that each member has held, in MB: its own, and of graphics cards. Raises MemberLostError."""
         return self.engine.ask(self.engine.handles, "peak_memory")
 
     def note_failure(self, lost: MemberLostError) -> None:

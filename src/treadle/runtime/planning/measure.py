@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from treadle.config.loading import resolve_checkpoint
+from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.schema import TrainConfig
 from treadle.cores import pinned
 from treadle.data.rollout import Rollout

@@ -97,6 +97,7 @@ class Libero:
             state_dim=STATE_DIM,
             horizon=horizon,
             control_hz=conventions.CONTROL_HZ,
+            held_out=states != "published",
             cautions=physics_cautions(metadata.version("mujoco")),
         )
         self._suites = Suites(find_distribution(), suite, tasks, states)

@@ -1,0 +1,36 @@
+"""Curves in Weights & Biases, by its own package without a network."""
+
+from pathlib import Path
+
+import pytest
+
+from treadle.errors import ConfigError
+from treadle.reporting.wandb import WandbWriter
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "wandb-own"))
+
+
+@pytest.mark.integration
+def test_rows_are_kept_and_a_resumed_run_goes_on(tmp_path: Path):
+    for iteration in (1, 2):
+        with WandbWriter(tmp_path, {"name": "mine", "seed": 3}) as writer:
+            writer.write({"iteration": iteration, "rollout/success": 0.5})
+            assert writer.place.startswith("wandb sync ")
+    folders = sorted(path for path in (tmp_path / "wandb").glob("offline-run-*"))
+    assert len({path.name.rpartition("-")[2] for path in folders}) == 1, "one run"
+    files = sorted((tmp_path / "wandb").rglob("*.wandb"))
+    assert files
+    assert any(b"rollout/success" in path.read_bytes() for path in files)
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"wandb: it needs .* pip install 'treadle\[wandb\]'"):
+        WandbWriter(tmp_path, {})
+    assert list(tmp_path.iterdir()) == []
