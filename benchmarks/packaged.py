@@ -4,7 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from treadle.config.loading import checkpoints, load_recipe, recipes
+from treadle.config.loading import checkpoints, load_recipe
+from treadle.config.recipes import recipes
 from treadle.config.schema import TrainConfig
 from treadle.errors import ConfigError
 
