@@ -23,4 +23,4 @@ def test_assets_that_are_missing_are_named(tmp_path, monkeypatch):
     checkpoint = tiny_checkpoint(read_recipe(name), tmp_path)
     done = CliRunner().invoke(app, ["train", name, f"policy.checkpoint={checkpoint}", "device=cpu"])
     assert done.exit_code == 2
-    assert "put-on-plate: maniskill_assets/more_carrot/model_db.json is missing" in " ".join(done.stderr.split())
+    assert "put-on-plate: maniskill_assets/more_table/model_db.json is missing" in " ".join(done.stderr.split())
