@@ -5,7 +5,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from treadle.config.checkpoints import checkpoints
-from treadle.config.loading import load_recipe, recipes
+from treadle.config.loading import load_recipe
+from treadle.config.recipes import recipes
 from treadle.config.schema import TrainConfig
 from treadle.errors import ConfigError
 

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from treadle.cli import app
-from treadle.config import checkpoints, loading
+from treadle.config import checkpoints, named_files
 from treadle.config.describe import describe
 from treadle.config.schema import TrainConfig
 from treadle.evaluation.evaluate import Ablation
@@ -27,7 +27,7 @@ def here(tmp_path, monkeypatch):
     (packaged / "recipes" / "supervised.toml").write_text("[grounding]\nscenes = 5\n")
     (packaged / "recipes" / "rewarded.toml").write_text("[algorithm]\ngamma = 0.9\n[policy]\nfreeze_vision = true\n")
     (packaged / "checkpoints" / "tabletop-base").mkdir(parents=True)
-    monkeypatch.setattr(loading, "RECIPES", packaged / "recipes")
+    monkeypatch.setattr(named_files, "RECIPES", packaged / "recipes")
     monkeypatch.setattr(checkpoints, "CHECKPOINTS", packaged / "checkpoints")
     monkeypatch.setenv("TREADLE_HOME", str(packaged))
     folder = tmp_path / "here"

@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from treadle import __version__
 from treadle.commands.application import Application, CommandWithKeys
@@ -17,7 +14,8 @@ from treadle.commands.bench import bench
 from treadle.commands.options import JsonFile, Overrides, complete_recipe
 from treadle.commands.results import check_destination, write_result
 from treadle.config.checkpoints import resolve_checkpoint
-from treadle.config.loading import load_recipe, read_config, recipes
+from treadle.config.loading import configure, load_recipe, read_config
+from treadle.config.recipes import read_recipe
 from treadle.config.schema import LoadingConfig, SupervisedConfig
 from treadle.config.section import Section
 from treadle.errors import ConfigError
@@ -67,10 +65,19 @@ def train(
         typer.Argument(help="A name that `treadle recipes` lists, or a .toml file.", autocompletion=complete_recipe),
     ],
     overrides: Overrides = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Show processes, memory and the arithmetic of an update; begin nothing.")
+    ] = False,
 ) -> None:
     """Fine-tune a policy with reinforcement learning. The same command again resumes a run that was cut short."""
-    config = load_recipe(recipe, overrides or [])
-    resolve_checkpoint(config.policy.checkpoint)
+    written = read_recipe(recipe)
+    config = configure(written, overrides or [])
+    if dry:
+        from treadle.commands.plan import dry_run
+
+        dry_run(written, config, Console())
+        return
+    resolve_checkpoint(config.policy.checkpoint, written.about.checkpoint)
     from treadle.simulators.build import simulator_factory
 
     simulator_factory(config.simulator)
@@ -112,20 +119,23 @@ def plan(
     json: JsonFile = None,
 ) -> None:
     """Show a run's processes, memory and time before it starts: here, or on devices that are not here."""
-    config = load_recipe(recipe, overrides or [])
+    written = read_recipe(recipe)
+    config, about = configure(written, overrides or []), written.about
     for file in (json, save_profile):
         check_destination(file)
-    if timed and profile is None and devices is not None:
-        raise ConfigError("--time: nothing can be measured on --devices that are not here; give a --profile")
-    from treadle.commands.plan import plan_run, planned_machines, show_plan
+    from treadle.commands.plan import plan_run, show_plan
 
-    planned = plan_run(config, memory=memory, devices=devices, machines=machines, device_gb=device_gb, size=size)
+    planned = plan_run(
+        config, memory=memory, devices=devices, machines=machines, device_gb=device_gb, size=size, about=about
+    )
+    if timed and profile is None and planned.elsewhere:
+        raise ConfigError("--time: nothing can be measured on graphics cards that are not here; give a --profile")
     show_plan(Console(), planned)
     report = planned.report()
     if timed or profile is not None:
         from treadle.commands.timing import plan_time, show_time_plan
 
-        found = plan_time(config, planned_machines(config, devices, machines), profile, save_profile, Console())
+        found = plan_time(config, planned.placement.machines, profile, save_profile, Console())
         show_time_plan(Console(), found)
         report["time"] = found.report()
     write_result(json, report)
@@ -234,6 +244,13 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The folder of a run, ru
 
 @app.command("recipes")
 def list_recipes(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Show the settings of this one, and what it does otherwise than published.",
+            autocompletion=complete_recipe,
+        ),
+    ] = None,
     keys: Annotated[
         str | None,
         typer.Option(
@@ -249,12 +266,12 @@ def list_recipes(
             raise ConfigError(f"--keys: found {keys!r}; allowed: {', '.join(REFERENCES)}")
         typer.echo(key_page(keys), nl=False)
         return
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("recipe", style="bold")
-    table.add_column("what")
-    for name, doc in recipes().items():
-        table.add_row(name, escape(doc))
-    Console().print(table)
+    from treadle.commands.recipes import recipes_table, show_recipe
+
+    if name is not None:
+        show_recipe(name, Console())
+        return
+    Console().print(recipes_table())
 
 
 @app.command()

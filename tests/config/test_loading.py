@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from treadle.config import loading
+from treadle.config import named_files
 from treadle.config.describe import describe, sections, toml_text
-from treadle.config.loading import find_recipe, load_recipe, read_config, recipes
+from treadle.config.loading import load_recipe, read_config
+from treadle.config.recipes import find_recipe, recipes
 from treadle.config.schema import SamplingConfig, Section, TrainConfig
 from treadle.errors import ConfigError
 
@@ -152,7 +153,7 @@ def test_a_runs_own_configuration_is_a_recipe(tmp_path):
 
 
 def test_unknown_recipes_suggest_and_list(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "RECIPES", tmp_path)
+    monkeypatch.setattr(named_files, "RECIPES", tmp_path)
     monkeypatch.setattr(metadata, "entry_points", lambda group: ())
     (tmp_path / "quickstart.toml").write_text("# A short run.\nseed = 1\n")
     assert recipes() == {"quickstart": "A short run."}
@@ -178,7 +179,7 @@ def test_recipes_of_other_packages(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert recipes()["theirs"] == "Of others."
     assert load_recipe("theirs").seed == 9
-    assert find_recipe("quickstart").parent == loading.RECIPES
+    assert find_recipe("quickstart").parent == named_files.RECIPES
     with pytest.raises(ConfigError, match="did you mean 'theirs'"):
         load_recipe("their")
 

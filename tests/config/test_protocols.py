@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from treadle.config import protocols as module
+from treadle.config import named_files
 from treadle.config.protocols import Protocol, find_protocol, protocols, read_protocol
 from treadle.errors import ConfigError
 from treadle.plugins import import_callable
@@ -149,7 +149,7 @@ def written(folder: Path, text: str, name: str = "mine") -> Path:
         (ROW + "success = { b = 3 }\n", "mine.toml: published figures of 'b', but columns has a"),
         (ROW + "success = { a = 300 }\n", "mine.toml: published.0.success.a"),
         ("# Mine.\nextends = 'absent'\n", "mine.toml: extends: found 'absent', but there is no .*absent.toml"),
-        ("# Mine.\nextends = 'mine'\n", "mine.toml: extends itself"),
+        ("# Mine.\nextends = 'mine'\n", "mine.toml: extends: found .mine., which comes back to itself"),
         ("# Mine.\nx = \n", "mine.toml: not valid TOML"),
     ],
 )
@@ -171,6 +171,6 @@ def test_a_file_of_ones_own_that_extends_another(tmp_path):
 def test_protocols_of_other_packages(tmp_path, monkeypatch):
     (tmp_path / "lab").mkdir()
     written(tmp_path / "lab", "# Ours.\n", "ours")
-    monkeypatch.setattr(module, "offered_folders", lambda group: [tmp_path] if group == "treadle.protocols" else [])
+    monkeypatch.setattr(named_files, "_offered", lambda group: [tmp_path] if group == "treadle.protocols" else [])
     assert find_protocol("lab/ours") == read_protocol("lab/ours", tmp_path / "lab" / "ours.toml")
     assert "lab/ours" in protocols()

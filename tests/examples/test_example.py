@@ -17,7 +17,8 @@ from treadle.algorithms.estimators import Timeline
 from treadle.cli import app
 from treadle.commands.probe import probe
 from treadle.config.algorithm import known_algorithms
-from treadle.config.loading import load_recipe, recipes
+from treadle.config.loading import load_recipe
+from treadle.config.recipes import recipes
 from treadle.policies import load_policy
 from treadle.policies.load import installed_policies
 from treadle.reporting.metrics import read_metrics

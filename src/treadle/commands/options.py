@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from treadle.config.loading import recipes
+from treadle.config.recipes import recipes
 
 
 def complete_recipe(incomplete: str) -> list[tuple[str, str]]:

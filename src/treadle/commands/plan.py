@@ -1,6 +1,7 @@
 """`treadle plan`: the processes of a run and the memory of each, before it starts."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from treadle.commands.results import format_bytes, format_count
 from treadle.config.checkpoints import resolve_checkpoint
+from treadle.config.recipes import About, Recipe
 from treadle.config.schema import PolicyConfig, TrainConfig
 from treadle.devices import choose_device
 from treadle.errors import CheckpointError, ConfigError
@@ -41,6 +43,10 @@ class Planned:
     """Of a device."""
     plan: Plan | None = None
     """Its memory, where asked for."""
+    notes: tuple[str, ...] = ()
+    """What is not here, and what was taken in its place."""
+    elsewhere: bool = False
+    """Its devices are not here."""
 
     @property
     def lines(self) -> list[str]:
@@ -62,7 +68,9 @@ class Planned:
 
     def report(self) -> dict[str, Any]:
         """Everything as plain data; sizes in bytes."""
-        found: dict[str, Any] = {"placement": self.lines, "device_bytes": self.device_bytes}
+        found: dict[str, Any] = {
+            "placement": self.lines, "notes": list(self.notes), "device_bytes": self.device_bytes
+        }  # fmt: skip
         if self.plan is None:
             return found
         processes = [
@@ -89,8 +97,10 @@ def plan_run(
     machines: int = 1,
     device_gb: float | None = None,
     size: str | None = None,
+    about: About | None = None,
 ) -> Planned:
-    """Plan a run on this machine, or on so many machines with so many graphics cards each.
+    """Plan a run on this machine, or on so many machines with so many graphics cards each. What is not here is taken
+    from what the recipe says about itself: its cards, where there is none, and the size of its checkpoint.
 
     Args:
         config: the run's settings.
@@ -99,20 +109,32 @@ def plan_run(
         machines: how many.
         device_gb: GB of a device; None takes those of this machine, or 80 for cards that are not here.
         size: a size of the family, in place of the checkpoint.
+        about: what the recipe says of itself.
 
     Raises:
         TreadleError: A mistake that the user can mend.
     """
-    here = planned_machines(config, devices, machines)
+    about, notes = about or About(), list[str]()
+    if devices is None and (devices := _recipe_devices(config, about)) is not None:
+        notes.append(f"No graphics card is here; planned for the {devices} of {CARD_GB:.0f} GB that the recipe is for.")
+    here = _planned_machines(config, devices, machines)
     placement = place(config, here)
     room = device_gb * 1e9 if device_gb else CARD_GB * 1e9 if devices else _device_bytes(here)
+    if size is None and about.size and not _is_here(config.policy.checkpoint):
+        size = about.size
+        notes.append(_absent(config.policy, about))
     if not memory:
-        return Planned(config, placement, room)
-    policy = _sized(config.policy, size) if size else _outline(config.policy)
-    return Planned(config, placement, room, Plan(config, placement, policy))
+        return Planned(config, placement, room, None, tuple(notes), devices is not None)
+    policy = _sized(config.policy, size, about.facts) if size else _outline(config.policy)
+    return Planned(config, placement, room, Plan(config, placement, policy), tuple(notes), devices is not None)
 
 
-def planned_machines(config: TrainConfig, devices: int | None, machines: int) -> Machines:
+def _recipe_devices(config: TrainConfig, about: About) -> int | None:
+    """The graphics cards that a recipe is for, where this machine has none and no device was asked for."""
+    return about.devices if config.device == "auto" and choose_device("auto").type == CPU else None
+
+
+def _planned_machines(config: TrainConfig, devices: int | None, machines: int) -> Machines:
     """This machine, or so many with so many graphics cards each. Raises ConfigError."""
     if devices is None:
         if machines > 1:
@@ -137,16 +159,30 @@ def _outline(config: PolicyConfig) -> Policy:
     return outline_policy(directory, config)
 
 
-def _sized(config: PolicyConfig, size: str) -> Policy:
+def _is_here(checkpoint: str) -> bool:
+    try:
+        resolve_checkpoint(checkpoint)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _absent(config: PolicyConfig, about: About) -> str:
+    """What is planned in place of a checkpoint, and where to get it."""
+    found = f"No checkpoint folder {config.checkpoint!r} is here; planned for {config.kind} of {about.size}."
+    return f"{found} hf download {about.checkpoint} --local-dir {config.checkpoint}" if about.checkpoint else found
+
+
+def _sized(config: PolicyConfig, size: str, facts: Mapping[str, Any]) -> Policy:
     if config.kind is None:
         raise ConfigError(f"--size: found {size!r} without policy.kind, the name of the policy; set that too")
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
-    return policy_class(config.kind).outline_size(size, dtype, **config.options)
+    return policy_class(config.kind).outline_size(size, dtype, **{**facts, **config.options})
 
 
 def show_plan(console: Console, planned: Planned) -> None:
     """For people: where each role is, and what each kind of process holds at its peaks."""
-    for line in planned.lines:
+    for line in (*planned.lines, *planned.notes):
         console.print(Text(line), soft_wrap=True)
     if (plan := planned.plan) is None:
         return
@@ -158,6 +194,14 @@ def show_plan(console: Console, planned: Planned) -> None:
     if plan.activations is None:
         console.print(Text("This policy does not say what its activations take; they come on top.", "yellow"))
     _conclude(console, planned, plan)
+
+
+def dry_run(recipe: Recipe, config: TrainConfig, console: Console) -> None:
+    """Show what `treadle train` would do, and begin nothing. Raises TreadleError for a run that could not begin."""
+    planned = plan_run(config, about=recipe.about)
+    show_plan(console, planned)
+    for line in recipe.about.differs:
+        console.print(Text.assemble(("Otherwise than published: ", "bold"), line), soft_wrap=True)
 
 
 def _table(planned: Planned, plan: Plan) -> Table:

@@ -1,7 +1,7 @@
 """`treadle policy inspect`: what a checkpoint directory holds, what it needs, and the commands that come next."""
 
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,8 +13,10 @@ from rich.text import Text
 
 from treadle.commands.results import format_bytes, format_count
 from treadle.config.describe import toml_text
-from treadle.config.loading import load_recipe, recipes
-from treadle.config.schema import TrainConfig
+from treadle.config.loading import configure
+from treadle.config.recipes import Recipe, read_recipes
+from treadle.config.run_directory import flatten
+from treadle.config.schema import SimulatorConfig, TrainConfig
 from treadle.errors import CheckpointError, ConfigError
 from treadle.policies.footprint import USES
 from treadle.policies.inspection import LORA_RANK, CheckpointContents
@@ -24,49 +26,60 @@ SHOWN = 3
 """How many tensors of a kind are named."""
 UNKNOWN = "NAME"
 """Stands for a simulator that no recipe and no name tells."""
+_STATISTICS = "policy.statistics="
 _TITLES = {"lora": f"LoRA of rank {LORA_RANK}", "full": "full fine-tuning"}
 
 
-def fitting_recipes(kind: str, statistics: Collection[str]) -> list[str]:
-    """Recipes of reinforcement learning that a checkpoint can be given to: their simulator's actions are those of one
-    of its statistics. A policy without statistics fits recipes that name its kind.
+def fitting_recipes(contents: CheckpointContents, settings: Sequence[str] = ()) -> list[str]:
+    """Recipes of reinforcement learning that a checkpoint can be given to, those for the fewest graphics cards first.
+    `settings` say how the directory is read, as key=value.
     """
-    return [name for name, _ in _fitting(kind, statistics)]
+    return [recipe.name for recipe, _ in _fitting(contents, settings)]
 
 
-def _fitting(kind: str, statistics: Collection[str]) -> list[tuple[str, TrainConfig]]:
-    fitting = []
-    for name in recipes():
+def _fitting(contents: CheckpointContents, settings: Sequence[str]) -> list[tuple[Recipe, TrainConfig]]:
+    fitting: list[tuple[Recipe, TrainConfig]] = []
+    for recipe in read_recipes():
+        if not _fits(contents, settings, recipe):
+            continue
         try:
-            config = load_recipe(name)
+            fitting.append((recipe, configure(recipe)))
         except ConfigError:
             continue  # A supervised recipe.
-        wanted = config.policy.statistics or config.simulator.name
-        there = any(key in statistics for key in (wanted, f"{wanted}_no_noops"))
-        if config.policy.kind == kind if not statistics else there and config.policy.kind in (None, kind):
-            fitting.append((name, config))
-    return fitting
+    return sorted(fitting, key=lambda pair: pair[0].about.devices or 0)
+
+
+def _fits(contents: CheckpointContents, settings: Sequence[str], recipe: Recipe) -> bool:
+    """Whether the recipe's simulator takes actions of one of the statistics, those that were chosen if any, and the
+    checkpoint has what the recipe says of its own. A policy without statistics fits recipes that name its kind.
+    """
+    if any(contents.settings.get(name) != value for name, value in recipe.about.facts.items()):
+        return False
+    kind = recipe.stated("policy", "kind")
+    if not contents.statistics:
+        return kind == contents.policy
+    wanted = recipe.stated("policy", "statistics") or recipe.stated("simulator", "name") or SimulatorConfig().name
+    chosen = [setting.partition("=")[2] for setting in settings if setting.startswith(_STATISTICS)]
+    there = contents.statistics if not chosen else (chosen[-1], f"{chosen[-1]}_no_noops")
+    return kind in (None, contents.policy) and any(name in there for name in (wanted, f"{wanted}_no_noops"))
 
 
 def next_commands(contents: CheckpointContents, settings: Sequence[str] = ()) -> list[str]:
-    """What to run next: an evaluation in the simulator of each fitting recipe, and their trainings.
+    """What to run next: an evaluation of each fitting recipe, by its protocol where it has one, and their trainings.
 
     Where no recipe fits, an evaluation for each of the statistics, in the simulator whose name they begin with, or
     NAME. `settings` say how the directory is read, as key=value.
     """
     folder = shlex.quote(str(contents.directory))
-    fitting = _fitting(contents.policy, contents.statistics)
+    fitting = _fitting(contents, settings)
     evaluations: list[str] = []
     trainings: list[str] = []
-    for name, config in fitting:
-        simulator = config.simulator
-        keys = _statistics(contents, config.policy.statistics or simulator.name, settings)
-        given = [f"simulator.name={simulator.name}", f"simulator.horizon={simulator.horizon}"]
-        options = {"simulator": simulator.options, "policy": config.policy.options}
-        given += [f"{part}.options.{key}={_value(x)}" for part, found in options.items() for key, x in found.items()]
-        evaluation = " ".join(map(shlex.quote, [*given, *keys]))
-        evaluations.append(f"treadle eval {folder} --suite {config.evaluation.suites[0]} {evaluation}")
-        trainings.append(" ".join([f"treadle train {name} policy.checkpoint={folder}", *map(shlex.quote, keys)]))
+    for recipe, config in fitting:
+        named = config.policy.statistics is not None
+        keys = [*settings] if named else _statistics(contents, config.simulator.name, settings)
+        evaluation = " ".join(map(shlex.quote, [*_evaluated(recipe, config), *keys]))
+        evaluations.append(f"treadle eval {folder} {evaluation}")
+        trainings.append(" ".join([f"treadle train {recipe.name} policy.checkpoint={folder}", *map(shlex.quote, keys)]))
     if not fitting:
         for key in sorted(contents.statistics) or [""]:
             named = next((name for name in installed_simulators() if key.startswith(name)), UNKNOWN)
@@ -75,10 +88,25 @@ def next_commands(contents: CheckpointContents, settings: Sequence[str] = ()) ->
     return list(dict.fromkeys([*evaluations, *trainings]))
 
 
+def _evaluated(recipe: Recipe, config: TrainConfig) -> list[str]:
+    """The words of an evaluation as the recipe has it: its protocol and what it states beside it of policy and
+    evaluation; without a protocol, its simulator and how the policy is read.
+    """
+    if recipe.protocol is not None:
+        policy = {key: x for key, x in recipe.own.get("policy", {}).items() if key in ("statistics", "options")}
+        stated = flatten({"policy": policy, "evaluation": recipe.own.get("evaluation", {})})
+        return ["--protocol", recipe.protocol, *(f"{key}={_value(x)}" for key, x in stated.items() if x != {})]
+    simulator = config.simulator
+    given = [f"simulator.name={simulator.name}", f"simulator.horizon={simulator.horizon}"]
+    options = {"simulator": simulator.options, "policy": config.policy.options}
+    given += [f"{part}.options.{key}={_value(x)}" for part, found in options.items() for key, x in found.items()]
+    return ["--suite", config.evaluation.suites[0], *given]
+
+
 def _statistics(contents: CheckpointContents, wanted: str, settings: Sequence[str]) -> list[str]:
     """How the directory is read: what was set, and the statistics where there are several."""
-    chosen = any(setting.startswith("policy.statistics=") for setting in settings)
-    return [*settings, *([f"policy.statistics={wanted}"] if len(contents.statistics) > 1 and not chosen else [])]
+    chosen = any(setting.startswith(_STATISTICS) for setting in settings)
+    return [*settings, *([f"{_STATISTICS}{wanted}"] if len(contents.statistics) > 1 and not chosen else [])]
 
 
 def _value(value: Any) -> str:
@@ -89,7 +117,7 @@ def contents_report(contents: CheckpointContents, settings: Sequence[str] = ()) 
     """Everything as plain data."""
     return {
         **asdict(contents),
-        "recipes": fitting_recipes(contents.policy, contents.statistics),
+        "recipes": fitting_recipes(contents, settings),
         "commands": next_commands(contents, settings),
     }
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from treadle.config.loading import Table, parse_file, recipe_files
+from treadle.config.named_files import read_extended, recipe_files
 from treadle.errors import CheckpointError, did_you_mean
 from treadle.reading import check_path
 
@@ -17,11 +17,12 @@ def checkpoints() -> list[str]:
     return sorted(path.name for path in CHECKPOINTS.glob("*") if path.is_dir()) if CHECKPOINTS.is_dir() else []
 
 
-def resolve_checkpoint(name: str) -> Path:
+def resolve_checkpoint(name: str, source: str = "") -> Path:
     """The folder of a policy: a packaged checkpoint's name; a folder; a run, or a checkpoint of one, for the policy in
     it; or `OWNER/NAME` of the Hugging Face hub, where its cache has it. Nothing is downloaded.
 
-    Raises CheckpointError where there is none, with the command that makes or downloads it where that is known.
+    Raises CheckpointError where there is none, with the command that makes or downloads it where that is known;
+    `source` is where a recipe says that the hub has it.
     """
     packaged = checkpoints()
     if name in packaged:
@@ -31,6 +32,8 @@ def resolve_checkpoint(name: str) -> Path:
         return _policy_of(path)
     if path.exists():
         raise CheckpointError(f"{name!r} is a file, not a checkpoint folder; packaged: {', '.join(packaged)}")
+    if source:
+        raise CheckpointError(f"no checkpoint folder {name!r}; get it by: hf download {source} --local-dir {name}")
     if (maker := _maker(path)) is not None:
         raise CheckpointError(f"no checkpoint folder {name!r}; make it with: {maker}")
     if _HUB.fullmatch(name):
@@ -56,7 +59,7 @@ def _maker(path: Path) -> str | None:
     if path.name != "policy":
         return None
     for name, file in recipe_files().items():
-        recipe: Table = parse_file(file)
+        recipe = read_extended(file)
         folder = Path(str(recipe.get("output", "runs"))) / str(recipe.get("name", "run"))
         if path == folder / "policy":
             return f"treadle {'sft' if 'demonstrations' in recipe or 'imitation' in recipe else 'train'} {name}"

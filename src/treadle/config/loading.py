@@ -6,28 +6,23 @@ Everything that is wrong with a recipe is found in one pass and said in one `Con
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 
 from treadle.config.algorithm import AlgorithmConfig, find_algorithm
 from treadle.config.describe import Key, describe, section_class, sections, toml_text
+from treadle.config.named_files import Table, is_table, merge, parse_file
+from treadle.config.recipes import Recipe, read_recipe
 from treadle.config.schema import SupervisedConfig, TrainConfig
 from treadle.errors import ConfigError, did_you_mean
-from treadle.reading import LONGEST_PATH, brief, check_path, check_plain, read_json, read_toml, shown
+from treadle.reading import LONGEST_PATH, brief, check_plain, shown
 
 Config = TypeVar("Config", bound=BaseModel)
-Table = dict[str, Any]
 
-_PACKAGE = Path(__file__).parent.parent
-RECIPES = _PACKAGE / "recipes"
-RECIPE_GROUP = "treadle.recipes"
-"""Entry points of packages whose folders hold recipes."""
 COMMANDS: dict[str, type[BaseModel]] = {"train": TrainConfig, "sft": SupervisedConfig}
 """What the recipes of each command are read into."""
 _SHOWN = 120
@@ -40,9 +35,13 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: type[Co
     Raises ConfigError for an unknown recipe or one of another command, malformed TOML, and every unknown key or
     impossible value.
     """
-    path = find_recipe(name_or_path)
-    _check_command(name_or_path, path, model)
-    return read_config(model, path, overrides)
+    return configure(read_recipe(name_or_path), overrides, model)
+
+
+def configure(recipe: Recipe, overrides: Sequence[str] = (), model: type[Config] = TrainConfig) -> Config:
+    """The configuration of a recipe, with overrides. Raises as `load_recipe`."""
+    _check_command(recipe.name, recipe.settings, model)
+    return read_settings(model, recipe.settings, overrides, recipe.path)
 
 
 def read_config(model: type[Config], path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -87,68 +86,9 @@ def read_settings(model: type[Config], settings: Table, overrides: Sequence[str]
     )
 
 
-def recipes() -> dict[str, str]:
-    """Names of all recipes that are installed, each with its first comment line. Raises ConfigError."""
-    first = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in recipe_files().items()}
-    return {name: line.strip().removeprefix("#").strip() for name, line in first.items()}
-
-
-def recipe_files() -> dict[str, Path]:
-    """The installed recipes by name: those of Treadle, then those in the folders of packages that the entry point group
-    `treadle.recipes` names. Raises ConfigError where such a package is not there.
-    """
-    found: dict[str, Path] = {}
-    for folder in [RECIPES, *offered_folders(RECIPE_GROUP)]:
-        for path in sorted(folder.glob("*.toml")):
-            found.setdefault(path.stem, path)
-    return found
-
-
-def offered_folders(group: str) -> list[Path]:
-    """Folders of the packages that an entry point group names. Raises ConfigError where such a package is not there."""
-    folders: list[Path] = []
-    for entry in sorted(metadata.entry_points(group=group)):
-        try:
-            spec = find_spec(entry.value)
-        except ModuleNotFoundError:
-            spec = None
-        if spec is None or not spec.submodule_search_locations:
-            raise ConfigError(
-                f"entry point {entry.name!r} of {group}: {entry.value!r} is no package; name one whose folder "
-                "holds .toml files, and install it again"
-            )
-        folders += map(Path, spec.submodule_search_locations)
-    return folders
-
-
-def find_recipe(name_or_path: str) -> Path:
-    """The file of a recipe's name, or of a path to a `.toml` or `.json`. Raises ConfigError."""
-    path = check_path(name_or_path, "recipe", ConfigError)
-    if path.suffix in (".toml", ".json") or len(path.parts) > 1:
-        if not path.is_file():
-            found = "is a folder, not a recipe file" if path.is_dir() else "does not exist"
-            raise ConfigError(f"recipe {name_or_path!r} {found}; recipes: {', '.join(recipes())}")
-        return path
-    files = recipe_files()
-    if name_or_path not in files:
-        raise ConfigError(
-            f"unknown recipe {name_or_path!r}{did_you_mean(name_or_path, files)}; "
-            f"recipes: {', '.join(files)}; or give a path to a .toml file"
-        )
-    return files[name_or_path]
-
-
-def parse_file(path: Path) -> Table:
-    """The settings of a TOML or JSON file. Raises ConfigError."""
-    data: Any = read_json(path, ConfigError) if path.suffix == ".json" else read_toml(path, ConfigError)
-    if not _is_table(data):
-        raise ConfigError(f"{path}: holds no table of settings")
-    return data
-
-
-def _check_command(name: str, path: Path, model: type[BaseModel]) -> None:
+def _check_command(name: str, settings: Mapping[str, Any], model: type[BaseModel]) -> None:
     """Raises ConfigError where all sections of a recipe are those of another command, and some are not of this one."""
-    given = parse_file(path).keys()
+    given = settings.keys()
     foreign = ", ".join(sorted(given - model.model_fields.keys()))
     for command, other in COMMANDS.items():
         if foreign and given <= other.model_fields.keys():
@@ -167,7 +107,7 @@ def _reader(model: type[Config], data: Table, overrides: Sequence[str]) -> type[
     for override in overrides:
         _override(draft, override, {})
     section = draft.get("algorithm")
-    kind = section.get("kind", field.default.kind) if _is_table(section) else field.default.kind
+    kind = section.get("kind", field.default.kind) if is_table(section) else field.default.kind
     if not isinstance(kind, str):
         raise ConfigError(f"algorithm.kind: found {toml_text(kind)}, allowed is text")
     found = find_algorithm(kind)
@@ -184,7 +124,7 @@ def _override(data: Table, override: str, keys: dict[str, Key]) -> str | None:
     table = data
     for part in path:
         inner = table.get(part)
-        if not _is_table(inner):
+        if not is_table(inner):
             inner = table[part] = {}
         table = inner
     table[last] = _value(text.strip(), keys.get(name.strip()))
@@ -224,20 +164,11 @@ def _fill_sections(model: type[BaseModel], data: Table) -> None:
     """Where a section is given in part, the rest is the section's default, not the defaults of its class."""
     for name, field in model.model_fields.items():
         given, inner = data.get(name), section_class(field)
-        if inner is None or not _is_table(given):
+        if inner is None or not is_table(given):
             continue
         if isinstance(field.default, BaseModel):
             data[name] = merge(field.default.model_dump(mode="json", exclude_defaults=True), given)
         _fill_sections(inner, data[name])
-
-
-def merge(under: Table, over: Table) -> Table:
-    """Both tables, and the tables in them, as one; `over` wins."""
-    merged = dict(under)
-    for name, value in over.items():
-        below = merged.get(name)
-        merged[name] = merge(below, value) if _is_table(below) and _is_table(value) else value
-    return merged
 
 
 def _check_texts(table: Table, source: str, prefix: str = "") -> None:
@@ -250,12 +181,8 @@ def _check_texts(table: Table, source: str, prefix: str = "") -> None:
                     f"{source}{shown(name)[1:-1]}: found {shown(text)}; allowed is text of at most {LONGEST_PATH} "
                     "letters without control characters"
                 )
-            if _is_table(text):
+            if is_table(text):
                 _check_texts(text, source, f"{name}.")
-
-
-def _is_table(value: Any) -> TypeGuard[Table]:
-    return isinstance(value, dict)
 
 
 def _problems(model: type[BaseModel], keys: dict[str, Key], error: ValidationError) -> list[str]:

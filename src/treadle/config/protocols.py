@@ -18,15 +18,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from treadle.config.loading import merge, offered_folders, parse_file, read_settings
+from treadle.config.loading import read_settings
+from treadle.config.named_files import first_comment, protocol_files, read_extended
 from treadle.config.run_directory import differing_keys, flatten
 from treadle.config.schema import CollectionConfig, EvaluationConfig, LoadingConfig, SimulatorConfig
 from treadle.config.section import Section
 from treadle.errors import ConfigError, did_you_mean
 
-PROTOCOLS = Path(__file__).parent.parent / "protocols"
-PROTOCOL_GROUP = "treadle.protocols"
-"""Entry points of packages whose folders hold protocols."""
 WHERE = ("simulator.slots", "simulator.threads", "simulator.python", "evaluation.slots", "evaluation.videos")
 """Settings that say how an evaluation is played, not what is played; results do not depend on them."""
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -101,27 +99,14 @@ def find_protocol(name: str) -> Protocol:
     return read_protocol(name, files[name])
 
 
-def protocol_files() -> dict[str, Path]:
-    """The installed protocols by name: those of Treadle, then those in the folders of packages that the entry point
-    group `treadle.protocols` names. Raises ConfigError where such a package is not there.
-    """
-    found: dict[str, Path] = {}
-    for folder in [PROTOCOLS, *offered_folders(PROTOCOL_GROUP)]:
-        for path in sorted(folder.rglob("*.toml")):
-            if not path.name.startswith("_"):
-                found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
-    return found
-
-
 def read_protocol(name: str, path: Path) -> Protocol:
     """Read a protocol's file. Raises ConfigError, which names file and key."""
-    data = _extended(path)
+    data = read_extended(path)
     for key in ("name", "summary"):
         if key in data:
             raise ConfigError(f"{path}: found {key!r}, which the file's own place and first line say; delete it")
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
     try:
-        found = Protocol(name=name, summary=first.strip().removeprefix("#").strip(), **data)
+        found = Protocol(name=name, summary=first_comment(path), **data)
     except ValidationError as error:
         item = error.errors(include_url=False)[0]
         raise ConfigError(
@@ -132,16 +117,3 @@ def read_protocol(name: str, path: Path) -> Protocol:
     if unknown := sorted(columns - found.columns.keys()):
         raise ConfigError(f"{path}: published figures of {unknown[0]!r}, but columns has {', '.join(found.columns)}")
     return found
-
-
-def _extended(path: Path) -> dict[str, Any]:
-    data = parse_file(path)
-    base = data.pop("extends", None)
-    if base is None:
-        return data
-    other = path.parent / f"{base}.toml"
-    if not other.is_file():
-        raise ConfigError(f"{path}: extends: found {base!r}, but there is no {other}")
-    if other.samefile(path):
-        raise ConfigError(f"{path}: extends itself; name another file")
-    return merge(_extended(other), data)

@@ -109,7 +109,8 @@ class PolicyConfig(FineTuningConfig):
     freeze_vision: bool = True
     """Keep towers and projector as they are; their features are then computed once per decision and stored."""
     frozen_dimensions: tuple[Natural, ...] = ()
-    """Action dimensions that the simulator ignores: their tokens get no gradient."""
+    """Action dimensions that the simulator ignores: their tokens get no gradient. Dimensions that never move in the
+    checkpoint's statistics get none either."""
     sampling: SamplingConfig = SamplingConfig()
     """How actions are sampled in rollouts, and their log-probs defined in training."""
 

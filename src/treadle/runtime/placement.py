@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
+from treadle.config.on_policy import OnPolicyConfig
 from treadle.config.placement import DeviceRange, parse_devices
 from treadle.config.schema import TrainConfig
 from treadle.errors import PlacementError
@@ -287,18 +288,14 @@ def _describe_overlap(config: TrainConfig) -> list[str]:
 
 
 def _describe(placement: Placement, config: TrainConfig) -> list[str]:
-    machines, decisions = placement.machines, config.decisions * placement.slots
-    steps = config.algorithm.count_steps(decisions)
-    work = f"{decisions:,} decisions a rollout" + (
-        f", at most {steps} step{'s' * (steps != 1)} an update" if steps else ""
-    )
+    machines, work = placement.machines, _describe_work(placement.slots, config)
     if placement.alone:
-        return [f"{placement.mode}, one process: {placement.slots} slots, {work}"]
+        return [f"{placement.mode}, one process: {work}"]
     kept = "a part of the weights" if placement.sharded else "the weights"
     lines = [
         (
             f"{placement.mode}, {len(placement.processes)} processes: players {len(placement.players)}, ranks "
-            f"{len(placement.ranks)}, each with {kept}; {placement.slots} slots, {work}"
+            f"{len(placement.ranks)}, each with {kept}; {work}"
         )
     ]
     for process in placement.processes:
@@ -317,6 +314,23 @@ def _describe(placement: Placement, config: TrainConfig) -> list[str]:
         where = f" on {machines.names[process.node]}" if len(machines.names) > 1 else ""
         lines.append(f"  {process.name}{where}: {'; '.join(parts)} ({machines.word}s)")
     return lines
+
+
+def _describe_work(slots: int, config: TrainConfig) -> str:
+    """The arithmetic of an update: slots, groups, decisions, rollouts and steps."""
+    needs, decisions = config.needs, config.decisions * slots
+    groups = f" in {-(-slots // needs.group_size)} groups of {needs.group_size}" if needs.group_size > 1 else ""
+    parts = [f"{slots} slots{groups}", f"{decisions:,} decisions a rollout"]
+    if needs.rollouts > 1:
+        parts.append(f"{needs.rollouts} rollouts and {decisions * needs.rollouts:,} decisions an update")
+    if needs.refills:
+        parts.append(f"up to {needs.refills} rollouts more")
+    if steps := config.algorithm.count_steps(decisions):
+        sizes = ""
+        if isinstance(config.algorithm, OnPolicyConfig):
+            sizes = f" of {config.algorithm.minibatch:,} decisions in passes of {config.algorithm.micro_batch:,}"
+        parts.append(f"at most {steps} step{'s' * (steps != 1)} an update{sizes}")
+    return ", ".join(parts)
 
 
 def _numbers(devices: Sequence[int]) -> str:

@@ -100,16 +100,27 @@ def test_settings_and_next_commands(official: Official, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["policy", "inspect", str(folder), *settings], env={"COLUMNS": "40"})
     assert result.exit_code == 0, result.output
     # Lines to copy are whole, however narrow the terminal.
-    assert f"treadle eval '{folder}' simulator.name=libero {' '.join(settings)}\n" in result.output
+    train = f"treadle train one-gpu/libero-spatial-grpo policy.checkpoint='{folder}'"
+    assert f"{train} {' '.join(settings)}\n" in result.output
     words = " ".join(result.output.split())
     assert "action_head--150000_checkpoint.pt is not used" in words
     assert "\u2026" not in result.output
     result = CliRunner().invoke(app, ["policy", "inspect", str(folder), "policy.options.hed=tokens"])
     assert result.exit_code == 2
     both = next_commands(examine_policy(folder))
-    assert [command.partition("policy.statistics=")[2] for command in both] == [
-        "libero_object_no_noops",
-        "libero_spatial_no_noops",
+    protocols = [command.partition(" --protocol ")[2].split()[0] for command in both if " --protocol " in command]
+    assert protocols == ["openvla-oft/libero-object", "openvla-oft/libero-spatial"]
+
+
+def test_commands_where_no_recipe_fits(official: Official, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(official.directory, folder)
+    statistics = json.loads((folder / "dataset_statistics.json").read_text())
+    renamed = dict(zip(("libero_kitchen", "our_lab"), statistics.values(), strict=True))
+    (folder / "dataset_statistics.json").write_text(json.dumps(renamed))
+    assert next_commands(examine_policy(folder)) == [
+        f"treadle eval {folder} simulator.name=libero policy.statistics=libero_kitchen",
+        f"treadle eval {folder} simulator.name=NAME policy.statistics=our_lab",
     ]
 
 

@@ -16,17 +16,16 @@ CARDS = Machines("cuda", (tuple(range(8)),))
 HYBRID = ("placement.simulate=0-3", "placement.generate=4-7", "placement.train=all")
 COLOCATED = ("placement.simulate=all", "placement.generate=all", "placement.train=all")
 RECIPES = {
-    "openvla-maniskill": ("maniskill-put-on-plate", ()),
-    "openvla-oft-maniskill": ("maniskill-put-on-plate", ("decisions=20",)),
-    "openvla-oft-libero": ("robotwin-beat-block-hammer", ("simulator.slots=64", "algorithm.rounds=16", "decisions=64")),
-    "openvla-oft-robotwin": ("robotwin-beat-block-hammer", ()),
+    "openvla-maniskill": "rlinf/maniskill-openvla-ppo",
+    "openvla-oft-maniskill": "rlinf/maniskill-openvla-oft-ppo",
+    "openvla-oft-libero": "rlinf/libero-10-grpo",
+    "openvla-oft-robotwin": "rlinf/robotwin-beat_block_hammer-grpo",
 }
 
 
 def planned(name: str, *overrides: str) -> tuple[Candidate, Profile]:
-    recipe, changes = RECIPES[name]
     profile = read_profile(PROFILES / f"{name}.json")
-    config = load_recipe(recipe, [*changes, *overrides])
+    config = load_recipe(RECIPES[name], overrides)
     return as_configured(config, place(config, CARDS), profile), profile
 
 

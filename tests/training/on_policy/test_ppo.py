@@ -102,6 +102,20 @@ def test_tokens_of_frozen_dimensions_have_no_influence(base: OpenVLAOFT):
     assert not all(torch.equal(one, other) for one, other in zip(plain, free, strict=True))
 
 
+def test_dimensions_that_never_move_are_frozen_by_themselves(base: OpenVLAOFT):
+    """Their token says the same number whatever it is. So nothing must be frozen by number, which would freeze what
+    another checkpoint moves.
+    """
+    found = []
+    for still, frozen in ((None, (1,)), (1, ())):
+        policy = copy.deepcopy(base)
+        if still is not None:
+            policy.codec.scale.high[still] = policy.codec.scale.low[still]
+        config = learning_config(policy={"frozen_dimensions": frozen})
+        found.append(gradients(make_ppo(policy, config), make_rollout(policy))[0])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def gaussian(kind: type[GaussianPolicy] = GaussianPolicy) -> GaussianPolicy:
     torch.manual_seed(0)
     return kind(proprioception_dim=7, action_dim=3, value_outputs=1)

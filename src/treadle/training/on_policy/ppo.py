@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -282,9 +283,12 @@ class PPO(Algorithm):
 
 
 def _trained_dimensions(frozen: Sequence[int], policy: Policy) -> Tensor:
-    """[A] bool, False for the frozen ones. Raises ConfigError."""
+    """[A] bool, False for the frozen ones, and for those that are the same number whatever the policy says, because the
+    statistics have no range for them. Raises ConfigError.
+    """
     action_dim = policy.action_dim
-    mask = torch.tensor([dimension not in frozen for dimension in range(action_dim)])
+    still = _still_dimensions(policy) if policy.entries[1] == action_dim else ()
+    mask = torch.tensor([dimension not in (*frozen, *still) for dimension in range(action_dim)])
     if any(dimension >= action_dim for dimension in frozen) or not mask.any():
         raise ConfigError(
             f"policy.frozen_dimensions: found {frozen}; allowed are some, not all, of the policy's action "
@@ -296,6 +300,14 @@ def _trained_dimensions(frozen: Sequence[int], policy: Policy) -> Tensor:
             "none can be left out; use []"
         )
     return mask
+
+
+def _still_dimensions(policy: Policy) -> Sequence[int]:
+    """Dimensions that the data of the checkpoint's statistics never moved."""
+    if policy.scaling is None:
+        return ()
+    scale = policy.scaling.action
+    return np.flatnonzero(scale.scaled & (scale.low == scale.high)).tolist()
 
 
 def _check_positions(algorithm: OnPolicyConfig, policy: Policy) -> None:
