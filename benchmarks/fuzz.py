@@ -18,7 +18,7 @@ from typer import echo
 
 from treadle.config.loading import load_recipe
 from treadle.config.schema import TrainConfig
-from treadle.data.lerobot_files import read_info
+from treadle.data.lerobot_info import read_info
 from treadle.errors import TreadleError
 from treadle.policies.load import examine_policy
 from treadle.policies.tensors import load_plain
