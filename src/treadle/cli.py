@@ -15,6 +15,7 @@ from treadle import __version__
 from treadle.commands.application import Application, CommandWithKeys
 from treadle.commands.bench import bench
 from treadle.commands.options import JsonFile, Overrides, complete_recipe
+from treadle.commands.record import record
 from treadle.commands.results import check_destination, write_result
 from treadle.config.loading import load_recipe, read_config, recipes, resolve_checkpoint
 from treadle.config.schema import LoadingConfig, SupervisedConfig
@@ -35,6 +36,7 @@ policy_app = typer.Typer(help="Look at policies.", no_args_is_help=True)
 app.add_typer(simulators_app, name="simulators")
 app.add_typer(policy_app, name="policy")
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)(bench)
+app.command()(record)
 
 
 class InspectConfig(Section):
