@@ -14,6 +14,7 @@ from rich.table import Table
 from treadle import __version__
 from treadle.commands.application import Application, CommandWithKeys
 from treadle.commands.bench import bench
+from treadle.commands.data import data_app
 from treadle.commands.options import JsonFile, Overrides, complete_recipe
 from treadle.commands.record import record
 from treadle.commands.results import check_destination, write_result
@@ -35,6 +36,7 @@ simulators_app = typer.Typer(help="Install simulators and look at them.", no_arg
 policy_app = typer.Typer(help="Look at policies.", no_args_is_help=True)
 app.add_typer(simulators_app, name="simulators")
 app.add_typer(policy_app, name="policy")
+app.add_typer(data_app, name="data")
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)(bench)
 app.command()(record)
 
