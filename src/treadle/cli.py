@@ -18,6 +18,7 @@ from treadle.commands.data import data_app
 from treadle.commands.options import JsonFile, Overrides, complete_recipe
 from treadle.commands.record import record
 from treadle.commands.results import check_destination, write_result
+from treadle.commands.serve import serve
 from treadle.config.loading import load_recipe, read_config, recipes, resolve_checkpoint
 from treadle.config.schema import LoadingConfig, SupervisedConfig
 from treadle.config.section import Section
@@ -39,6 +40,7 @@ app.add_typer(policy_app, name="policy")
 app.add_typer(data_app, name="data")
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)(bench)
 app.command()(record)
+app.command()(serve)
 
 
 class InspectConfig(Section):
