@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from treadle.config.dataset import RecordConfig
 from treadle.data.demonstration_writer import check_free
 from treadle.data.scenario import Split
@@ -93,6 +95,7 @@ def record_rollouts(
         horizon = config.simulator.horizon
         lanes = Lanes(crew, Session(horizon), source, chunk=1, decision=policy.chunk)
         actor = Actor(policy.eval(), Sampling(**config.sampling.model_dump()))
+        grippers = np.array([dimension.kind == "gripper" for dimension in spec.actions])
         played, written, frames = list[EpisodeResult](), 0, 0
         # Whole or not at all: a folder that is cut short has another name.
         unfinished = directory.with_name(f".{directory.name}.unfinished")
@@ -103,6 +106,9 @@ def record_rollouts(
                 nonlocal written, frames
                 played.append(result)
                 if result.success_once or not choice.success_only:
+                    # A simulator takes what lies beyond open or closed as that; a reader of data would be misled.
+                    for _, _, action in track:
+                        np.clip(action, 0, 1, out=action, where=grippers)
                     write_track(writer, result.scenario, result.success_once, track)
                     written, frames = written + 1, frames + len(track)
                 progress(len(played), len(scenarios))
