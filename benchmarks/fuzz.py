@@ -18,11 +18,13 @@ from typer import echo
 
 from treadle.config.loading import load_recipe
 from treadle.config.schema import TrainConfig
-from treadle.data.lerobot_files import read_info
+from treadle.data.lerobot_info import read_info
 from treadle.errors import TreadleError
 from treadle.policies.load import examine_policy
 from treadle.policies.tensors import load_plain
 from treadle.reporting.folder import read_run
+from treadle.serving.observations import read_observation
+from treadle.serving.packing import unpack
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30)
 VALUES = st.recursive(LEAVES, lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=12), x, max_size=4))
@@ -31,12 +33,14 @@ VALUES = st.recursive(LEAVES, lambda x: st.lists(x, max_size=4) | st.dictionarie
 def readers(folder: Path) -> dict[str, tuple[Path, Callable[[], Any], dict[str, Any]]]:
     """By name: a file, what reads it, and a document that it could hold."""
     recipe, info = folder / "recipe.json", folder / "data" / "meta" / "info.json"
+    message = folder / "message.bin"
     config, run = folder / "policy" / "config.json", folder / "run" / "config.json"
     return {
         "recipe": (recipe, lambda: load_recipe(str(recipe)), json.loads(TrainConfig().model_dump_json())),
         "data set": (info, lambda: read_info(folder / "data"), {"codebase_version": "v3.0", "fps": 10, "features": {}}),
         "policy": (config, lambda: examine_policy(folder / "policy"), {"model_type": "openvla", "text_config": {}}),
         "run": (run, lambda: read_run(folder / "run"), json.loads(TrainConfig().model_dump_json())),
+        "message": (message, lambda: read_observation(unpack(message.read_bytes()), []), {}),
         "tensors": (folder / "part.pt", lambda: load_plain(folder / "part.pt"), {}),
     }
 

@@ -101,6 +101,24 @@ def checkpoints(folder: Path, files: str = "*") -> Iterator[Malformed]:
             )
 
 
+def datasets(folder: Path) -> Iterator[Malformed]:
+    """Every file of a LeRobot data set."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".json":
+            copies = [(label, text.encode()) for label, text in changed(_short(json.loads(path.read_bytes())))]
+        elif path.suffix == ".jsonl":
+            first, *rest = path.read_text().splitlines()
+            texts = changed(_short(json.loads(first)))
+            copies = [(label, "\n".join([text, *rest]).encode()) for label, text in texts]
+        elif path.is_file():
+            copies = list(damaged(path.read_bytes()))
+        else:
+            continue
+        for label, content in copies:
+            named = (folder.name, path.name)
+            yield Malformed(f"{path.name} {label}", ("data", "check", str(folder)), path, content, named)
+
+
 def reports(folder: Path) -> Iterator[Malformed]:
     """Every file that a report is made of."""
     for path in sorted(folder.rglob("*.json")):

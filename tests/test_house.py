@@ -15,7 +15,7 @@ SOURCE = Path(treadle.__file__).parent
 
 LAYERS = [
     {"api", "cli", "commands", "doctor"},
-    {"runtime", "supervised"},
+    {"runtime", "supervised", "serving"},
     {"evaluation"},
     {"training", "rollout"},
     {"workers", "policies", "reporting"},

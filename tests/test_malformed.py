@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from malformed import Malformed, checkpoints, overrides, recipes, reports
+from malformed import Malformed, checkpoints, datasets, overrides, recipes, reports
 from reporting.synthetic_run import make_run
 from treadle.cli import app
 from treadle.policies.load import load_policy
@@ -19,7 +19,15 @@ from treadle.runtime import loop
 OFFICIAL = Path(__file__).parent / "fixtures" / "openvla_oft_tiny"
 SLOWEST = 10.0
 """Seconds within which an input is refused, on a loaded machine too."""
-SHARES = {"recipes": 10, "overrides": 10, "checkpoints": 150, "adapters": 30, "parts": 2, "reports": 80}
+SHARES = {
+    "recipes": 10,
+    "overrides": 10,
+    "checkpoints": 150,
+    "adapters": 30,
+    "parts": 2,
+    "reports": 80,
+    "datasets": 40,
+}
 """One of so many inputs is tried by the fast tests; checkpoints and reports take a second each."""
 EXPECTED = 2000
 """Inputs that are refused, of all kinds together."""
@@ -49,6 +57,12 @@ def _parts(tmp_path: Path, checkpoint: Path) -> Iterator[Malformed]:
     return checkpoints(shutil.copytree(OFFICIAL, tmp_path / "official"), "*.pt")
 
 
+def _datasets(tmp_path: Path, checkpoint: Path) -> Iterator[Malformed]:
+    arms = Path(__file__).parent / "fixtures" / "lerobot_arms"
+    for name in ("v2.1", "v3.0", "v3.0-images"):
+        yield from datasets(shutil.copytree(arms / name, tmp_path / name))
+
+
 def _reports(tmp_path: Path, checkpoint: Path) -> Iterator[Malformed]:
     return reports(make_run(tmp_path / "run", iterations=2))
 
@@ -60,6 +74,7 @@ KINDS: dict[str, Callable[[Path, Path], Iterator[Malformed]]] = {
     "adapters": _adapters,
     "parts": _parts,
     "reports": _reports,
+    "datasets": _datasets,
 }
 
 

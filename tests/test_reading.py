@@ -14,7 +14,7 @@ from malformed import DEEP, changed
 from reporting.synthetic_run import make_run
 from treadle.config.loading import load_recipe
 from treadle.config.schema import TrainConfig
-from treadle.data.lerobot_files import read_info
+from treadle.data.lerobot_info import read_info
 from treadle.errors import CheckpointError, ConfigError, OutputError, TreadleError
 from treadle.policies.tensors import load_plain, read_torch
 from treadle.reading import parse_json, path_inside, read_json

@@ -11,8 +11,11 @@ from rich.console import Console
 from treadle import __version__
 from treadle.commands.application import Application, CommandWithKeys
 from treadle.commands.bench import bench
+from treadle.commands.data import data_app
 from treadle.commands.options import JsonFile, Overrides, complete_recipe
+from treadle.commands.record import record
 from treadle.commands.results import check_destination, write_result
+from treadle.commands.serve import serve
 from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.loading import configure, load_recipe, read_config
 from treadle.config.recipes import read_recipe
@@ -33,7 +36,10 @@ simulators_app = typer.Typer(help="Install simulators and look at them.", no_arg
 policy_app = typer.Typer(help="Look at policies.", no_args_is_help=True)
 app.add_typer(simulators_app, name="simulators")
 app.add_typer(policy_app, name="policy")
+app.add_typer(data_app, name="data")
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)(bench)
+app.command()(record)
+app.command()(serve)
 
 
 class InspectConfig(Section):

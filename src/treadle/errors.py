@@ -28,6 +28,10 @@ class OutputError(TreadleError):
     """An output folder that cannot be written, is taken, or has run out of space; names the path."""
 
 
+class RequestError(TreadleError):
+    """A message to a served policy that cannot be answered; names the key."""
+
+
 class PlacementError(TreadleError):
     """Roles and devices that do not fit together."""
 

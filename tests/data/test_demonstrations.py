@@ -243,8 +243,10 @@ def test_no_dataset(tmp_path: Path) -> None:
 
 def test_another_version(tmp_path: Path) -> None:
     path = write(tmp_path / "set") / "meta/info.json"
-    path.write_text(path.read_text().replace('"v3.0"', '"v2.1"'))
-    with pytest.raises(ConfigError, match=r"codebase_version is 'v2\.1', Treadle reads 'v3\.0'"):
+    path.write_text(path.read_text().replace('"v3.0"', '"v1.6"'))
+    with pytest.raises(
+        ConfigError, match=r"codebase_version is 'v1\.6', Treadle reads v2\.0, v2\.1, v3\.0; LeRobot's conv"
+    ):
         read_demonstrations(tmp_path / "set")
 
 

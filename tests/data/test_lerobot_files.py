@@ -221,9 +221,9 @@ def test_a_declaration_that_cannot_be_used_is_refused(dataset: Path, change: dic
         ("action", {"shape": None}, r"features\['action'\] has shape None"),
         ("action", {"shape": [2, 7]}, r"features\['action'\] has shape \[2, 7\]; Treadle reads vectors"),
         ("action", {"shape": [3]}, r"column 'action' has 2 numbers in row 0, and meta/info.json declares 3"),
-        (FRONT, {"shape": [32, 48, 1]}, r"shape \[32, 48, 1\] .* Treadle reads videos of colour"),
+        (FRONT, {"shape": [32, 48, 1]}, r"shape \[32, 48, 1\] .* Treadle reads frames of colour"),
         (FRONT, {"shape": [48, 32, 3]}, r"mp4: frames are \[32, 48, 3\], meta/info.json declares \[48, 32, 3\]"),
-        (FRONT, {"dtype": "image"}, r"no feature of dtype 'video'.*observation.images.front are stored as images"),
+        (FRONT, {"dtype": "image"}, r"file-000.parquet has no column 'observation.images.front'"),
     ],
 )
 def test_a_feature_that_does_not_fit_its_file_is_refused(

@@ -22,7 +22,7 @@ from treadle.config.schema import (
     TinyModelConfig,
 )
 from treadle.data.demonstration_writer import DemonstrationWriter
-from treadle.data.demonstrations import read_demonstrations
+from treadle.data.demonstrations import Demonstrations, read_demonstrations
 from treadle.data.noise import noise_key, normal
 from treadle.errors import CheckpointError, ConfigError
 from treadle.policies import load_policy
@@ -30,7 +30,8 @@ from treadle.reporting.metrics import read_metrics
 from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.protocol import ActionDimension, tool_motions
 from treadle.simulators.tabletop import Tabletop
-from treadle.supervised.demonstrations import cut_chunks, learnable, record_demonstrations
+from treadle.supervised.chunks import Chunks
+from treadle.supervised.demonstrations import record_demonstrations
 from treadle.supervised.grounding import cosine
 from treadle.supervised.imitation import dataset_statistics, imitate
 from treadle.supervised.train import train_supervised
@@ -49,9 +50,25 @@ TWO_ARMS = tuple(
 MOTIONS = tool_motions(metres=1.0)
 
 
+def motions(demonstrations: Demonstrations) -> Chunks:
+    """Chunks of 4 motions of an arm."""
+    return Chunks.of(demonstrations, 4, MOTIONS)
+
+
+def cut(
+    actions: np.ndarray, episode: list[int], size: int, dimensions: tuple[ActionDimension, ...], **settings
+) -> tuple[np.ndarray, np.ndarray]:
+    """All chunks of some actions, and which of their actions count."""
+    found = replace(
+        make_demonstrations(), actions=actions, episode_index=np.array(episode), state=settings.pop("state", actions)
+    )
+    return Chunks.of(found, size, dimensions, **settings).take(np.arange(len(actions)))
+
+
 def test_chunks_end_with_their_episode_standing_still_with_the_gripper_as_it_was():
     actions = np.array([[1, 0], [2, 1], [3, 0], [4, 1], [5, 1]], np.float32)
-    chunks = cut_chunks(actions, np.array([0, 0, 0, 1, 1]), 3, PUSH)
+    chunks, counted = cut(actions, [0, 0, 0, 1, 1], 3, PUSH)
+    assert counted.all()
     assert chunks.tolist() == [
         [[1, 0], [2, 1], [3, 0]],
         [[2, 1], [3, 0], [0, 0]],
@@ -64,40 +81,69 @@ def test_chunks_end_with_their_episode_standing_still_with_the_gripper_as_it_was
 
 def test_chunks_of_one_are_the_actions():
     actions = np.arange(8, dtype=np.float32).reshape(4, 2)
-    assert np.array_equal(cut_chunks(actions, np.array([0, 1, 1, 2]), 1, PUSH)[:, 0], actions)
+    assert np.array_equal(cut(actions, [0, 1, 1, 2], 1, PUSH)[0][:, 0], actions)
 
 
 def test_arms_that_are_given_targets_keep_them_past_the_end_of_an_episode():
     actions = np.array([[0.1, 1, 0.5, 0], [0.2, 0, 0.6, 1]], np.float32)
-    chunks = cut_chunks(actions, np.array([7, 7]), 3, TWO_ARMS)
+    chunks, _ = cut(actions, [7, 7], 3, TWO_ARMS)
     assert np.array_equal(chunks[0], actions[[0, 1, 1]])
     assert np.array_equal(chunks[1], actions[[1, 1, 1]])
 
 
-def test_motions_are_learned_past_an_end_and_targets_are_not():
-    episode = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2])
-    assert learnable(episode, 3, PUSH).tolist() == list(range(9))
-    assert learnable(episode, 3, TWO_ARMS).tolist() == [0, 5, 6]
-    assert learnable(episode, 1, TWO_ARMS).tolist() == list(range(9))
-    with pytest.raises(ConfigError, match=r"longest episode has 4 frames, a chunk of the policy 5 actions"):
-        learnable(episode, 5, TWO_ARMS)
+def test_motions_count_past_an_end_and_targets_only_if_they_are_held():
+    actions = np.zeros((3, 4), np.float32)
+    known = [[True, True, True], [True, True, False], [True, False, False]]
+    assert cut(actions[:, :2], [0, 0, 0], 3, PUSH)[1].all()
+    assert cut(actions, [0, 0, 0], 3, TWO_ARMS)[1].tolist() == known
+    assert cut(actions, [0, 0, 0], 3, TWO_ARMS, held=True)[1].all()
 
 
-def test_chunks_of_targets_that_pass_the_end_are_never_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    policy, demonstrations = make_policy(tmp_path), make_demonstrations((6, 4))
-    drawn: list[float] = []
-    inner = policy.supervised_loss
+def test_targets_are_learned_as_differences_from_the_proprioception_of_the_decision():
+    actions = np.array([[0.1, 1, 0.5, 0], [0.2, 0, 0.7, 1]], np.float32)
+    state = np.array([[0.1, 9, 0.25, 9, 9], [0.2, 9, 0.5, 9, 9]], np.float32)
+    chunks, _ = cut(actions, [0, 0], 2, TWO_ARMS, deltas=True, state=state)
+    wanted = [[[0, 1, 0.25, 0], [0.1, 0, 0.45, 1]], [[0, 0, 0.2, 1], [0, 0, 0.2, 1]]]
+    assert chunks == pytest.approx(np.array(wanted), abs=1e-6)
+    with pytest.raises(ConfigError, match=r"robot.deltas: actions have 4 dimensions, proprioception has 2"):
+        cut(actions, [0, 0], 2, TWO_ARMS, deltas=True, state=state[:, :2])
 
-    def spy(inputs, targets, **settings):
-        drawn.extend(inputs.proprioception[:, 0].tolist())
-        return inner(inputs, targets, **settings)
+
+def test_statistics_of_differences_are_those_of_all_places_of_chunks_that_count():
+    actions = np.array([[1, 0, 1, 0], [3, 0, 1, 0], [6, 0, 1, 0]], np.float32)
+    found = replace(make_demonstrations(), actions=actions, episode_index=np.zeros(3, np.int64), state=actions)
+    learned = Chunks.of(found, 2, TWO_ARMS, deltas=True).learned_actions()
+    assert learned[:, 0].tolist() == [0, 2, 0, 3, 0]
+
+
+def test_what_does_not_count_changes_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of an episode of 2 frames and chunks of 4, the targets of the last two or three places may be anything."""
+    policy, demonstrations = make_policy(tmp_path), make_demonstrations((2, 2))
+    inner, masks = policy.supervised_loss, list[list[list[bool]]]()
+
+    def spy(inputs, targets, *, counted, **settings):
+        masks.append(counted.tolist())
+        plain = inner(inputs, targets, counted=counted, **settings)
+        other = targets.unflatten(1, (4, 7)).clone()
+        other[~counted] = policy.codec.first_id
+        assert torch.equal(inner(inputs, other.flatten(1), counted=counted, **settings), plain)
+        by_hand = [inner(inputs, targets, counted=one, **settings) for one in _single(counted)]
+        assert plain.item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-5)
+        return plain
 
     monkeypatch.setattr(policy, "supervised_loss", spy)
-    targets = [ActionDimension(f"a{i}", "absolute") for i in range(7)]
-    settings = ImitationConfig(steps=4, batch=2, grounding_share=0)
-    imitate(policy, demonstrations, targets, settings, 0, None, lambda *_: None)
-    # Chunks of 4: of the episodes of 6 and 4 frames, those that begin at frames 0 to 2 and at frame 6.
-    assert sorted(drawn) == pytest.approx(sorted(demonstrations.state[[0, 1, 2, 6], 0].tolist() * 2), abs=1e-6)
+    targets = tuple(ActionDimension(f"a{i}", "absolute") for i in range(7))
+    settings = ImitationConfig(steps=1, batch=4, grounding_share=0)
+    imitate(policy, demonstrations, Chunks.of(demonstrations, 4, targets), settings, 0, None, lambda *_: None)
+    assert sorted(masks[0]) == [[True, False, False, False]] * 2 + [[True, True, False, False]] * 2
+
+
+def _single(counted: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Masks that count one of the actions each."""
+    for row, place in counted.nonzero().tolist():
+        mask = torch.zeros_like(counted)
+        mask[row, place] = True
+        yield mask
 
 
 def test_both_grippers_of_two_arms_stay_as_they_are_in_statistics():
@@ -110,7 +156,7 @@ def test_a_data_set_of_another_robot_is_refused():
     with pytest.raises(ConfigError, match=r"dataset: its actions have 7 dimensions, the simulator's have 2 \(push, gr"):
         dataset_statistics(make_demonstrations(), PUSH)
     with pytest.raises(ConfigError, match=r"dataset: its actions have 3 dimensions"):
-        cut_chunks(np.zeros((2, 3), np.float32), np.zeros(2, np.int64), 1, PUSH)
+        cut(np.zeros((2, 3), np.float32), [0, 0], 1, PUSH)
 
 
 def test_statistics_of_a_data_set():
@@ -233,7 +279,8 @@ def test_imitation_learns_two_demonstrations(tmp_path: Path, freeze: bool):
     config = ImitationConfig(
         steps=40 if freeze else 6, batch=8, learning_rate=5e-3, freeze_vision=freeze, grounding_share=0
     )
-    imitate(policy, make_demonstrations(), MOTIONS, config, 0, None, lambda *line: lines.append(line))
+    demonstrations = make_demonstrations()
+    imitate(policy, demonstrations, motions(demonstrations), config, 0, None, lambda *line: lines.append(line))
     assert [line[0] for line in lines] == list(range(config.steps))
     assert all(loss == total for _, loss, total in lines)
     changed = {name.partition(".")[0] for name, x in policy.state_dict().items() if not torch.equal(x, before[name])}
@@ -252,7 +299,10 @@ def test_imitation_is_reproducible_and_its_order_is_the_seeds(tmp_path: Path):
     for seed in (0, 0, 1):
         lines: list[tuple[int, float, float]] = []
         config = ImitationConfig(steps=3, batch=4, grounding_share=0)
-        imitate(make_policy(tmp_path), make_demonstrations(), MOTIONS, config, seed, None, partial(_keep, lines))
+        demonstrations = make_demonstrations()
+        imitate(
+            make_policy(tmp_path), demonstrations, motions(demonstrations), config, seed, None, partial(_keep, lines)
+        )
         losses.append(lines)
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
@@ -269,9 +319,8 @@ def test_every_decision_is_seen_before_any_is_seen_again(tmp_path: Path, monkeyp
         return inner(inputs, targets, **settings)
 
     monkeypatch.setattr(policy, "supervised_loss", spy)
-    imitate(
-        policy, demonstrations, MOTIONS, ImitationConfig(steps=5, batch=4, grounding_share=0), 0, None, lambda *_: None
-    )
+    settings = ImitationConfig(steps=5, batch=4, grounding_share=0)
+    imitate(policy, demonstrations, motions(demonstrations), settings, 0, None, lambda *_: None)
     # 10 decisions, 5 batches of 4: two whole passes, the third batch across both.
     assert len(rows) == 20
     assert len(set(rows[:10])) == len(set(rows[10:])) == 10

@@ -9,6 +9,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from treadle.config.algorithm import AlgorithmConfig, DataNeeds
 from treadle.config.on_policy import PPOConfig
 from treadle.config.placement import PlacementConfig, RuntimeConfig
+from treadle.config.robot import ColumnsConfig, RobotConfig
 from treadle.config.section import Natural, NonNegative, Positive, Rate, Section, Share
 
 
@@ -383,6 +384,12 @@ class ImitationConfig(Section):
     statistics: Literal["checkpoint", "dataset"] = "checkpoint"
     """What scales actions and proprioception of a checkpoint that is fine-tuned: its own statistics, or those of the
     data set, which are then saved in their place under the simulator's name."""
+    held: bool = False
+    """Past an episode's end, let targets such as joint angles count as what they were last. Else places there do not
+    count. Without targets they always do: motions are 0."""
+    cache_gb: NonNegative = 4.0
+    """Keep what the policy reads of the data set if it takes at most so many GB; a larger one is read from its files,
+    batch by batch."""
 
     @model_validator(mode="after")
     def _grounding_fits(self) -> Self:
@@ -403,7 +410,9 @@ class SupervisedConfig(RunConfig):
     """Demonstrations in the LeRobot format; None lets the simulator's scripted expert play them."""
     cameras: tuple[str, ...] = ()
     """Cameras of the data set, in the order of the simulator's; none takes those of the same names, or the only one of
-    both."""
+    both. Of a robot of your own, none takes all."""
+    columns: ColumnsConfig = ColumnsConfig()
+    robot: RobotConfig = RobotConfig()
     policy: FineTuningConfig = FineTuningConfig()
     """How that checkpoint is fine-tuned; a policy made from nothing is trained whole, in float32."""
     model: TinyModelConfig = TinyModelConfig()
@@ -413,3 +422,12 @@ class SupervisedConfig(RunConfig):
     demonstrations: DemonstrationConfig = DemonstrationConfig()
     imitation: ImitationConfig = ImitationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _robot_fits(self) -> Self:
+        if self.robot.name is not None and self.dataset is None:
+            raise ValueError(
+                f"robot.name {self.robot.name!r} without a dataset: a robot of your own has no expert to learn from; "
+                "give the path of its data set"
+            )
+        return self

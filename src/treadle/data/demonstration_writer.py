@@ -20,11 +20,17 @@ from treadle.data import lerobot
 from treadle.errors import OutputError
 
 
+def check_free(directory: Path) -> None:
+    """Raises OutputError where a path is taken by anything but an empty folder."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise OutputError(f"{directory} exists and is not an empty folder; choose another, or remove it")
+
+
 class DemonstrationWriter:
     """Writes a dataset episode by episode; several share a parquet file and a video. A context manager.
 
-    The dataset can be read after `close`. Raises OutputError where the directory exists and is not empty, fps is not
-    whole, or an episode does not fit what was declared.
+    The dataset can be read after `close`, which an error in the `with` block prevents. Raises OutputError where the
+    directory exists and is not empty, fps is not whole, or an episode does not fit what was declared.
     """
 
     def __init__(
@@ -42,8 +48,7 @@ class DemonstrationWriter:
         video_file_mb: int = 200,
     ) -> None:
         """A file is followed by another once it passes its size in MB."""
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise OutputError(f"{directory} exists and is not an empty folder; choose another, or remove it")
+        check_free(directory)
         if round(fps) < 1 or abs(fps - round(fps)) > 1e-6:
             raise OutputError(f"{directory}: fps is {fps}, LeRobot's format wants a whole number above 0")
         self.directory = directory
@@ -86,8 +91,11 @@ class DemonstrationWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._end_files()
 
     def add_episode(
         self,
@@ -146,14 +154,17 @@ class DemonstrationWriter:
         """Finish the files and write the metadata; further calls do nothing. Raises OutputError without an episode."""
         if self._closed:
             return
+        self._end_files()
+        if not self._episodes:
+            raise OutputError(f"{self.directory}: no episode was added, so there is no dataset to write")
+        self._write_metadata()
+
+    def _end_files(self) -> None:
         self._closed = True
         if self._data is not None:
             self._data.close()
         for video in self._videos.values():
             video.close()
-        if not self._episodes:
-            raise OutputError(f"{self.directory}: no episode was added, so there is no dataset to write")
-        self._write_metadata()
 
     def _check(self, frames: NDArray[np.uint8], state: NDArray[np.float32], actions: NDArray[np.float32]) -> None:
         if self._closed:

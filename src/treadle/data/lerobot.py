@@ -1,13 +1,12 @@
 # av leaves the packets of a stream without a type.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
-"""The LeRobot dataset format, version 3.0: where files lie, what they declare, and how frames are coded.
+"""The LeRobot dataset format: where files lie, what they declare, and how version 3.0 codes frames.
 
 Layout and fields follow huggingface/lerobot, `src/lerobot/datasets` (Apache 2.0); no code of it is used.
 
 Shapes: N frames, D numbers of a feature, H and W pixels.
 """
 
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,18 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 VERSION = "v3.0"
+VERSIONS = ("v2.0", "v2.1", VERSION)
+"""Those that are read."""
 INFO = "meta/info.json"
 STATS = "meta/stats.json"
 TASKS = "meta/tasks.parquet"
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+TASK_LINES, EPISODE_LINES = "meta/tasks.jsonl", "meta/episodes.jsonl"
+EPISODE_VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+"""Before version 3, where each episode has files of its own."""
+STATE = "observation.state"
 CAMERA_PREFIX = "observation.images."
 FILES_PER_CHUNK = 1000
 """Files of one folder; `chunks_size` of the format."""
@@ -126,22 +131,6 @@ class VideoWriter:
         for packet in packets:
             self.bytes += packet.size
             self._container.mux(packet)
-
-
-def decode_video(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """The frames [H, W, 3] of a video in the order they are shown."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
-            yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-
-
-def video_rate(path: Path) -> float | None:
-    """Frames of a video per second, on average; None where the file does not say."""
-    with av.open(str(path)) as container:
-        rate = container.streams.video[0].average_rate
-        return None if rate is None else float(rate)
 
 
 def tasks_metadata() -> dict[str, Any]:

@@ -3,15 +3,12 @@
 # pyright: reportUnknownArgumentType=false, reportAttributeAccessIssue=false
 """The tables of a LeRobot dataset, checked as they are read: whatever is wrong is said with its file and column.
 
-Shapes: N rows, D numbers of a feature, H and W pixels.
+Shapes: N rows, D numbers of a feature.
 """
 
-import math
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,94 +17,63 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from treadle.data import lerobot
+from treadle.data.lerobot_info import Info
 from treadle.errors import ConfigError
-from treadle.reading import library, path_inside, read_json, shown
+from treadle.reading import library, parse_json, read_text, shown
 
-_FASTEST = 1000
-"""Frames a second."""
-_LARGEST = 2**20
-"""Of the sides of a shape."""
 _MOST_ROWS = 10**8
+_MOST_LINES = 10**7
+"""Episodes or tasks of a file of lines."""
 
 
-@dataclass(frozen=True, slots=True)
-class Info:
-    """What `meta/info.json` declares, as far as it is read."""
-
-    fps: int
-    vectors: dict[str, int]
-    """D of `action` and, where there is one, of `observation.state`."""
-    cameras: dict[str, tuple[int, int]]
-    """(H, W) of each video feature."""
-    video_path: str
-
-
-def read_info(directory: Path) -> Info:
-    """The declarations of a dataset. Raises ConfigError for one that is none, or that Treadle does not read."""
-    path = directory / lerobot.INFO
-    if not path.is_file():
-        raise ConfigError(f"{directory} is no LeRobot dataset: it has no {lerobot.INFO}")
-    info: Any = read_json(path, ConfigError)
-    if not _is_table(info):
-        raise ConfigError(f"{path}: holds {type(info).__name__}, not a table of keys")
-    version = info.get("codebase_version")
-    if version != lerobot.VERSION:
-        raise ConfigError(
-            f"{path}: codebase_version is {version!r:.120}, Treadle reads {lerobot.VERSION!r}; LeRobot's "
-            "convert_dataset_v21_to_v30 converts older ones"
-        )
-    fps, features, video_path = info.get("fps"), info.get("features"), info.get("video_path")
-    if not isinstance(fps, int | float) or isinstance(fps, bool) or not 0 < fps <= _FASTEST or fps % 1:
-        raise ConfigError(f"{path}: fps is {fps!r:.120}; it must be a whole number above 0, of {_FASTEST} at most")
-    if not _is_table(features) or not all(_is_table(feature) for feature in features.values()):
-        raise ConfigError(
-            f"{path}: features is no table of features, each with dtype and shape; found {shown(features)}"
-        )
-    if "action" not in features:
-        raise ConfigError(f"{path}: no feature 'action' among {', '.join(sorted(features))}; there is nothing to learn")
-    cameras = {key: feature for key, feature in features.items() if feature.get("dtype") == "video"}
-    if not cameras:
-        stored = [key for key, feature in features.items() if feature.get("dtype") == "image"]
-        raise ConfigError(
-            f"{path}: no feature of dtype 'video'; Treadle reads cameras that are stored as videos"
-            + (f", and {', '.join(stored)} are stored as images; LeRobot converts them" if stored else "")
-        )
-    if not isinstance(video_path, str):
-        raise ConfigError(f"{path}: video_path is {video_path!r:.120}; it must be a text such as {lerobot.VIDEO!r}")
-    rest = re.sub(r"\{video_key\}|\{(chunk|file)_index(:0?\d{1,2}d?)?\}", "", video_path)
-    if "{" in rest or "}" in rest:
-        raise ConfigError(f"{path}: video_path {video_path!r:.120} cannot be filled in; write {lerobot.VIDEO!r}")
-    path_inside(directory, rest or "x", f"{path}: video_path", ConfigError)
-    vectors = [key for key in ("action", "observation.state") if key in features]
-    for key in features:
-        path_inside(directory, key, f"{path}: features", ConfigError)
-    return Info(
-        fps=round(fps),
-        vectors={key: _vector_size(path, key, features[key]) for key in vectors},
-        cameras={key: _frame_size(path, key, feature) for key, feature in cameras.items()},
-        video_path=video_path,
-    )
-
-
-def read_tasks(directory: Path) -> dict[int, str]:
-    """Instructions by `task_index`. The text is the index of a pandas table: a column `task`, or one without a name."""
+def read_tasks(directory: Path, info: Info) -> dict[int, str]:
+    """Instructions by `task_index`. In version 3 the text is the index of a pandas table: a column `task`, or one
+    without a name.
+    """
+    if not info.joined:
+        path, found = directory / lerobot.TASK_LINES, dict[int, str]()
+        for number, line in read_lines(path, directory):
+            index, text = line.get("task_index"), line.get("task")
+            if type(index) is not int or not isinstance(text, str):
+                raise ConfigError(
+                    f"{path}: line {number}: found {shown(line)}; allowed: task_index, a whole number, and task, a text"
+                )
+            found[index] = text
+        return found
     path = directory / lerobot.TASKS
-    table = _read(path, directory)
+    table = read_table(path, directory)
     texts = [name for name in ("task", "__index_level_0__") if name in table.column_names]
     if not texts:
         raise ConfigError(f"{path} has no column 'task'; it has {', '.join(table.column_names)}")
-    numbers, found = whole_numbers(table, "task_index", path), table[texts[0]].to_pylist()
-    if wrong := [text for text in found if not isinstance(text, str)]:
+    numbers, said = whole_numbers(table, "task_index", path), table[texts[0]].to_pylist()
+    if wrong := [text for text in said if not isinstance(text, str)]:
         raise ConfigError(f"{path}: column {texts[0]!r} holds {wrong[0]!r}, which is no text")
-    return dict(zip(numbers.tolist(), found, strict=True))
+    return dict(zip(numbers.tolist(), said, strict=True))
 
 
-def read_tables(directory: Path, folder: str) -> list[tuple[Path, Any]]:
-    """The parquet files below a folder, one table each, without the statistics in them."""
+def read_tables(
+    directory: Path, folder: str, wanted: Callable[[str], bool] = lambda _: True
+) -> Iterator[tuple[Path, Any]]:
+    """The parquet files below a folder, one table each, of the columns that are wanted, without statistics."""
     paths = sorted((directory / folder).glob("*/*.parquet"))
     if not paths:
         raise ConfigError(f"{directory}: {folder} is missing; the dataset is incomplete")
-    return [(path, _read(path, directory)) for path in paths]
+    for path in paths:
+        yield path, read_table(path, directory, wanted)
+
+
+def read_lines(path: Path, directory: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The tables of a file that has one as JSON on each line, with the line's number. Raises ConfigError."""
+    if not path.is_file():
+        raise ConfigError(f"{directory}: {path.relative_to(directory)} is missing; the dataset is incomplete")
+    for number, text in enumerate(read_text(path, ConfigError).splitlines(), 1):
+        if number > _MOST_LINES:
+            raise ConfigError(f"{path}: more than {_MOST_LINES} lines")
+        if text.strip():
+            line = parse_json(text, f"{path}: line {number}", ConfigError)
+            if not isinstance(line, dict):
+                raise ConfigError(f"{path}: line {number}: found {shown(line)}; allowed: a table of keys")
+            yield number, cast("dict[str, Any]", line)
 
 
 def column(table: Any, name: str, path: Path) -> Any:
@@ -168,7 +134,8 @@ def _cast(values: Any, kind: Any, name: str, path: Path, wanted: str) -> NDArray
         raise ConfigError(f"{path}: column {name!r} does not hold {wanted}: {error}") from error
 
 
-def _read(path: Path, directory: Path) -> Any:
+def read_table(path: Path, directory: Path, wanted: Callable[[str], bool] = lambda _: True) -> Any:
+    """The columns of a parquet file that are wanted, but for statistics. Raises ConfigError."""
     if not path.is_file():
         raise ConfigError(f"{directory}: {path.relative_to(directory)} is missing; the dataset is incomplete")
     with library(path, ConfigError, "parquet"):
@@ -176,42 +143,4 @@ def _read(path: Path, directory: Path) -> Any:
         if file.metadata.num_rows > _MOST_ROWS:
             raise ConfigError(f"{path}: {file.metadata.num_rows} rows; a file of a dataset has at most {_MOST_ROWS}")
         names: Iterable[str] = file.schema_arrow.names
-        return file.read([name for name in names if not name.startswith("stats/")])
-
-
-def _is_table(value: Any) -> TypeGuard[dict[str, Any]]:
-    return isinstance(value, dict)
-
-
-def _shape(path: Path, key: str, feature: dict[str, Any]) -> list[int]:
-    shape: Any = feature.get("shape")
-    if not isinstance(shape, list) or not all(type(size) is int and 0 < size <= _LARGEST for size in shape):
-        raise ConfigError(
-            f"{path}: features[{key!r}] has shape {shape!r:.120}; it must be a list of whole numbers above 0, of "
-            f"{_LARGEST} at most"
-        )
-    return shape
-
-
-def _vector_size(path: Path, key: str, feature: dict[str, Any]) -> int:
-    shape = _shape(path, key, feature)
-    if len(shape) > 1:
-        raise ConfigError(f"{path}: features[{key!r}] has shape {shape}; Treadle reads vectors, one number or [D]")
-    return math.prod(shape)
-
-
-def _frame_size(path: Path, key: str, feature: dict[str, Any]) -> tuple[int, int]:
-    """(H, W) of a video, whose declared shape has the channels first or last; the names of its axes say which."""
-    shape, names = _shape(path, key, feature), feature.get("names")
-    if len(shape) == 3:
-        axes = [str(name).rstrip("s") for name in names] if isinstance(names, list) else []
-        if sorted(axes) == ["channel", "height", "width"] and shape[axes.index("channel")] == 3:
-            return shape[axes.index("height")], shape[axes.index("width")]
-        if shape[2] == 3:
-            return shape[0], shape[1]
-        if shape[0] == 3:
-            return shape[1], shape[2]
-    raise ConfigError(
-        f"{path}: features[{key!r}] has shape {shape} with names {names!r:.120}; Treadle reads videos of colour, "
-        "[height, width, 3] or [3, height, width]; remove the feature from the dataset if it is of another kind"
-    )
+        return file.read([name for name in names if wanted(name) and not name.startswith("stats/")])

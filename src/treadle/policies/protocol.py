@@ -241,12 +241,19 @@ class Policy(nn.Module, ABC):
         self._refuse("policy.kind", "cannot imitate")
 
     def supervised_loss(
-        self, inputs: Any, targets: Tensor, *, label_width: float = 0.0, generator: torch.Generator | None = None
+        self,
+        inputs: Any,
+        targets: Tensor,
+        *,
+        label_width: float = 0.0,
+        generator: torch.Generator | None = None,
+        counted: Tensor | None = None,
     ) -> Tensor:
         """The loss of imitating `targets` [B, ...], a scalar. Randomness comes from `generator`, on the CPU.
 
         `label_width` spreads each label over neighbouring bins, by a Gaussian of that standard deviation, for policies
-        whose actions are bins.
+        whose actions are bins. `counted` [B, predicted] bool says which actions of the chunks take part in the mean; by
+        default all do.
         """
         self._refuse("policy.kind", "cannot imitate")
 

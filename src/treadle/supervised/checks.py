@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from treadle.data.demonstrations import Demonstrations, dataset_cameras
 from treadle.errors import ConfigError
-from treadle.policies.protocol import Policy, Scale
+from treadle.policies.protocol import Policy, Scale, Scaling
 from treadle.simulators.protocol import ActionDimension, SimulatorSpec
 
 _log = logging.getLogger(__name__)
@@ -114,12 +114,8 @@ def check_scaling(dataset: Path, demonstrations: Demonstrations, policy: Policy,
     scaling = policy.scaling
     if scaling is None:
         return
-    found = _clipped("action", demonstrations.actions, scaling.action, [dimension.name for dimension in spec.actions])
+    found = clipped_dimensions(demonstrations, scaling, [dimension.name for dimension in spec.actions])
     refused = any(other_units for _, other_units in found)
-    if scaling.proprioception is not None:
-        # A robot that starts elsewhere shows numbers that the checkpoint never saw, in the same units.
-        state = _clipped("observation.state", demonstrations.state, scaling.proprioception)
-        found += [(line, False) for line, _ in state]
     if not found:
         return
     # What must be mended comes first.
@@ -133,6 +129,20 @@ def check_scaling(dataset: Path, demonstrations: Demonstrations, policy: Policy,
     if refused:
         raise ConfigError(message)
     _log.warning("%s", message)
+
+
+def clipped_dimensions(
+    demonstrations: Demonstrations, scaling: Scaling, names: Sequence[str] | None = None
+) -> list[tuple[str, bool]]:
+    """A line for each dimension of which a policy's statistics clip more than 5 %, and whether the data must be in
+    other units.
+    """
+    found = _clipped("action", demonstrations.actions, scaling.action, names)
+    if scaling.proprioception is not None:
+        # A robot that starts elsewhere shows numbers that the checkpoint never saw, in the same units.
+        state = _clipped("observation.state", demonstrations.state, scaling.proprioception)
+        found += [(line, False) for line, _ in state]
+    return found
 
 
 def _clipped(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from treadle.data.batch import TensorBatch
+from treadle.data.stored_frames import StoredFrames
 from treadle.policies.protocol import Policy
 from treadle.simulators.protocol import Scenes
 
@@ -39,7 +40,10 @@ class Groundable(Protocol):
         ...
 
     def prepare(
-        self, frames: NDArray[np.uint8], instructions: list[str], proprioception: NDArray[np.float32] | None = None
+        self,
+        frames: NDArray[np.uint8] | list[NDArray[np.uint8]],
+        instructions: list[str],
+        proprioception: NDArray[np.float32] | None = None,
     ) -> TensorBatch:
         """See `Policy.prepare`."""
         ...
@@ -69,7 +73,7 @@ class Groundable(Protocol):
 
 def prepare_all(
     policy: "Groundable | Policy",
-    frames: NDArray[np.uint8],
+    frames: NDArray[np.uint8] | StoredFrames,
     instructions: Sequence[str],
     proprioception: NDArray[np.float32],
     *,

@@ -3,63 +3,64 @@
 Shapes: N decisions, C actions of a chunk, A action dimensions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from treadle.config.schema import ImitationConfig
 from treadle.data.demonstrations import Demonstrations, action_statistics
 from treadle.policies.protocol import Policy
 from treadle.simulators.protocol import ActionDimension
 from treadle.supervised.checks import check_dimensions
-from treadle.supervised.demonstrations import cut_chunks, learnable
-from treadle.supervised.grounding import Grounding, cosine, prepare_all
+from treadle.supervised.chunks import Chunks
+from treadle.supervised.grounding import Grounding, cosine
+from treadle.supervised.inputs import make_inputs
 from treadle.training.optimizer import MasterAdamW
 
 
 def imitate(
     policy: Policy,
     demonstrations: Demonstrations,
-    dimensions: Sequence[ActionDimension],
+    chunks: Chunks,
     config: ImitationConfig,
     seed: int,
     grounding: Grounding | None,
     report: Callable[[int, float, float], None],
 ) -> None:
-    """Minimise the policy's loss of the demonstrated actions, whose dimensions `actions` explains; `report(step, loss,
-    loss with that of grounding)`.
+    """Minimise the policy's loss of the demonstrated actions, cut into `chunks`; `report(step, loss, loss with that of
+    grounding)`.
 
-    Batches are drawn from seeded permutations of all decisions, remainders carried into the next one. With targets
-    among the dimensions, chunks that pass the end of their episode are left out.
+    Batches are drawn from seeded permutations of all decisions, remainders carried into the next one. The result does
+    not depend on whether inputs are kept or streamed, up to rounding.
     """
-    # Everything that stays the same: inputs and targets of all decisions.
+    # Everything that stays the same: inputs of all decisions, unless there are too many.
     parameters = policy.freeze(vision=config.freeze_vision)["policy"]
-    chunks = cut_chunks(demonstrations.actions, demonstrations.episode_index, policy.predicted, dimensions)
-    learned = torch.from_numpy(learnable(demonstrations.episode_index, policy.predicted, dimensions))
-    targets = policy.targets(torch.from_numpy(chunks))
-    frames, instructions, state = demonstrations.frames, demonstrations.instructions, demonstrations.state
-    inputs = prepare_all(policy, frames, instructions, state, encode=config.freeze_vision)
+    inputs = make_inputs(policy, demonstrations, encode=config.freeze_vision, cache_gb=config.cache_gb)
     parameters += list(grounding.head.parameters()) if grounding else []
     optimizer = MasterAdamW(
         parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
     )
     generator, noise = (torch.Generator().manual_seed(seed) for _ in range(2))
     # Scenes take their share of each batch.
-    order = learned[torch.randperm(len(learned), generator=generator)]
     scenes = min(round(config.batch * config.grounding_share), config.batch - 1) if grounding else 0
+    batches = draw_batches(len(demonstrations.actions), config.batch - scenes, config.steps, generator)
     policy.train()
-    for step in range(config.steps):
-        while len(order) < config.batch - scenes:
-            order = torch.cat([order, learned[torch.randperm(len(learned), generator=generator)]])
-        rows, order = order[: config.batch - scenes], order[config.batch - scenes :]
+    for step, (rows, following) in enumerate(pairwise(chain(batches, [None]))):
+        assert rows is not None
+        batch = inputs.take(rows).to(policy.device)
+        if following is not None:
+            inputs.announce(following)
+        actions, counted = chunks.take(rows.numpy())
         loss = imitation = policy.supervised_loss(
-            inputs.take(rows).to(policy.device),
-            targets[rows].to(policy.device),
+            batch,
+            policy.targets(torch.from_numpy(actions)).to(policy.device),
             label_width=config.label_width,
             generator=noise,
+            counted=None if counted.all() else torch.from_numpy(counted).to(policy.device),
         )
         if grounding is not None and scenes:
             loss = loss + config.grounding_weight * grounding.loss(scenes)[0]
@@ -74,15 +75,28 @@ def imitate(
     policy.eval()
 
 
-def dataset_statistics(demonstrations: Demonstrations, dimensions: Sequence[ActionDimension]) -> dict[str, Any]:
-    """`norm_stats` of a data set: of actions, whose grippers are not scaled, and of proprioception.
+def draw_batches(count: int, size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Rows [size] of `count` for each step, from permutations of all; remainders are carried into the next one."""
+    order = torch.randperm(count, generator=generator)
+    for _ in range(steps):
+        while len(order) < size:
+            order = torch.cat([order, torch.randperm(count, generator=generator)])
+        yield order[:size]
+        order = order[size:]
+
+
+def dataset_statistics(
+    demonstrations: Demonstrations, dimensions: Sequence[ActionDimension], chunks: Chunks | None = None
+) -> dict[str, Any]:
+    """`norm_stats` of a data set: of actions, as `chunks` has them learned, whose grippers are not scaled, and of
+    proprioception.
 
     Raises ConfigError for actions of other dimensions than the simulator's.
     """
     check_dimensions(demonstrations.actions, dimensions)
     scaled = [dimension.kind != "gripper" for dimension in dimensions]
     return {
-        "action": action_statistics(demonstrations.actions, scaled),
+        "action": action_statistics(demonstrations.actions if chunks is None else chunks.learned_actions(), scaled),
         "proprio": action_statistics(demonstrations.state),
         "num_transitions": len(demonstrations.actions),
         "num_trajectories": len(np.unique(demonstrations.episode_index)),

@@ -2,8 +2,7 @@
 
 import logging
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.run_directory import claim_run_directory, hold_run_directory
 from treadle.config.schema import FineTuningConfig, SupervisedConfig
-from treadle.data.demonstrations import Demonstrations, read_demonstrations
+from treadle.data.demonstrations import Demonstrations, open_demonstrations
+from treadle.data.lerobot_info import Columns
 from treadle.devices import choose_device, computes_bfloat16, prepare_cpu
 from treadle.errors import CheckpointError, ConfigError
 from treadle.evaluation.evaluate import evaluate_policy
@@ -32,9 +32,12 @@ from treadle.reporting.metrics import METRICS_FILE, MetricsWriter, read_metrics
 from treadle.reporting.supervised import write_curves
 from treadle.simulators.protocol import Scenes
 from treadle.supervised.checks import check_policy, check_scaling, check_simulator, choose_cameras
+from treadle.supervised.chunks import Chunks
 from treadle.supervised.demonstrations import record_demonstrations
 from treadle.supervised.grounding import Groundable, Grounding, pretrain_jointly, pretrain_vision
 from treadle.supervised.imitation import dataset_statistics, imitate
+from treadle.supervised.progress import REPORT_EVERY, Progress
+from treadle.supervised.robot import train_on_dataset
 from treadle.training.finetuning import load_trainable
 from treadle.workers import queries
 from treadle.workers.crew import Crew
@@ -42,8 +45,6 @@ from treadle.workers.plan import plan_crew
 
 _log = logging.getLogger(__name__)
 
-REPORT_EVERY = 50
-"""Steps between two lines of metrics."""
 PERCEPTION = "perception"
 """Folder in a run's, with the policy before imitation."""
 GROUNDING_HEAD = "grounding_head.safetensors"
@@ -51,40 +52,14 @@ GROUNDING_HEAD = "grounding_head.safetensors"
 
 @dataclass
 class _Run:
-    """What every step of the stage is given. It counts steps over all of them, and turns what they report into
-    metrics.
-    """
+    """What every step of the stage is given."""
 
     config: SupervisedConfig
     directory: Path
     device: torch.device
     crew: Crew
     console: RunConsole
-    writer: MetricsWriter
-    before: Sequence[Mapping[str, float]]
-    """The lines of metrics of stages that an earlier call finished."""
-
-    def __post_init__(self) -> None:
-        self.start = time.perf_counter() - (self.before[-1]["seconds"] if self.before else 0.0)
-        self.lines = len(self.before)
-
-    def report(self, stage: str, *names: str) -> Callable[..., None]:
-        """A callback that averages what it is given and writes it every few steps."""
-        sums: list[float] = []
-
-        def add(step: int, *values: float | Sequence[float]) -> None:
-            nonlocal sums
-            flat = [x for value in values for x in (value if isinstance(value, Sequence) else (value,))]
-            sums = [a + b for a, b in zip(sums or [0.0] * len(flat), flat, strict=True)]
-            if (step + 1) % REPORT_EVERY == 0:
-                self.lines += 1
-                metrics = {"iteration": self.lines, "seconds": time.perf_counter() - self.start}
-                metrics |= {f"{stage}/{name}": x / REPORT_EVERY for name, x in zip(names, sums, strict=False)}
-                self.writer.write(metrics)
-                self.console.iteration(metrics)
-                sums = []
-
-        return add
+    progress: Progress
 
 
 def train_supervised(config: SupervisedConfig) -> Path:
@@ -95,6 +70,8 @@ def train_supervised(config: SupervisedConfig) -> Path:
     Raises:
         TreadleError: Anything that is the user's to mend.
     """
+    if config.robot.name is not None:
+        return train_on_dataset(config)
     # Everything that can be wrong is found before anything is made.
     prepare_cpu(config.torch_threads)
     device = choose_device(config.device)
@@ -123,11 +100,13 @@ def _train(run: _Run) -> dict[str, Any]:
     """Demonstrations, a policy that sees, imitation, evaluation: the report of the last."""
     config, console = run.config, run.console
     dataset = config.dataset or _record(run)
-    demonstrations = read_demonstrations(dataset, choose_cameras(dataset, run.crew.spec, config.cameras))
+    columns = Columns(config.columns.action, config.columns.state)
+    demonstrations = open_demonstrations(dataset, choose_cameras(dataset, run.crew.spec, config.cameras), columns)
     policy, grounding = _starting_policy(run, dataset, demonstrations)
     console.stage("imitating")
-    report = run.report("imitation", "loss", "total")
-    imitate(policy, demonstrations, run.crew.spec.actions, config.imitation, config.seed, grounding, report)
+    report = run.progress.report("imitation", "loss", "total")
+    chunks = Chunks.of(demonstrations, policy.predicted, run.crew.spec.actions, held=config.imitation.held)
+    imitate(policy, demonstrations, chunks, config.imitation, config.seed, grounding, report)
     policy.save(run.directory / "policy")
     console.stage("evaluating")
     horizon = config.evaluation.horizon or config.simulator.horizon
@@ -200,7 +179,8 @@ def _open_run(config: SupervisedConfig, directory: Path, device: torch.device, c
         RunLog(directory, console.message),
         MetricsWriter(directory, resumed) as writer,
     ):
-        yield _Run(config, directory, device, crew, console, writer, read_metrics(directory) if done else [])
+        progress = Progress(console, writer, read_metrics(directory) if done else [])
+        yield _Run(config, directory, device, crew, console, progress)
 
 
 def _lines_of_perception(config: SupervisedConfig) -> int:
@@ -268,13 +248,13 @@ def _learn_to_see(run: _Run, policy: Any, scenes: Scenes) -> None:
             settings.batch,
             settings.learning_rate,
             rng,
-            run.report("detection", "loss", *(f"{thing}_error" for thing in scenes.things)),
+            run.progress.report("detection", "loss", *(f"{thing}_error" for thing in scenes.things)),
             settings.bfloat16 and computes_bfloat16(policy.device),
         )
     # The whole policy finds what an instruction names.
     run.console.stage("pre-training the whole policy")
     grounding = Grounding(policy, scenes, rng)
-    report = run.report("grounding", "loss", *(f"{thing}_error" for thing in scenes.asked))
+    report = run.progress.report("grounding", "loss", *(f"{thing}_error" for thing in scenes.asked))
     pretrain_jointly(policy, grounding, settings.joint_steps, settings.batch, settings.learning_rate, report)
     # Kept for a run that is cut short later on.
     unfinished = run.directory / f".{PERCEPTION}"

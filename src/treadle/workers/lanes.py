@@ -67,14 +67,18 @@ class Lanes:
         crew: it plays.
         session: how episodes are played.
         source: which scenarios are played.
-        chunk: actions per decision.
+        chunk: actions that are played at a time.
+        decision: actions per decision, by default the chunk; more where a decision is played in parts.
     """
 
-    def __init__(self, crew: Crew, session: Session, source: ScenarioSource, chunk: int) -> None:
+    def __init__(
+        self, crew: Crew, session: Session, source: ScenarioSource, chunk: int, decision: int | None = None
+    ) -> None:
         self.crew = crew
         self.source = source
         self._session = session
         self._chunk = chunk
+        self._decision = decision or chunk
         self._parts: list[list[tuple[int, int, Part]]] = [[] for _ in range(crew.plan.lanes)]
         """Worker, index and part of each lane's parts, in order of slot."""
         for worker, parts in enumerate(crew.parts):
@@ -115,7 +119,11 @@ class Lanes:
 
     def noise_keys(self, rows: Rows) -> NDArray[np.uint64]:
         """[n] keys of the noise of the next decisions; they follow from each slot's episode and decision."""
-        return noise_key(self._log.keys[rows], self._log.elapsed[rows] // self._chunk)
+        return noise_key(self._log.keys[rows], self._log.elapsed[rows] // self._decision)
+
+    def elapsed(self, rows: Rows) -> NDArray[np.int64]:
+        """[n] control steps of each slot's episode so far."""
+        return self._log.elapsed[rows]
 
     def resume(self) -> None:
         """Go on where these lanes were, if the crew has played for others since, or a state was loaded: unfinished

@@ -123,6 +123,12 @@ def test_supervised_losses(tokenizer: Path) -> None:
         inputs = sample_inputs(policy, 2)
         centre = policy.act(inputs, Sampling(temperature=0)).choice
         assert policy.supervised_loss(inputs, centre + 0.5).item() == pytest.approx(0.5**power, abs=1e-5)
+        off = torch.zeros_like(centre).unflatten(1, (policy.chunk, -1))
+        off[:, 0], off[:, 1:] = 0.5, 9.0
+        counted = torch.zeros(2, policy.chunk, dtype=torch.bool)
+        counted[:, 0] = True
+        found = policy.supervised_loss(inputs, centre + off.flatten(1), counted=counted)
+        assert found.item() == pytest.approx(0.5**power, abs=1e-5)
         with pytest.raises(ConfigError, match=r"label_width 1\.0: this policy regresses"):
             policy.supervised_loss(inputs, centre, label_width=1.0)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,10 +13,12 @@ from smolvla_samples import FIXTURE, HEADS, TASKS
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from treadle.data.noise import noise_key
 from treadle.errors import CheckpointError, ConfigError
 from treadle.policies.checkpoint import read_json
 from treadle.policies.flow_matching.chain import integrate
-from treadle.policies.load import policy_class
+from treadle.policies.load import load_policy, policy_class
+from treadle.policies.sampling import Sampling
 from treadle.policies.smolvla import SmolVLA
 from treadle.policies.smolvla.inputs import SmolVLAInputs
 
@@ -187,8 +190,29 @@ def test_a_base_without_statistics_is_a_start_for_imitation(load: Load, changed:
     wanted = torch.tensor([[[(5.0 - 1) / 2, 0, 0, 0, 0, 0, 0, 0]]])
     found = policy.targets(torch.tensor([[[5.0, 0, 0]]]))
     assert torch.allclose(found, wanted)
-    with pytest.raises(ConfigError, match=r"has 2 numbers; config\.json has 3"):
-        policy.rescale("other", {"action": {"mean": [1.0, 2.0], "std": [1.0, 1.0]}, "proprio": proprio})
+
+
+def test_a_robot_with_other_numbers_of_joints_takes_its_place(load: Load, tmp_path: Path):
+    """lerobot does so too: both are padded, to 8 here."""
+    policy, rng = load(without_statistics=True), np.random.default_rng(0)
+    mask = {"mask": [True] * 7}
+    part = {"mean": [1.0] * 7, "std": [2.0] * 7, **mask}
+    policy.rescale("arms", {"action": part, "proprio": part})
+    frames = [rng.integers(0, 256, (1, *size, 3), dtype=np.uint8) for size in ((48, 80), (64, 64))]
+    state = rng.uniform(-1, 1, (1, 7)).astype(np.float32)
+    inputs = policy.prepare(frames, ["lift"], state)
+    assert inputs.state[0].tolist() == pytest.approx([*((state[0] - 1) / 2).tolist(), 0], abs=1e-6)
+    keys = noise_key(1)
+    actions = policy.act(inputs, Sampling(temperature=0), keys).actions
+    assert actions.shape[2] == policy.action_dim == 7
+    policy.save(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved/config.json").read_text())
+    assert config["output_features"]["action"]["shape"] == config["input_features"]["observation.state"]["shape"] == [7]
+    again = load_policy(tmp_path / "saved", device="cpu")
+    inputs = again.prepare(frames, ["lift"], state)
+    assert torch.equal(again.act(inputs, Sampling(temperature=0), keys).actions, actions)
+    with pytest.raises(ConfigError, match=r"has 'action' of 9 numbers; the network takes 8 \(max_action_dim\)"):
+        policy.rescale("more", {"action": {"mask": [True] * 9}, "proprio": part})
 
 
 def old(found: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -259,6 +259,22 @@ def test_the_supervised_loss_is_that_of_velocities(load: Load, prepare: Prepare)
         policy.supervised_loss(inputs, targets, label_width=1.0)
 
 
+def test_places_that_do_not_count_are_left_out_of_the_loss(load: Load, prepare: Prepare):
+    policy = load(dtype=torch.float32)
+    inputs, targets = prepare(policy), torch.randn(3, 6, 8)
+    counted = torch.tensor([[True] * 6, [True] * 2 + [False] * 4, [True] + [False] * 5])
+
+    def loss(mask: Tensor | None) -> Tensor:
+        return policy.supervised_loss(inputs, targets, generator=torch.Generator().manual_seed(1), counted=mask)
+
+    assert loss(torch.ones_like(counted)).item() == pytest.approx(loss(None).item(), rel=1e-6)
+    single = [torch.zeros_like(counted) for _ in range(9)]
+    for mask, (row, place) in zip(single, counted.nonzero().tolist(), strict=True):
+        mask[row, place] = True
+    by_hand = torch.stack([loss(mask) for mask in single]).mean()
+    assert loss(counted).item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
 def test_heads_are_saved_beside_the_published_files(load: Load, prepare: Prepare, tmp_path: Any):
     policy = load(dtype=torch.float32, noise="learned")
     policy.add_value_head(1)

@@ -210,16 +210,20 @@ class OpenVLAOFT(PrismaticPolicy):
         *,
         label_width: float = 0.0,
         generator: torch.Generator | None = None,
+        counted: Tensor | None = None,
     ) -> Tensor:
         """See `Policy.supervised_loss`. A regressed chunk has the mean absolute error of a Laplace density's centre, or
         the mean squared one of a Gaussian's, in normalised units; `label_width` is of tokens alone.
         """
         if self.action_head is None:
-            return super().supervised_loss(inputs, targets, label_width=label_width, generator=generator)
+            return super().supervised_loss(
+                inputs, targets, label_width=label_width, generator=generator, counted=counted
+            )
         if label_width:
             raise ConfigError(f"label_width {label_width}: this policy regresses actions, which have no bins; use 0")
         centre = self.action_head(self.hidden_states(inputs))
-        return F.l1_loss(centre, targets) if self.config.head == "laplace" else F.mse_loss(centre, targets)
+        loss = F.l1_loss if self.config.head == "laplace" else F.mse_loss
+        return self._mean_counted(loss(centre, targets, reduction="none"), counted)
 
     def targets(self, actions: Tensor) -> Tensor:
         """Un-normalised actions [B, C, A] to the nearest tokens [B, K], or to normalised values [B, K]."""

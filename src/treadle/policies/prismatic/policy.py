@@ -256,6 +256,7 @@ class PrismaticPolicy(PrismaticModel):
         *,
         label_width: float = 0.0,
         generator: torch.Generator | None = None,
+        counted: Tensor | None = None,
     ) -> Tensor:
         """Mean cross-entropy of the action tokens [B, K] over the 256 action rows; see `Policy.supervised_loss`.
 
@@ -265,7 +266,12 @@ class PrismaticPolicy(PrismaticModel):
         logits, _ = self._logits(inputs, self._read_in_training(targets, label_width, generator))
         rows = (targets - self.codec.first_id).flatten()
         labels = action_tokens.soft_labels(rows, logits.shape[-1], label_width) if label_width else rows
-        return F.cross_entropy(logits.flatten(0, 1), labels)
+        losses = F.cross_entropy(logits.flatten(0, 1), labels, reduction="none" if counted is not None else "mean")
+        return losses if counted is None else self._mean_counted(losses.unflatten(0, targets.shape), counted)
+
+    def _mean_counted(self, losses: Tensor, counted: Tensor | None) -> Tensor:
+        """The mean of losses [B, K], of the actions [B, C] that count."""
+        return losses.mean() if counted is None else losses.unflatten(1, (self.chunk, -1))[counted].mean()
 
     def _read_in_training(self, tokens: Tensor, label_width: float, generator: torch.Generator | None) -> Tensor:
         """The tokens [B, K] that `supervised_loss` lets the policy read, if it reads any, where `tokens` are right."""

@@ -119,6 +119,22 @@ def read_scales(processors: Processors, config: Published, group: str | None, na
     return Scales(name or "plain", found, scale(STATE, modes.STATE), scale(ACTION, modes.ACTION))
 
 
+def fit_features(found: Directory, statistics: Mapping[str, Any]) -> Directory:
+    """The directory for a robot with as many numbers of proprioception and actions as statistics of its data set have;
+    the network pads both. Raises ConfigError for more than it pads to.
+    """
+    config = copy.deepcopy(found.config)
+    for feature, part, features, most, limit in (
+        (STATE, "proprio", "input_features", found.sizes.state, "max_state_dim"),
+        (ACTION, "action", "output_features", found.sizes.action, "max_action_dim"),
+    ):
+        count = len(statistics[part]["mask"])
+        if count > most:
+            raise ConfigError(f"the data set has {feature!r} of {count} numbers; the network takes {most} ({limit})")
+        config[features][feature]["shape"] = [count]
+    return replace(found, config=config, published=read_table(Published, config, checkpoint.CONFIG))
+
+
 def new_scales(processors: Processors, config: Published, name: str, statistics: Mapping[str, Any]) -> Scales:
     """The scaling by statistics of a data set, as `Policy.rescale` takes them. Raises ConfigError."""
     tensors = {

@@ -38,7 +38,15 @@ from treadle.policies.protocol import Decision, Evaluation, Policy
 from treadle.policies.sampling import Sampling, check_sampling
 from treadle.policies.smolvla.config import ACTION, STATE, Settings
 from treadle.policies.smolvla.deviation import DeviationHead
-from treadle.policies.smolvla.directory import HEAD, NETWORK, Directory, new_scales, read_directory, read_part
+from treadle.policies.smolvla.directory import (
+    HEAD,
+    NETWORK,
+    Directory,
+    fit_features,
+    new_scales,
+    read_directory,
+    read_part,
+)
 from treadle.policies.smolvla.directory import write_directory as write
 from treadle.policies.smolvla.inputs import SmolVLAInputs, check_frames, read_features, read_prefix, stack_frames
 from treadle.policies.smolvla.model import Prefix, SmolVLAModel
@@ -196,10 +204,12 @@ class SmolVLA(Policy):
         return self.found.settings.value_outputs
 
     def rescale(self, name: str, statistics: dict[str, Any]) -> None:
-        """See `Policy.rescale`."""
-        self.found = replace(
-            self.found, scales=new_scales(self.found.processors, self.found.published, name, statistics)
-        )
+        """See `Policy.rescale`. The data set may have other numbers of actions and proprioception, up to those that
+        both are padded to.
+        """
+        found = fit_features(self.found, statistics)
+        self.found = replace(found, scales=new_scales(found.processors, found.published, name, statistics))
+        self.action_dim = found.published.size(ACTION)
 
     def prepare(
         self,
@@ -291,6 +301,7 @@ class SmolVLA(Policy):
         *,
         label_width: float = 0.0,
         generator: torch.Generator | None = None,
+        counted: Tensor | None = None,
     ) -> Tensor:
         """Mean squared error of velocities between noise and targets [B, H, D], padded dimensions included, at times
         0.999 Beta(1.5, 1) + 0.001, as in lerobot 0.4.4; see `Policy.supervised_loss`.
@@ -301,7 +312,9 @@ class SmolVLA(Policy):
         time = (0.999 * torch.rand(len(targets), generator=generator).pow(1 / 1.5) + 0.001).to(targets)
         t = time[:, None, None]
         velocity = self.model.velocity(self.read_prefix(inputs), t * noise + (1 - t) * targets, time)
-        return nn.functional.mse_loss(noise - targets, velocity)
+        if counted is None:
+            return nn.functional.mse_loss(noise - targets, velocity)
+        return nn.functional.mse_loss((noise - targets)[counted], velocity[counted])
 
     def add_value_head(self, outputs: int, hidden: tuple[int, ...] | None = None) -> None:
         """Give the policy a fresh value head on the last hidden state of the state's column, zero-initialised at its
