@@ -11,6 +11,7 @@ from benchmarks.gradient import signal_share
 from miniature import SCENARIOS, SUCCESSES, grouped, learning_config, make_rollout
 from rank_samples import on_threads, shards
 from table_policy import TablePolicy, table_rollout
+from treadle.config.on_policy import PPOConfig
 from treadle.policies.critic import NoCritic
 from treadle.policies.prismatic.openvla_oft import OpenVLAOFT
 from treadle.training.on_policy.batch import estimate_advantages
@@ -56,7 +57,7 @@ def test_ranks_measure_the_sum_of_their_gradients():
 
 def test_an_episode_is_in_one_half_and_a_group_stays_whole(base: OpenVLAOFT):
     rollouts = [grouped(base, SUCCESSES, SCENARIOS, seed) for seed in range(2)]
-    samples = estimate_advantages(rollouts, learning_config().algorithm)
+    samples = estimate_advantages(rollouts, PPOConfig())
     rows = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
     slots = samples.slots()
     alone, grouping = (SignalMeter(list(base.parameters()), size).halves(samples, rows) for size in (1, 3))
@@ -115,7 +116,7 @@ def test_shares_are_the_same_on_ranks(base: OpenVLAOFT):
     parts = shards([rollout], (2, 2))
 
     def share(ranks: Ranks) -> list[list[int]]:
-        samples = estimate_advantages(parts[ranks.rank], config.algorithm, ranks)
+        samples = estimate_advantages(parts[ranks.rank], PPOConfig(), ranks)
         return [sorted(set(samples.slots()[half].tolist())) for half in halves(samples, ranks)]
 
     def halves(samples: Any, ranks: Ranks) -> Any:
