@@ -242,8 +242,8 @@ def _play(policy: PrismaticPolicy, version: int, decisions: int = 2, slots: int 
 
 def _check_gap(task: Task, trainer: Trainer, metrics: dict[str, float]) -> None:
     task.require(np.isfinite(metrics["update/gradient_norm"]), "the gradient is not finite")
-    if alarms := trainer.alarms(metrics):
-        task.require(False, "; ".join(alarms))
+    if alarm := trainer.alarms(metrics).get("log_prob_gap"):
+        task.require(False, alarm)
 
 
 def _trained(policy: nn.Module) -> list[nn.Parameter]:

@@ -139,7 +139,9 @@ def assert_same_metrics(found: list[dict[str, float]], wanted: list[dict[str, fl
     for one, other in zip(found, wanted, strict=True):
         assert one.keys() == other.keys()
         for name in (name for name in other if not name.startswith("time/")):
-            assert one[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance * 0.1), name
+            # Rounding moves a single weight or not.
+            least = 10 * tolerance if name == "update/unmoved_share" else 0.1 * tolerance
+            assert one[name] == pytest.approx(other[name], rel=tolerance, abs=least), name
 
 
 def assert_same_update(ranks: list[Result], alone: Result) -> None:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from gaussian_policy import GaussianPolicy
+from miniature import learning_config
+from treadle.algorithms.estimators import Estimate, Timeline
 from treadle.config.schema import TrainConfig
 from treadle.data.noise import Keys
 from treadle.data.rollout import Rollout
@@ -20,6 +22,17 @@ from treadle.training.ranks import ALONE, Ranks
 CPU = torch.device("cpu")
 STATE = 5
 """Numbers of privileged state in `miniature.make_rollout`."""
+
+
+def earned(timeline: Timeline) -> Estimate:
+    """An estimator: what an action earns is its advantage."""
+    return Estimate(timeline.rewards)
+
+
+def rewarding(**algorithm: Any) -> TrainConfig:
+    """A run without a critic, whose advantages are rewards."""
+    settings = {"estimator": "update_samples:earned", "normalize_advantages": False, **algorithm}
+    return learning_config(algorithm=settings, critic={"kind": "none"})
 
 
 class JointGaussian(GaussianPolicy):

@@ -59,7 +59,7 @@ def gradient_of(batch: PolicyBatch, bounds: PolicyObjective, size: int) -> tuple
     ]
     loss = torch.stack([loss for loss, _ in parts]).sum()
     loss.backward()
-    joins = {"ratio_min": Tensor.amin, "ratio_max": Tensor.amax}
+    joins = {"ratio_min": Tensor.amin, "ratio_max": Tensor.amax, "ratio_max_negative": Tensor.amax}
     names = [field.name for field in fields(PolicyMetrics)]
     columns = {name: torch.stack([getattr(metrics, name) for _, metrics in parts]) for name in names}
     assert log_probs.grad is not None

@@ -43,6 +43,17 @@ def test_clip_by_sign_of_the_advantage(ratio: float, advantage: float, loss: flo
     assert batch.log_probs.grad.item() == pytest.approx(0 if blocked else -ratio * advantage)
 
 
+def test_the_largest_ratio_of_a_negative_advantage() -> None:
+    """Ratios 9 of a good entry, 3 and 0.5 of bad ones, and 20 of one that was not played."""
+    ratios = torch.tensor([9.0, 3.0, 0.5, 20.0])[:, None, None]
+    zero = torch.zeros_like(ratios)
+    played = torch.tensor([True, True, True, False])[:, None]
+    batch = PolicyBatch(ratios.log(), zero, zero, torch.tensor([1.0, -1.0, -2.0, -1.0])[:, None], played)
+    metrics = policy_loss(batch, objective(entries=(1, 1)))[1]
+    assert (metrics.ratio_max.item(), metrics.ratio_max_negative.item()) == pytest.approx((9.0, 3.0))
+    assert policy_loss(replace(batch, advantages=torch.ones(4, 1)), objective())[1].ratio_max_negative == 0
+
+
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "blocked"),
     [

@@ -68,6 +68,15 @@ def test_what_makes_no_sense_is_refused_with_the_reason(fields: dict[str, Any], 
         read_config(TrainConfig, path)
 
 
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_a_policy_that_learns_must_draw(kind: str):
+    """Evaluation may be greedy."""
+    said = rf"policy.sampling.temperature 0 with algorithm.kind '{kind}': a greedy policy tries nothing"
+    with pytest.raises(ConfigError, match=said):
+        load_recipe("quickstart", [f"algorithm={{kind='{kind}'}}", "policy.sampling.temperature=0"])
+    assert load_recipe("quickstart", ["evaluation.sampling.temperature=0"]).evaluation.sampling.temperature == 0
+
+
 @pytest.mark.parametrize("level", ["token", "action", "chunk", "sequence"])
 def test_an_episodes_advantage_suits_every_ratio(level: Any):
     assert GRPOConfig(ratio_level=level).ratio_level == level

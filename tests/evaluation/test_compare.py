@@ -81,6 +81,28 @@ def test_evaluations_are_compared_with_the_first(tmp_path):
     assert "| train | b | +83.3 |" in (tmp_path / "page.md").read_text()
 
 
+def test_two_protocols_are_said(tmp_path):
+    """A base evaluated greedily, and a trained policy that draws."""
+    greedy, drawn = ({"success": "once", "sampling": {"temperature": t, "top_k": 0}} for t in (0.0, 1.0))
+    a = evaluation(tmp_path / "a", True, False, evaluation=greedy)
+    b = evaluation(tmp_path / "b", True, True, evaluation=drawn)
+    assert success_grid(read_items([a, b])).note == (
+        "Not one protocol: evaluation.sampling.temperature differ, so this compares more than policies."
+    )
+    assert success_grid(read_items([a, evaluation(tmp_path / "c", True, evaluation=greedy)])).note == ""
+
+
+def test_shuffled_instructions_that_change_nothing_are_said(tmp_path):
+    own, shuffled = ({"ablation": {"instructions": kind, "frames": "own"}} for kind in ("own", "shuffled"))
+    a = evaluation(tmp_path / "a", *[True, False] * 20, **own)
+    same = evaluation(tmp_path / "same", *[True, False] * 20, **shuffled)
+    worse = evaluation(tmp_path / "worse", *[False] * 40, **shuffled)
+    note = paired_grid(read_items([a, same, worse])).note
+    assert "same, train: instructions differ (ablation.instructions), and success does not" in note
+    assert "the policy may ignore the language" in note
+    assert "worse, train" not in note
+
+
 def test_a_result_file_names_the_folder_that_has_its_episodes(tmp_path):
     a, b = evaluation(tmp_path / "a", True, False), evaluation(tmp_path / "b", True, True)
     write_atomically(tmp_path / "copy.json", to_json(report(results(True, True)) | {"folder": str(b)}))

@@ -14,7 +14,7 @@ from miniature import SIMULATOR, make_policy
 from treadle.config.loading import read_config
 from treadle.config.schema import EvaluationConfig, LoadingConfig, SamplingConfig, TrainConfig
 from treadle.data.step import EpisodeResult
-from treadle.errors import CheckpointError, ConfigError
+from treadle.errors import CheckpointError, ConfigError, SimulatorError
 from treadle.evaluation.evaluate import Ablation, evaluate_checkpoint, evaluate_policy, play_suite
 from treadle.evaluation.films import film
 from treadle.evaluation.play import play
@@ -107,6 +107,17 @@ def test_a_short_suite_is_not_replayed():
         report = evaluate_policy(policy, crew, 10, config, progress=lambda *call: calls.append(call))
     assert report["suites"]["odd"]["episodes"] == 10
     assert calls[-1] == ("odd", 10, 10)
+
+
+def test_a_scenario_that_is_listed_twice_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """It would count double: workers with one seed, or a list with an entry too many."""
+    policy: Any = FakePolicy()
+    with crew_of(4) as crew:
+        whole = crew.scenarios("train", "evaluation", 0, 6)
+        monkeypatch.setattr(crew, "scenarios", lambda *_: [*whole, whole[2]])
+        said = "fake: suite 'train' lists the evaluation scenario fake/train/evaluation/000002 twice, at 2 and 6"
+        with pytest.raises(SimulatorError, match=said):
+            evaluate_policy(policy, crew, 10, EvaluationConfig(suites=("train",), episodes=7))
 
 
 def test_no_more_slots_play_than_are_allowed():

@@ -74,6 +74,26 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert not {"script", "img"} & set(page.tags)
 
 
+def test_warnings_are_listed_as_text(tmp_path: Path, finished: str) -> None:
+    assert "Nothing was warned of." in _Page(finished).text
+    run = make_run(tmp_path / "run", iterations=3)
+    time = "2026-01-01 10:00:00,000"
+    lines = [f"{time} WARNING iteration 2: ratios above e^5", f"{time} ERROR {HOSTILE}", "a line of something else"]
+    (run / "run.log").write_text("\n".join([*lines, ""]))
+    page = _Page(write_report(run).read_text())
+    assert "iteration 2: ratios above e^5" in page.text
+    assert HOSTILE in page.text
+    assert "a line of something else" not in page.text
+    assert not {"script", "img"} & set(page.tags)
+
+
+def test_a_log_that_is_no_text_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", iterations=3)
+    (run / "run.log").write_bytes(b"\xff\xfe")
+    with pytest.raises(OutputError, match=r"run\.log: not UTF-8 text"):
+        write_report(run)
+
+
 def test_a_video_outside_the_run_is_never_read(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", iterations=2)
     (tmp_path / "secret.mp4").write_bytes(b"secret")

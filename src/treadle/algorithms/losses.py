@@ -96,6 +96,8 @@ class PolicyMetrics:
     """Infinite where nothing is valid."""
     ratio_max: Tensor
     """0 where nothing is valid."""
+    ratio_max_negative: Tensor
+    """Largest ratio where the advantage is negative, 0 where none is: there only a dual clip bounds the loss."""
     entropy: Tensor
     """Mean at the ratio's level."""
     reference_kl: Tensor
@@ -173,7 +175,8 @@ def policy_loss(
             ratio_mean=mean(ratio),
             ratio_square=mean(ratio.square()),
             ratio_min=torch.where(mask, ratio, torch.inf).amin() if ratio.numel() else ratio.new_full((), torch.inf),
-            ratio_max=torch.where(mask, ratio, 0).amax() if ratio.numel() else ratio.new_zeros(()),
+            ratio_max=_greatest(ratio, mask),
+            ratio_max_negative=_greatest(ratio, mask & (advantages < 0)),
             entropy=mean(entropy),
             reference_kl=mean(divergence),
             stale_weight=mean(stale_weight),
@@ -193,6 +196,11 @@ def _check_shapes(batch: PolicyBatch, entries: tuple[int, int]) -> None:
             f"advantages {advantages} are per action, and log-probs have {entries[0]} position(s): use advantages per "
             "chunk, or a policy with log-probs for each action"
         )
+
+
+def _greatest(x: Tensor, mask: Tensor) -> Tensor:
+    """The greatest positive entry of the mask, or 0."""
+    return torch.where(mask, x, 0).amax() if x.numel() else x.new_zeros(())
 
 
 def _bounded(log_ratio: Tensor) -> Tensor:

@@ -116,6 +116,8 @@ class OnPolicyConfig(AlgorithmConfig):
     """Stop the epochs of an iteration when the approximate KL to the rollout's policy passes this."""
     log_prob_alarm: Rate = 0.05
     """Warn when the log-probs of rollout and trainer differ by more nats in the mean, before the first step."""
+    signal_every: Natural = 2
+    """Iterations from one measurement of `update/signal_share` to the next; 0 measures never."""
 
     def count_steps(self, decisions: int) -> int:
         """See `AlgorithmConfig.count_steps`."""
@@ -157,7 +159,12 @@ class OnPolicyConfig(AlgorithmConfig):
         return None
 
     def check(self, config: Any) -> None:
-        """Raise ValueError where the estimator reads values and there is no critic."""
+        """Raise ValueError where the estimator reads values and there is no critic, and where rollouts are greedy."""
+        if config.policy.sampling.temperature == 0:
+            raise ValueError(
+                f"policy.sampling.temperature 0 with algorithm.kind {self.kind!r}: a greedy policy tries nothing, so "
+                "there is nothing to compare; use a temperature above 0 (evaluation.sampling is set apart from it)"
+            )
         if self.estimator == "gae" and not config.has_critic:
             raise ValueError(
                 "critic.kind 'none' with algorithm.estimator 'gae', which reads values; use critic.kind 'value_head' "

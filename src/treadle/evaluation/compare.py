@@ -19,6 +19,8 @@ from treadle.reporting.folder import RunFolder, read_report, read_run
 from treadle.reporting.page import render_page
 from treadle.reporting.tables import Grid, Row, interval, percent, points
 
+_PROTOCOL = ("ablation.", "evaluation.sampling.", "evaluation.success", "evaluation.repeats", "horizons.")
+"""Settings of how a policy is evaluated begin so."""
 _UNTOLD = {"output", "name", "checkpoint_path", *WHERE}
 
 
@@ -67,6 +69,9 @@ def success_grid(items: Sequence[Item]) -> Grid:
         grid.rows.append(Row([suite, *("" if one is None else percent(one["success"]) for one in found)], "strong"))
         spans = ["" if one is None else f"{interval(one['ci95'])}, n {one['episodes']}" for one in found]
         grid.rows.append(Row(["95 % interval", *spans], "faint"))
+    changed = [key for key in items[0].settings if key.startswith(_PROTOCOL) and _differs(items, key)]
+    if changed:
+        grid.note = f"Not one protocol: {', '.join(changed)} differ, so this compares more than policies."
     return grid
 
 
@@ -85,6 +90,7 @@ def paired_grid(items: Sequence[Item]) -> Grid:
             "within each scenario where scenarios repeat; below 0.05, chance alone would seldom do it. With many rows, "
             "some are below by chance."
         )
+        grid.note = " ".join([grid.note, *_language_notes(items)])
     return grid
 
 
@@ -174,6 +180,22 @@ def _pairs(items: Sequence[Item]) -> list[tuple[str, Item, PairedResult]]:
         for suite, of in first.episodes.items()
         for item in items[1:]
         if (found := compare_paired([*of.values()], [*item.episodes.get(suite, {}).values()], first.rule))
+    ]
+
+
+def _differs(items: Sequence[Item], key: str) -> bool:
+    """Whether items have a setting otherwise than each other; a run lacks some that an evaluation has."""
+    return len({str(item.settings[key]) for item in items if key in item.settings}) > 1
+
+
+def _language_notes(items: Sequence[Item]) -> list[str]:
+    """Who succeeds as well with another instruction."""
+    key = "ablation.instructions"
+    return [
+        f"{item.name}, {suite}: instructions differ ({key}), and success does not, within its interval: the policy may "
+        "ignore the language."
+        for suite, item, found in _pairs(items)
+        if _differs([items[0], item], key) and found.ci95[0] <= 0 <= found.ci95[1]
     ]
 
 

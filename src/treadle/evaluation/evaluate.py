@@ -12,7 +12,7 @@ from treadle.config.schema import CollectionConfig, EvaluationConfig, LoadingCon
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult
 from treadle.devices import prepare_cpu
-from treadle.errors import ConfigError
+from treadle.errors import ConfigError, SimulatorError
 from treadle.evaluation.films import film_outcomes
 from treadle.evaluation.folder import EvaluationFolder
 from treadle.evaluation.manifest import Manifest, facts_of, manifest, scenarios_digest
@@ -95,7 +95,7 @@ def play_suite(
     `horizon` is that of suites without one of their own.
     """
     first, step = share
-    scenarios = crew.scenarios(suite, "evaluation", 0, evaluation.episodes)
+    scenarios = enumerate_scenarios(crew, suite, evaluation.episodes)
     numbers = range(first, len(scenarios) * evaluation.repeats, step)
     results: dict[int, EpisodeResult] = {}
 
@@ -117,6 +117,21 @@ def play_suite(
         ablation=ablation,
     )
     return [results[number] for number in numbers]
+
+
+def enumerate_scenarios(crew: Crew, suite: str, episodes: int) -> list[Scenario]:
+    """The evaluation scenarios of a suite, at most so many. Raises SimulatorError where one is there twice: it would
+    count double.
+    """
+    scenarios = crew.scenarios(suite, "evaluation", 0, episodes)
+    places: dict[Scenario, int] = {}
+    for place, scenario in enumerate(scenarios):
+        if (first := places.setdefault(scenario, place)) != place:
+            raise SimulatorError(
+                f"{crew.spec.name}: suite {suite!r} lists the evaluation scenario {scenario.id} twice, at {first} and "
+                f"{place}; each must be another one, so mend the simulator's scenarios()"
+            )
+    return scenarios
 
 
 def play_episodes(
@@ -199,7 +214,7 @@ def evaluate_checkpoint(
         crew = opened.enter_context(Crew(plan))
         check_dimensions(crew, loaded.action_dim)
         _check_horizons(evaluation, crew)
-        scenarios = {suite: crew.scenarios(suite, "evaluation", 0, evaluation.episodes) for suite in evaluation.suites}
+        scenarios = {suite: enumerate_scenarios(crew, suite, evaluation.episodes) for suite in evaluation.suites}
         made = {
             **manifest(checkpoint, policy, simulator, evaluation),
             **facts_of(loaded, crew, simulator),

@@ -1,6 +1,6 @@
 """The folder of a run, read for its report; a run that is not finished lacks some of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +9,7 @@ from pydantic import Field
 from treadle.config.section import Natural, NonNegative, Share
 from treadle.errors import OutputError
 from treadle.reading import read_json
+from treadle.reporting.log import read_warnings
 from treadle.reporting.machine import MACHINE_FILE
 from treadle.reporting.metrics import METRICS_FILE, read_metrics
 from treadle.reporting.summary import SUMMARY_FILE
@@ -126,6 +127,8 @@ class RunFolder:
     """`trace.json`"""
     prediction: dict[str, Any] | None = None
     """`plan.json`"""
+    warnings: list[str] = field(default_factory=list[str])
+    """Lines of `run.log`."""
 
     @property
     def name(self) -> str:
@@ -168,6 +171,7 @@ def read_run(run_dir: Path) -> RunFolder:
         machine=_read(run_dir / MACHINE_FILE, _Machine),
         trace=_read(run_dir / TRACE_FILE, _Trace),
         prediction=_read(run_dir / PREDICTION_FILE, _Prediction),
+        warnings=read_warnings(run_dir),
     )
 
 

@@ -1,13 +1,25 @@
 """What went wrong and was mended in a run: a line in `run.log`, and on the console."""
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from treadle.errors import OutputError
 from treadle.files import cannot_write
+from treadle.reading import read_text
 
 LOG_FILE = "run.log"
+_LINE = re.compile(r"^\S+ \S+ (?:WARNING|ERROR|CRITICAL) (.*)$", re.MULTILINE)
+_MOST = 200
+"""Warnings that a report lists."""
+
+
+def read_warnings(run_dir: Path) -> list[str]:
+    """The latest lines of a run's log, in order, without their times. Raises OutputError."""
+    path = run_dir / LOG_FILE
+    return _LINE.findall(read_text(path, OutputError))[-_MOST:] if path.exists() else []
 
 
 class RunLog(logging.Handler):

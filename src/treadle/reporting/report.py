@@ -40,6 +40,7 @@ def write_report(run_dir: Path) -> Path:
         tiles=_tiles(run),
         evaluation=evaluation_table(run.base, run.final),
         videos=_videos(run),
+        warnings=_warnings(run),
         curves=learning_curves(run) if run.metrics else missing("No iteration has ended yet."),
         roles=role_bar(run),
         idle=idle_table(run) + predicted_line(run),
@@ -170,6 +171,12 @@ def _film(run: RunFolder, label: str, entry: Mapping[str, Any] | None) -> str:
     video = film(run.path / "videos", str(entry["file"]))
     name = Path(str(entry["file"])).name
     return f"<div>{video or missing(f'{name} is missing.')}{caption}</div>"
+
+
+def _warnings(run: RunFolder) -> str:
+    if not run.warnings:
+        return missing("Nothing was warned of.")
+    return f"<ul>{''.join(f'<li>{escape(warning)}</li>' for warning in run.warnings)}</ul>"
 
 
 def _machine(run: RunFolder) -> str:

@@ -1,9 +1,10 @@
 """The recorder: it shows and writes each iteration of a run, and knows whether the user asked to stop."""
 
+import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -21,11 +22,16 @@ from treadle.reporting.metrics import METRICS_FILE, MetricsWriter
 from treadle.reporting.report import write_report
 from treadle.reporting.summary import RunSummary, suite_results, write_summary
 from treadle.reporting.timeline import TraceWriter, idle_shares
+from treadle.runtime.facts import EpisodeFacts
 from treadle.runtime.player import PlayReport
 
 if TYPE_CHECKING:
     from treadle.reporting.wandb import WandbWriter
 
+_log = logging.getLogger(__name__)
+
+SAID_AGAIN = 50
+"""Iterations after which a warning is repeated whose sign is still there."""
 BUDGET = 30.0
 """Seconds between SIGTERM and the end: what schedulers give before they kill."""
 
@@ -36,7 +42,7 @@ class Recorder:
     Args:
         config: the run's settings.
         directory: its folder.
-        alarms: from an iteration's metrics to warnings that a person should read.
+        alarms: from an iteration's metrics, and facts of its episodes, to warnings that a person should read, by name.
         console: what a person watches.
     """
 
@@ -44,7 +50,7 @@ class Recorder:
         self,
         config: TrainConfig,
         directory: Path,
-        alarms: Callable[[dict[str, float]], Sequence[str]],
+        alarms: Callable[[dict[str, float]], Mapping[str, str]],
         console: RunConsole,
     ) -> None:
         self.directory = directory
@@ -55,6 +61,9 @@ class Recorder:
         """It was the system."""
         self.config = config
         self._alarms = alarms
+        self._facts = EpisodeFacts(directory)
+        self._warned: dict[str, int] = {}
+        """The iteration in which each warning was last said."""
         self._trace = TraceWriter(directory, config.collection.trace_iterations)
         self._iteration = 0
         self._control_steps = 0
@@ -144,10 +153,16 @@ class Recorder:
         self._writer.write(row)
         if self._wandb is not None:
             self._wandb.write(row)
-        for warning in self._alarms(row):
-            self.console.message(f"warning: iteration {iteration}: {warning}")
+        self._warn(iteration, self._alarms(row | self._facts.of(iteration, played.episodes)))
         self.console.iteration(row)
         self._trace.write(iteration, [*played.spans, Span("train", 0, (), self._update_began, now)])
+
+    def _warn(self, iteration: int, warnings: Mapping[str, str]) -> None:
+        """Show warnings and keep them in `run.log`; one that was said lately is not repeated."""
+        for name, warning in warnings.items():
+            if name not in self._warned or iteration - self._warned[name] >= SAID_AGAIN:
+                self._warned[name] = iteration
+                _log.warning("iteration %d: %s", iteration, warning)
 
     def go_back(self, state: dict[str, Any], iteration: int) -> None:
         """Forget what came after an iteration; it is done again."""

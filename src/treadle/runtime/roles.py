@@ -94,8 +94,8 @@ class Trainers(Protocol):
         """Published weights, again, from what `fetch` gave."""
         ...
 
-    def alarms(self, metrics: dict[str, float]) -> list[str]:
-        """Sentences that a person should read, from an update's metrics."""
+    def alarms(self, metrics: dict[str, float]) -> dict[str, str]:
+        """Sentences that a person should read, by name, from an iteration's metrics."""
         ...
 
     def save(self, directory: Path, version: int, state: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ class Trainer:
             self.algorithm.offload()
         return metrics
 
-    def alarms(self, metrics: dict[str, float]) -> list[str]:
+    def alarms(self, metrics: dict[str, float]) -> dict[str, str]:
         """See `Algorithm.alarms`."""
         return self.algorithm.alarms(metrics)
 

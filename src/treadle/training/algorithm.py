@@ -80,9 +80,11 @@ class Algorithm(ABC):
         back. Called after an update if the configuration asks for it.
         """
 
-    def alarms(self, metrics: dict[str, float]) -> list[str]:
-        """Sentences that a person should read, from an update's metrics."""
-        return []
+    def alarms(self, metrics: dict[str, float]) -> dict[str, str]:
+        """Sentences that a person should read, each by a name of its own, from an iteration's metrics. It is called
+        after each iteration, on one rank; the recorder does not repeat a name at once.
+        """
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the policy's weights: tensors and plain data."""

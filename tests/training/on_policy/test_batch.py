@@ -174,10 +174,13 @@ def test_a_batch_holds_all_for_the_critic_and_the_kept_groups_for_the_policy(pol
     # 15 actions of 3 episodes: 5 over the episode's length, 3 or 6.
     assert batch.weights is not None
     assert batch.weights.tolist() == pytest.approx([5 / 3, 5 / 6, 5 / 6, 5 / 3, 5 / 6, 5 / 6, 5 / 6, 5 / 6])
+    # Of the actions that were played, in the dimensions that are trained.
+    played = rollout.log_probs[rollout.valid][:, dimensions]
     assert batch.shares == {
         "update/valid_share": pytest.approx(33 / 42),
         "update/filtered_group_share": pytest.approx(2 / 3),
         "update/dead_token_share": pytest.approx(1 - 15 * 2 / (42 * 3)),
+        "update/log_prob_std": pytest.approx(float(played.std(correction=0)), rel=1e-5),
     }
     alike = make_batch([rollout], grpo(trajectory_weights=False), dimensions)
     assert alike.weights is None

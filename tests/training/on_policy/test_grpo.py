@@ -181,4 +181,4 @@ def test_an_algorithm_takes_one_rollout_by_default(base: OpenVLAOFT):
     algorithm = OneEach(make_ppo(base, config(), NoCritic()).training)
     assert algorithm.wants_more([])
     assert not algorithm.wants_more([make_rollout(base, 1, 2)])
-    assert (algorithm.state_dict(), algorithm.alarms({"update/log_prob_gap_mean": 9.0})) == ({}, [])
+    assert (algorithm.state_dict(), algorithm.alarms({"update/log_prob_gap_mean": 9.0})) == ({}, {})

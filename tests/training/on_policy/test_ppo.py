@@ -255,5 +255,5 @@ def test_a_gap_between_rollout_and_trainer_raises_the_alarm(policy: OpenVLAOFT):
     rollout.log_probs += 0.1
     metrics = ppo.update([rollout], iteration=3)
     assert metrics["update/log_prob_gap_mean"] == pytest.approx(0.1, abs=1e-3)
-    (warning,) = ppo.alarms(metrics)
+    (warning,) = ppo.alarms(metrics).values()
     assert "differ by 0.1 nats" in warning

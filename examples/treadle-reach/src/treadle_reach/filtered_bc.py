@@ -77,10 +77,11 @@ class FilteredBC(Algorithm):
         """See `Algorithm.trained`."""
         return self.parameters
 
-    def alarms(self, metrics: dict[str, float]) -> list[str]:
+    def alarms(self, metrics: dict[str, float]) -> dict[str, str]:
         """Say where there was nothing to learn from."""
         rounds = f"in {self.settings.rounds} rollouts (algorithm.rounds)"
-        return [] if metrics["update/steps"] else [f"no episode succeeded {rounds}, so the policy is as it was"]
+        said = f"no episode succeeded {rounds}, so the policy is as it was"
+        return {} if metrics["update/steps"] else {"no_success": said}
 
     def state_dict(self) -> dict[str, Any]:
         """See `Algorithm.state_dict`."""

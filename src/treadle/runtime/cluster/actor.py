@@ -233,7 +233,7 @@ class MemberActor:
         """See `Trainer.export`."""
         self._here.trainer.export(directory)
 
-    def alarms(self, metrics: dict[str, float]) -> list[str]:
+    def alarms(self, metrics: dict[str, float]) -> dict[str, str]:
         """See `Trainer.alarms`."""
         return self._here.trainer.alarms(metrics)
 

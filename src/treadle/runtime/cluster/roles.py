@@ -196,7 +196,7 @@ class RemoteTrainers:
         """Let every player act with published weights."""
         self.team.send_weights(weights.reference, weights.version)
 
-    def alarms(self, metrics: dict[str, float]) -> list[str]:
+    def alarms(self, metrics: dict[str, float]) -> dict[str, str]:
         """See `Trainers.alarms`."""
         return self.team.engine.ask(self.team.ranks()[:1], "alarms", metrics)[0]
 

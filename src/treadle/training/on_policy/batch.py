@@ -4,6 +4,7 @@ Shapes: T decisions per slot, B slots, N decisions of all rollouts, C actions of
 (`Policy.entries`), V values per decision, S privileged state.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import reduce
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from treadle.algorithms.advantages import Moments, normalize
 from treadle.algorithms.estimators import ESTIMATORS, Estimate, Estimator, Timeline
+from treadle.algorithms.levels import valid_entries
 from treadle.algorithms.masks import (
     episode_lengths,
     flatten_actions,
@@ -82,6 +84,10 @@ class Samples:
     def _columns(cls) -> list[str]:
         return [column.name for column in fields(cls)][1:]
 
+    def slots(self) -> Tensor:
+        """[N] where each was played, counted over all ranks."""
+        return self.order % _PLACES
+
     def weights(self, ranks: Ranks = ALONE) -> Tensor:
         """[N] under which every episode counts the same, however long and on whichever rank."""
         return trajectory_weights(self.lengths, self.valid, ranks.sum(trajectory_totals(self.lengths, self.valid)))
@@ -103,7 +109,7 @@ class Batch:
     weights: Tensor | None
     """[trained] under which every episode counts the same; None weighs every action the same."""
     shares: dict[str, float] = field(default_factory=dict[str, float])
-    """Which shares of the rollouts the policy learns from, as metrics."""
+    """Which shares of the rollouts the policy learns from, and how much log-probs differ, as metrics."""
     proximal: Tensor | None = None
     """[trained, P, E] log-probs under the policy at the start of the update; for data that it drew itself, as noted
     then."""
@@ -124,7 +130,8 @@ def make_batch(
     samples = estimate_advantages(rollouts, algorithm, ranks)
     trained = samples.take(samples.trained)
     weights = trained.weights(ranks) if algorithm.trajectory_weights else None
-    return Batch(samples, trained, weights, measure_shares(rollouts, samples, algorithm, dimension_mask, ranks))
+    shares = measure_shares(rollouts, samples, algorithm, dimension_mask, ranks)
+    return Batch(samples, trained, weights, shares | measure_spread(samples, dimension_mask, ranks))
 
 
 def estimate_advantages(rollouts: Sequence[Rollout], algorithm: OnPolicyConfig, ranks: Ranks = ALONE) -> Samples:
@@ -196,6 +203,19 @@ def measure_shares(
     if groups:
         metrics["update/filtered_group_share"] = 1 - kept / groups
     return metrics
+
+
+def measure_spread(samples: Samples, dimension_mask: Tensor, ranks: Ranks = ALONE) -> dict[str, float]:
+    """The standard deviation of the log-probs of what was decided, over all ranks, as a metric: 0 for a policy that
+    does not draw. `dimension_mask` [A] as for `measure_shares`.
+    """
+    positions, entries = samples.log_probs.shape[1:]
+    # A joint log-prob is of all dimensions.
+    mask = dimension_mask if len(dimension_mask) == entries else None
+    counted = valid_entries(samples.valid, "token", (positions, entries), mask)
+    (moments,) = join_moments([Moments.of(samples.log_probs, counted)], ranks)
+    count = float(moments.count)
+    return {"update/log_prob_std": math.sqrt(float(moments.deviations) / count)} if count else {}
 
 
 def _sizes(rollouts: Sequence[Rollout], ranks: Ranks) -> list[Tensor]:

@@ -21,6 +21,7 @@ from treadle.policies.protocol import Evaluation, Policy, Sampling
 from treadle.training.health import check_finite
 from treadle.training.on_policy.batch import Batch, Samples
 from treadle.training.on_policy.critic_fit import CriticFit
+from treadle.training.on_policy.meters import SignalMeter
 from treadle.training.ranks import ALONE, Ranks
 
 MinibatchResult = dict[str, float]
@@ -28,7 +29,12 @@ MinibatchResult = dict[str, float]
 |rollout's - trainer's log-prob|, over trained entries of decisions that the present weights drew.
 """
 
-_JOINS: dict[str, Callable[[float, float], float]] = {"ratio_min": min, "ratio_max": max, "gap_max": max}
+_JOINS: dict[str, Callable[[float, float], float]] = {
+    "ratio_min": min,
+    "ratio_max": max,
+    "ratio_max_negative": max,
+    "gap_max": max,
+}
 """How numbers of two parts of a minibatch join; others add up."""
 _METRICS = [field.name for field in fields(PolicyMetrics)]
 _NOTHING = dict.fromkeys(["loss", "value_loss", *_METRICS, "gap_sum", "gap_max", "gap_count"], 0.0) | {
@@ -106,7 +112,15 @@ class PolicyGradient:
                 self._evaluate(policy, *_any(batch))
         return torch.cat(found)
 
-    def accumulate(self, batch: Batch, minibatch: Tensor, version: int, *, divided: bool = True) -> MinibatchResult:
+    def accumulate(
+        self,
+        batch: Batch,
+        minibatch: Tensor,
+        version: int,
+        *,
+        divided: bool = True,
+        meter: SignalMeter | None = None,
+    ) -> MinibatchResult:
         """Add the gradient of this rank's part of a minibatch to the parameters; the result is that of all ranks.
 
         With a chunk share p below 1, only the first share of the minibatch's rows is used; they are in random order. A
@@ -117,6 +131,7 @@ class PolicyGradient:
             minibatch: [n] rows of all ranks' trained decisions; -1 where another rank holds the decision.
             version: updates that the present weights have had.
             divided: by the minibatch's entries; else losses, gradients and the result are sums.
+            meter: it is shown what each half adds to the gradient.
 
         Raises:
             DivergenceError: a loss is not finite; it names what was at fault.
@@ -132,12 +147,16 @@ class PolicyGradient:
         # Forward and backward, one micro-batch after another.
         results: list[MinibatchResult] = []
         faults: list[DivergenceError] = []
-        for rows in self._micro_batches(chosen[chosen >= 0]):
-            try:
-                results.append(self._pass(batch, rows, version, totals) if len(rows) else self._accompany(batch))
-            except DivergenceError as error:
-                # Not yet: other ranks may count on this rank's further passes.
-                faults.append(error)
+        mine = chosen[chosen >= 0]
+        for half, part in enumerate([mine] if meter is None else meter.halves(batch.trained, mine)):
+            for rows in self._micro_batches(part):
+                try:
+                    results.append(self._pass(batch, rows, version, totals) if len(rows) else self._accompany(batch))
+                except DivergenceError as error:
+                    # Not yet: other ranks may count on this rank's further passes.
+                    faults.append(error)
+            if meter is not None:
+                meter.note(half, len(part))
         with self._ranks.together(DivergenceError):
             if faults:
                 raise faults[0]

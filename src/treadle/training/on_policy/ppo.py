@@ -17,11 +17,14 @@ from treadle.errors import CheckpointError, ConfigError, DivergenceError
 from treadle.policies.protocol import Policy
 from treadle.training.algorithm import Algorithm, Training
 from treadle.training.health import check_finite, check_gradients, check_rollouts
+from treadle.training.on_policy.alarms import Alarms
 from treadle.training.on_policy.batch import Batch, find_estimator, make_batch
 from treadle.training.on_policy.critic_fit import CriticFit
 from treadle.training.on_policy.gradient import MinibatchResult, PolicyGradient
+from treadle.training.on_policy.meters import Meters
 from treadle.training.on_policy.selection import count_groups
 from treadle.training.on_policy.stream import GradientStream
+from treadle.training.on_policy.summary import mean_of, summarize
 from treadle.training.optimizer import MasterAdamW
 from treadle.training.schedule import draw_minibatches, learning_rate_share
 
@@ -56,10 +59,17 @@ class PPO(Algorithm):
         self._gradient = PolicyGradient(
             policy, self._critic_fit, config, self._dimension_mask, training.device, self._ranks
         )
+        self._meters = Meters(self._policy_parameters, config, self._ranks)
+        self._alarms = Alarms(config, self._policy_parameters)
         streamed = config.overlap == "stream" and self._algorithm.not_streamed(config) is None
         self._stream = (
             GradientStream(
-                self._gradient, self._algorithm, self._dimension_mask, self._ranks, self._add_frozen_log_probs
+                self._gradient,
+                self._algorithm,
+                self._dimension_mask,
+                self._ranks,
+                self._add_frozen_log_probs,
+                self._meters,
             )
             if streamed
             else None
@@ -113,6 +123,7 @@ class PPO(Algorithm):
 
     def _drop_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+        self._meters.drop()
         if self._stream is not None:
             self._stream.clear()
 
@@ -150,11 +161,11 @@ class PPO(Algorithm):
             self._drop_gradients()
             return {"update/steps": 0.0}
         self.policy.train()
+        self._meters.begin(iteration)
         results, norms = self._take_steps(batch, place, iteration)
-        metrics = _summarize(results, len(place))
-        metrics["update/gradient_norm"] = _mean(norms)
+        metrics = summarize(results, norms, len(place)) | self._meters.metrics
         if self._critic_fit.is_head:
-            metrics["critic/loss"] = _mean([result["value_loss"] for result in results])
+            metrics["critic/loss"] = mean_of([result["value_loss"] for result in results])
         if self._reference is not None:
             metrics |= self._follow_reference(metrics["update/reference_kl"])
         return metrics
@@ -175,7 +186,8 @@ class PPO(Algorithm):
         for epoch in range(algorithm.epochs):
             start = len(results)
             for drawn in draw_minibatches(len(place), algorithm.minibatch, self._config.seed, iteration, epoch):
-                results.append(self._gradient.accumulate(batch, place[drawn], iteration))
+                meter = self._meters.signal
+                results.append(self._gradient.accumulate(batch, place[drawn], iteration, meter=meter))
                 norms.append(self._step(iteration))
             # Stop early if the policy has moved far enough.
             if algorithm.target_kl is not None:
@@ -221,7 +233,7 @@ class PPO(Algorithm):
             if iteration < self._config.critic_warmup:
                 for parameter in self._policy_parameters:
                     parameter.grad = None
-        self.optimizer.step()
+        self._meters.watch(self.optimizer.step)
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
@@ -249,14 +261,9 @@ class PPO(Algorithm):
         """See `Algorithm.trained`."""
         return self._policy_parameters
 
-    def alarms(self, metrics: dict[str, float]) -> list[str]:
+    def alarms(self, metrics: dict[str, float]) -> dict[str, str]:
         """See `Algorithm.alarms`."""
-        gap, limit = metrics.get("update/log_prob_gap_mean", 0.0), self._algorithm.log_prob_alarm
-        said = (
-            f"log-probs of rollout and trainer differ by {gap:.3g} nats in the mean (algorithm.log_prob_alarm is "
-            f"{limit:g}): ratios carry noise of that size; compare dtype, kernels and sampling of the two"
-        )
-        return [said] if gap > limit else []
+        return self._alarms.see(metrics)
 
     def offload(self) -> None:
         """See `Algorithm.offload`."""
@@ -317,34 +324,3 @@ def _check_positions(algorithm: OnPolicyConfig, policy: Policy) -> None:
             f"algorithm.reward_level 'action': this policy has one set of log-probs for a chunk of {policy.chunk} "
             "actions; use algorithm.reward_level 'chunk'"
         )
-
-
-def _summarize(results: list[MinibatchResult], decisions: int) -> dict[str, float]:
-    """Metrics of all minibatches of an update; `decisions` counts its decisions."""
-
-    def mean(name: str) -> float:
-        return _mean([result[name] for result in results])
-
-    metrics = {
-        "update/policy_loss": mean("loss"),
-        "update/approximate_kl": mean("kl"),
-        "update/clip_share": mean("clip_share"),
-        "update/ratio_min": min(result["ratio_min"] for result in results),
-        "update/ratio_max": max(result["ratio_max"] for result in results),
-        "update/entropy": mean("entropy"),
-        "update/reference_kl": mean("reference_kl"),
-        "update/stale_weight": mean("stale_weight"),
-        # Kish's effective sample size, of the ratios as weights.
-        "update/effective_samples": decisions * mean("ratio_mean") ** 2 / max(mean("ratio_square"), 1e-12),
-        "update/steps": float(len(results)),
-    }
-    first = results[0]
-    if first["gap_count"]:
-        # Before the first step, rollout and trainer have the same weights.
-        metrics["update/log_prob_gap"] = first["gap_max"]
-        metrics["update/log_prob_gap_mean"] = first["gap_sum"] / first["gap_count"]
-    return metrics
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else 0.0

@@ -14,10 +14,11 @@ from treadle.config.on_policy import OnPolicyConfig
 from treadle.data.rollout import Rollout
 from treadle.training.on_policy.batch import Batch, make_batch
 from treadle.training.on_policy.gradient import MinibatchResult, PolicyGradient, join_results
+from treadle.training.on_policy.meters import Meters
 from treadle.training.ranks import Ranks
 from treadle.training.shards import own_rows
 
-_NOT_MEANS = ("ratio_min", "ratio_max", "gap_sum", "gap_max", "gap_count")
+_NOT_MEANS = ("ratio_min", "ratio_max", "ratio_max_negative", "gap_sum", "gap_max", "gap_count")
 """Numbers of a minibatch that are no means over its entries."""
 
 
@@ -30,6 +31,7 @@ class GradientStream:
         dimension_mask: [A] bool, the action dimensions that are trained.
         ranks: those that hold the batch.
         freeze_log_probs: adds log-probs under frozen policies to a batch.
+        meters: they measure the update's one step.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class GradientStream:
         dimension_mask: Tensor,
         ranks: Ranks,
         freeze_log_probs: Callable[[Batch, int], None],
+        meters: Meters,
     ) -> None:
         self._gradient = gradient
         self._algorithm = algorithm
         self._dimension_mask = dimension_mask
         self._ranks = ranks
         self._freeze_log_probs = freeze_log_probs
+        self._meters = meters
         self.clear()
 
     def clear(self) -> None:
@@ -57,6 +61,7 @@ class GradientStream:
 
     def add(self, rollouts: Sequence[Rollout], iteration: int) -> None:
         """Add what is new in `rollouts`. Raises as `PolicyGradient.accumulate`."""
+        self._meters.begin(iteration)
         for rollout in rollouts[self.count :]:
             batch = make_batch([rollout], self._algorithm, self._dimension_mask, self._ranks)
             trained = batch.trained
@@ -68,7 +73,8 @@ class GradientStream:
             self._freeze_log_probs(batch, iteration)
             rows = torch.arange(len(trained))
             if int(self._ranks.sum(torch.tensor(len(rows)))):
-                self._results.append(self._gradient.accumulate(batch, rows, iteration, divided=False))
+                meter = self._meters.signal
+                self._results.append(self._gradient.accumulate(batch, rows, iteration, divided=False, meter=meter))
             self.count += 1
 
     @torch.no_grad()
