@@ -9,9 +9,10 @@ from policy_samples import Official
 from torch.nn import functional as F
 
 from treadle.policies import load_policy
-from treadle.policies.prismatic.image import pixel_values, resize
+from treadle.policies.prismatic.image import pixel_values
 from treadle.policies.prismatic.model import PrismaticInputs
 from treadle.policies.prismatic.openvla_oft import OpenVLAOFT
+from treadle.policies.prismatic.resampling import pillow_bicubic
 from treadle.policies.sampling import Sampling
 
 CASES = ["one_image", "two_images", "two_images_proprio"]
@@ -32,13 +33,14 @@ def policy(official: Official) -> OpenVLAOFT:
 @pytest.mark.parametrize(("observation", "camera"), [(0, "primary"), (0, "wrist"), (1, "wrist")])
 def test_resize_is_pillows_exactly(official: Official, observation: int, camera: str) -> None:
     frames = torch.tensor(official.frames(observation, 2)[("primary", "wrist").index(camera)])
-    np.testing.assert_array_equal(resize(frames, (224, 224))[0], official.arrays[f"resized_{observation}_{camera}"])
+    resized = pillow_bicubic(frames, (224, 224))[0]
+    np.testing.assert_array_equal(resized, official.arrays[f"resized_{observation}_{camera}"])
 
 
 def test_pixel_values(official: Official, policy: OpenVLAOFT) -> None:
     for observation in (0, 1):
         for index, camera in enumerate(("primary", "wrist")):
-            frames = resize(torch.tensor(official.frames(observation, 2)[index]), (224, 224))
+            frames = pillow_bicubic(torch.tensor(official.frames(observation, 2)[index]), (224, 224))
             pixels = torch.cat(pixel_values(frames, policy._images.means, policy._images.stds, torch.float32), dim=1)[0]
             expected = official.arrays[f"pixel_values_strided_{observation}_{camera}"]
             np.testing.assert_allclose(pixels[:, 5::14, 5::14], expected, atol=1e-6)

@@ -8,10 +8,11 @@ from policy_samples import Official
 from torch.nn import functional as F
 
 from treadle.policies import load_policy
-from treadle.policies.prismatic.image import pixel_values, resize
+from treadle.policies.prismatic.image import pixel_values
 from treadle.policies.prismatic.llama import causal
 from treadle.policies.prismatic.model import PrismaticInputs
 from treadle.policies.prismatic.openvla import OpenVLA
+from treadle.policies.prismatic.resampling import pillow_bicubic
 from treadle.policies.sampling import Sampling
 
 SAMPLES = range(3)
@@ -43,7 +44,7 @@ def frames(official: Official, index: int) -> np.ndarray:
 
 @pytest.mark.parametrize("index", [1, 2])
 def test_resize_is_pillows_exactly(official_openvla: Official, index: int) -> None:
-    resized = resize(torch.tensor(frames(official_openvla, index)), (224, 224))[0]
+    resized = pillow_bicubic(torch.tensor(frames(official_openvla, index)), (224, 224))[0]
     np.testing.assert_array_equal(resized, official_openvla.arrays[f"resized_{index}"])
 
 

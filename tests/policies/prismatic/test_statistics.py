@@ -30,6 +30,10 @@ def test_the_key_that_was_asked_for_comes_before_its_twin() -> None:
     assert select_key(stats, "libero_no_noops", "f.json") == "libero_no_noops"
     assert select_key(stats, "kitchen", "f.json") == "kitchen_no_noops"
     assert select_key({"bridge": {}}, None, "f.json") == "bridge"
+    hammer = {"beat_block_hammer_1k": {}}, {"robotwin2_beat_block_hammer_1k": {}}
+    for stats_of_one in hammer:
+        for asked in ("beat_block_hammer_1k", "robotwin2_beat_block_hammer_1k"):
+            assert select_key(stats_of_one, asked, "f.json") == next(iter(stats_of_one))
     with pytest.raises(CheckpointError, match=r"f\.json: no statistics 'kuka'; there are: bridge, kitchen_no_noops, l"):
         select_key(stats, "kuka", "f.json")
     with pytest.raises(CheckpointError, match="choose one of: bridge"):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from policy_samples import Official
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from treadle.errors import CheckpointError
 from treadle.policies import load_policy
@@ -94,6 +95,60 @@ def test_a_value_head_of_another_program(official: Official, folder: Path, caplo
     assert policy.value_outputs == 0
     assert "value_head.mlp.0.weight and 0 more in the main weights are a value head" in caplog.text
     assert torch.equal(act(policy, official), act(load(official.directory), official))
+
+
+def published_head(width: int, outputs: int, layers: tuple[str, str, str]) -> Tensors:
+    """A value head as published code lays it out, by `nn.Sequential` or with names, and without a last bias."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = (width, 16, 4, outputs)
+    head: Tensors = {}
+    for index, layer in enumerate(layers):
+        head[f"value_head.{layer}.weight"] = torch.randn(sizes[index + 1], sizes[index], generator=generator)
+        if index < 2:
+            head[f"value_head.{layer}.bias"] = torch.randn(sizes[index + 1], generator=generator)
+    return head
+
+
+@pytest.mark.parametrize("outputs", [1, 8])
+@pytest.mark.parametrize("layers", [("mlp.0", "mlp.2", "mlp.4"), ("head_l1", "head_l2", "head_l3")])
+def test_a_value_head_among_the_main_weights_is_read(
+    official: Official, folder: Path, tmp_path: Path, outputs: int, layers: tuple[str, str, str]
+) -> None:
+    width = load(official.directory).width
+    head = published_head(width, outputs, layers)
+    edit(folder, lambda tensors: {**tensors, **head})
+    policy = load(folder)
+    assert policy.value_outputs == outputs
+    assert any("value head among the main weights is used" in remark.text for remark in examine_policy(folder).remarks)
+    inputs = policy.prepare(official.frames(0, 2), ["lift the ball"], np.zeros((1, 8), np.float32))
+    hidden = policy.hidden_states(inputs, reads=1)[:, 0]
+    expected = hidden
+    for index, layer in enumerate(layers):
+        expected = F.linear(expected, head[f"value_head.{layer}.weight"], head.get(f"value_head.{layer}.bias"))
+        expected = F.gelu(expected) if index < 2 else expected
+    values = policy.values(inputs)
+    torch.testing.assert_close(values, expected)
+    assert torch.equal(act(policy, official), act(load(official.directory), official))
+    # It is written as Treadle's own, and is none of the main weights.
+    policy.save(tmp_path / "saved")
+    assert not any(name.startswith("value_head.") for name in read_weights(tmp_path / "saved"))
+    again = load(tmp_path / "saved")
+    assert policy.value_head is not None
+    assert again.value_head is not None
+    assert all(
+        torch.equal(x, again.value_head.state_dict()[name]) for name, x in policy.value_head.state_dict().items()
+    )
+    torch.testing.assert_close(again.values(inputs), values)
+    assert load(folder, value_outputs=0).value_head is None
+
+
+def test_a_value_head_that_does_not_fit_is_not_read(
+    official: Official, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    width = load(official.directory).width
+    edit(folder, lambda tensors: {**tensors, **published_head(width, 3, ("mlp.0", "mlp.2", "mlp.4"))})
+    assert load(folder).value_head is None
+    assert "value_head.mlp.0.bias and 4 more in the main weights are a value head" in caplog.text
 
 
 @pytest.mark.parametrize(

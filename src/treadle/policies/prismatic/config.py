@@ -13,7 +13,7 @@ from pydantic import Field
 from treadle.config.section import Natural, Positive
 from treadle.errors import CheckpointError, ConfigError
 from treadle.policies.prismatic.action_tokens import BINS
-from treadle.policies.prismatic.image import NAIVE
+from treadle.policies.prismatic.image import NAIVE, Resize
 from treadle.policies.prismatic.prompt import PromptStyle
 from treadle.policies.prismatic.published import read_published
 from treadle.policies.prismatic.statistics import Normalization
@@ -68,6 +68,8 @@ class PrismaticConfig:
     """Share of each image's area that is kept, around its centre; policies trained on random crops, as published ones
     of OpenVLA-OFT are, were evaluated with 0.9.
     """
+    resize: Resize = "pillow"
+    """How frames come to `image_size`: see `image.Resize`."""
     value_outputs: Natural = 0
     """V of the value head: 0 none, 1 per decision, C per action."""
     value_hidden: tuple[Positive, ...] = (512, 128)

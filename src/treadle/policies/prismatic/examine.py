@@ -22,6 +22,7 @@ from treadle.policies.inspection import (
 from treadle.policies.prismatic import adapters
 from treadle.policies.prismatic.film import read_film
 from treadle.policies.prismatic.load import (
+    CRITIC,
     OWN,
     PUBLISHED,
     Directory,
@@ -48,10 +49,13 @@ def remarks(made: "PrismaticPolicy", found: Directory, dtype: torch.dtype | None
         name = str(dtype or found.dtype).removeprefix("torch.")
         otherwise = "unless dtype says otherwise, " if dtype is None else ""
         say(f"tensors of several types ({counts}); {otherwise}all become {name}", warning=dtype is None)
-    if found.foreign:
+    if found.critic is not None:
+        say(f"the value head among the main weights is used: {found.critic.outputs} values per decision")
+    elif found.foreign:
+        first, more = next(iter(found.foreign)), len(found.foreign) - 1
         say(
-            f"{found.foreign[0]} and {len(found.foreign) - 1} more in the main weights are a value head of another "
-            "program and are not read; training begins with a fresh one",
+            f"{first} and {more} more in the main weights are a value head of another program and are not read; "
+            "training begins with a fresh one",
             warning=True,
         )
     for name in PUBLISHED:
@@ -136,7 +140,9 @@ def _check_parts(policy: "PrismaticPolicy", found: Directory) -> dict[str, str]:
     for name in OWN:
         module = getattr(policy, name, None)
         path = find_part(found.path, name)
-        if module is None or (path is None and policy.make_part(name, policy.device)):
+        if module is None or (name == CRITIC and found.critic is not None):
+            continue
+        if path is None and policy.make_part(name, policy.device):
             continue
         tensors, source = read_part(found.path, name)
         checkpoint.check_shapes(

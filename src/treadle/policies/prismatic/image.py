@@ -3,18 +3,49 @@
 All of it runs in batches, where the frames are. Shapes: B samples, H x W pixels.
 """
 
-from functools import cache
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from treadle.policies.prismatic.jpeg import recompress
+from treadle.policies.prismatic.resampling import Size, lanczos, pillow_bicubic, torch_bicubic
+
+Resize = Literal["pillow", "torch", "jpeg-lanczos", "crop"]
+"""How frames come to the size that the towers see: by Pillow's bicubic filter; by torch's; through JPEG and a Lanczos
+filter, as in the data that published policies have learned from; or by the crop itself, in one bilinear step.
+"""
 
 Strategy = Literal["resize-naive", "letterbox", "resize-crop"]
 """How frames that are not square become square: each side stretched on its own; bars added; or the middle cut out."""
 NAIVE: Strategy = "resize-naive"
 
 
-def fit(pixels: Tensor, size: tuple[int, int], strategy: Strategy, fill: tuple[int, int, int]) -> Tensor:
+def prepare(
+    pixels: Tensor, size: Size, resize: Resize, strategy: Strategy, fill: tuple[int, int, int], share: float
+) -> Tensor:
+    """Frames [B, H, W, 3] uint8 to what towers see, before the normalisation: [B, *size, 3] uint8. See `fit` for
+    `strategy` and `fill`, and `crop_centre` for `share`.
+
+    Frames that have the size already are neither resized nor compressed.
+    """
+    if resize == "crop":
+        return crop_centre(pixels, share, size)
+    if resize == "jpeg-lanczos" and pixels.shape[1:3] != size:
+        # The frame is stretched to the square, whatever the strategy: so are those of the data.
+        pixels = lanczos(recompress(pixels), size)
+    scale = torch_bicubic if resize == "torch" else pillow_bicubic
+    return crop_centre(fit(pixels, size, strategy, fill, scale), share, size)
+
+
+def fit(
+    pixels: Tensor,
+    size: Size,
+    strategy: Strategy,
+    fill: tuple[int, int, int],
+    resize: Callable[[Tensor, Size], Tensor] = pillow_bicubic,
+) -> Tensor:
     """Frames [B, H, W, 3] uint8 to [B, *size, 3] uint8; `fill` is the colour of the bars of a letterbox."""
     if strategy == "resize-naive":
         return resize(pixels, size)
@@ -41,28 +72,15 @@ def _letterbox(pixels: Tensor, fill: tuple[int, int, int]) -> Tensor:
     return padded
 
 
-def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Frames [B, H, W, 3] uint8 to [B, *size, 3] uint8 as Pillow's bicubic does, no crop, no letterbox."""
-    if pixels.shape[1:3] == size:
-        return pixels
-    values = pixels.double()
-    if pixels.shape[2] != size[1]:
-        weights = _weights(pixels.shape[2], size[1]).to(pixels.device)
-        values = _levels(torch.einsum("ow,bhwc->bhoc", weights, values))
-    if pixels.shape[1] != size[0]:
-        weights = _weights(pixels.shape[1], size[0]).to(pixels.device)
-        values = _levels(torch.einsum("oh,bhwc->bowc", weights, values))
-    return values.to(torch.uint8)
-
-
-def crop_centre(pixels: Tensor, share: float) -> Tensor:
-    """Frames [B, H, W, 3] uint8: the middle `share` of their area, stretched to the whole by bilinear interpolation.
+def crop_centre(pixels: Tensor, share: float, size: Size) -> Tensor:
+    """Frames [B, H, W, 3] uint8 to [B, *size, 3] uint8: the middle `share` of their area, by bilinear interpolation.
 
     Each side keeps the square root of the share, as in the evaluation of OpenVLA-OFT, whose roundings are followed.
     """
-    if share == 1:
+    if share == 1 and pixels.shape[1:3] == size:
         return pixels
-    (top, bottom, down), (left, right, across) = (_between(n, share, pixels.device) for n in pixels.shape[1:3])
+    sides = zip(pixels.shape[1:3], size, strict=True)
+    (top, bottom, down), (left, right, across) = (_between(*side, share, pixels.device) for side in sides)
     unit = pixels.float() * (1 / 255)
     down, across = down[:, None, None], across[:, None]
     upper, lower = unit[:, top], unit[:, bottom]
@@ -71,36 +89,17 @@ def crop_centre(pixels: Tensor, share: float) -> Tensor:
     return ((upper + (lower - upper) * down).clamp(0, 1) * 255.5).to(torch.uint8)
 
 
-def _between(size: int, share: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each of `size` samples along a cropped side: the pixel before, the pixel after, and the way between them."""
+def _between(before: int, after: int, share: float, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each of `after` samples along a cropped side of `before` pixels: the pixel before it, the one behind it, and
+    the way between them.
+    """
     # In float64 and then rounded: torch's float32 square root is not the nearest number on every processor.
     kept = torch.tensor(share).double().sqrt().float()
     first = (1 - kept) / 2
-    step = (first + kept - first) * (size - 1) / (size - 1)
-    place = first * (size - 1) + torch.arange(size) * step
-    before = place.floor()
-    return before.long().to(device), place.ceil().long().to(device), (place - before).to(device)
-
-
-def _levels(values: Tensor) -> Tensor:
-    """Whole levels, which is what Pillow keeps between its two passes."""
-    return values.add(0.5).floor().clamp(0, 255)
-
-
-@cache
-def _weights(before: int, after: int) -> Tensor:
-    """Bicubic resampling weights [after, before], widened where shrinking, in Pillow's 22-bit fixed point."""
-    ratio = before / after
-    stretch = max(ratio, 1.0)
-    centre = (torch.arange(after, dtype=torch.float64)[:, None] + 0.5) * ratio
-    pixel = torch.arange(before, dtype=torch.float64)
-    first, last = (centre - 2 * stretch + 0.5).floor(), (centre + 2 * stretch + 0.5).floor()
-    x = ((pixel + 0.5 - centre) / stretch).abs()
-    inner, outer = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weights = torch.where(x < 1, inner, torch.where(x < 2, outer, 0.0))
-    weights = torch.where((pixel >= first) & (pixel < last), weights, 0.0)
-    weights = weights / weights.sum(dim=1, keepdim=True)
-    return (weights.abs() * 2**22 + 0.5).floor() * weights.sign() / 2**22
+    step = (first + kept - first) * (before - 1) / (after - 1)
+    place = first * (before - 1) + torch.arange(after) * step
+    lower = place.floor()
+    return lower.long().to(device), place.ceil().long().to(device), (place - lower).to(device)
 
 
 def pixel_values(frames: Tensor, means: Tensor, stds: Tensor, dtype: torch.dtype) -> list[Tensor]:

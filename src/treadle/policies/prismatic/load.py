@@ -2,7 +2,8 @@
 their own beside them, under published or own names.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +14,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from treadle.errors import CheckpointError
 from treadle.policies import checkpoint
 from treadle.policies.prismatic import adapters
+from treadle.policies.prismatic.config import AnyConfig
 from treadle.policies.prismatic.statistics import count_actions, select_key
+from treadle.policies.prismatic.value_heads import PREFIX, PublishedHead, find_value_head
 from treadle.policies.tensors import (
     DISTRIBUTED,
     TYPES,
@@ -36,10 +39,10 @@ LORA_TARGETS = (
     *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"),
 )
 """Layers that published fine-tuning puts adapters on, by the last part of their names."""
-FLOAT32 = ("value_head", "action_scale")
+CRITIC = "value_head"
+"""The part that values decisions."""
+FLOAT32 = (CRITIC, "action_scale")
 """Parts that are float32 whatever the rest is."""
-FOREIGN = ("value_head.",)
-"""Beginnings of names in the main weights of other programs that are no part of the published model: RLinf's critic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +121,10 @@ class Directory:
     """A, of those statistics."""
     layout: dict[str, Stored]
     """The tensors of the main weights."""
-    foreign: tuple[str, ...] = ()
-    """Names of tensors beside them that are not read: parts that other programs put there."""
+    foreign: dict[str, Stored] = field(default_factory=dict)
+    """Tensors beside them that are no part of the published model: the critic of RL frameworks."""
+    critic: PublishedHead | None = None
+    """The value head that these are, where it is one that Treadle has and that is used."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,11 +145,23 @@ def read_directory(path: Path, statistics: str | None) -> Directory:
     key = select_key(norm_stats, statistics, source)
     dimensions = count_actions(norm_stats, key, source)
     layout = checkpoint.read_layout(weights)
-    foreign = tuple(name for name in layout if name.startswith(FOREIGN))
+    foreign = {name: stored for name, stored in layout.items() if name.startswith(PREFIX)}
     layout = {name: stored for name, stored in layout.items() if name not in foreign}
     for file in {stored.file for stored in layout.values()}:
         check_types(weights / file, {name: stored for name, stored in layout.items() if stored.file == file})
-    return Directory(path, weights, adapter, config, norm_stats, source, key, dimensions, layout, foreign)
+    critic = find_value_head(foreign)
+    return Directory(path, weights, adapter, config, norm_stats, source, key, dimensions, layout, foreign, critic)
+
+
+def with_critic(config: AnyConfig, found: Directory, overrides: Mapping[str, Any]) -> tuple[AnyConfig, Directory]:
+    """The config with the value head that is among the main weights, and the directory whose `critic` it is; without it
+    where another is meant, or it does not fit.
+    """
+    head = found.critic
+    taken = config.value_outputs or "value_outputs" in overrides
+    if head is None or taken or head.width != config.width or head.outputs not in (1, config.chunk):
+        return config, replace(found, critic=None)
+    return replace(config, value_outputs=head.outputs, value_hidden=head.hidden), found
 
 
 def settings_directory(path: Path) -> Path:
@@ -177,6 +194,9 @@ def fill(
     for name, module in made.named_children():
         if name not in OWN:
             main.add_module(name, module)
+            continue
+        if name == CRITIC and directory.critic is not None:
+            checkpoint.assign(module, directory.critic.read(directory.weights, device), directory.weights)
             continue
         if find_part(directory.path, name) is None and made.make_part(name, device):
             continue

@@ -22,7 +22,7 @@ from treadle.policies.observations import check_observations, check_propriocepti
 from treadle.policies.prismatic.action_tokens import ActionCodec
 from treadle.policies.prismatic.blocks import in_blocks
 from treadle.policies.prismatic.config import TOWER_NAMES, PrismaticConfig
-from treadle.policies.prismatic.image import crop_centre, fit, pixel_values
+from treadle.policies.prismatic.image import pixel_values, prepare
 from treadle.policies.prismatic.llama import make_lean
 from treadle.policies.prismatic.load import OWN, PartFile
 from treadle.policies.prismatic.preprocessor import read_images
@@ -182,12 +182,16 @@ class PrismaticModel(Policy):
                 f"frames of {len(cameras)} cameras, the policy has learned from {known}; let the simulator show as "
                 f"many (simulator.options), or set policy.options.cameras={len(cameras)} if it shall learn from them"
             )
-        size, kept = self.config.image_size, self.config.center_crop
+        config, found = self.config, self._images
         # Frames cross to the device as they are, in bytes, and are resized there.
         moved = [torch.from_numpy(camera.copy()).to(self.device) for camera in cameras]
-        strategy, fill = self._images.strategy, self._images.fill
-        parts = [crop_centre(fit(camera, size, strategy, fill), kept) for camera in moved]
-        pixels = torch.stack(parts, dim=1)
+        pixels = torch.stack(
+            [
+                prepare(camera, config.image_size, config.resize, found.strategy, found.fill, config.center_crop)
+                for camera in moved
+            ],
+            dim=1,
+        )
         ids, mask = self.prompts.encode(list(instructions))
         state = self._scaled(proprioception, len(pixels))
         return PrismaticInputs(ids, mask, frames=pixels, proprioception=state).to(self.device)

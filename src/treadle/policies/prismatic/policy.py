@@ -35,6 +35,7 @@ from treadle.policies.prismatic.load import (
     fill,
     read_directory,
     settings_directory,
+    with_critic,
 )
 from treadle.policies.prismatic.model import PrismaticInputs, PrismaticModel
 from treadle.policies.prismatic.preprocessor import PREPROCESSOR, make_preprocessor
@@ -156,6 +157,7 @@ class PrismaticPolicy(PrismaticModel):
         """
         found = read_directory(directory, statistics)
         config = cls.configure(found, overrides)
+        config, found = with_critic(config, found, overrides)
         files = checkpoint.read_carried(found.path)
         if TOKENIZER not in files:
             raise missing(found.path / TOKENIZER)

@@ -14,6 +14,8 @@ from treadle.reading import shown
 Normalization = Literal["quantiles", "bounds"]
 """`quantiles`: q01 and q99 go to -1 and 1 (LIBERO, Bridge, tabletop); `bounds`: min and max (ALOHA, RoboTwin)."""
 
+ROBOTWIN = "robotwin2_"
+"""What some put in front of the names of RoboTwin's data sets."""
 _EPSILON = 1e-8
 _ENDS: dict[Normalization, tuple[str, str]] = {"quantiles": ("q01", "q99"), "bounds": ("min", "max")}
 
@@ -55,7 +57,8 @@ class Range:
 
 
 def select_key(norm_stats: object, key: str | None, source: str) -> str:
-    """The data set whose statistics apply: `key`, else its twin `<key>_no_noops`; the only one for None.
+    """The data set whose statistics apply: `key`, else its twin `<key>_no_noops`, else its twin with or without
+    `robotwin2_` in front; the only one for None.
 
     Raises CheckpointError, naming `source` and the keys there are.
     """
@@ -68,11 +71,19 @@ def select_key(norm_stats: object, key: str | None, source: str) -> str:
         if len(norm_stats) == 1:
             return next(iter(norm_stats))
         raise CheckpointError(f"{source}: statistics of several data sets; choose one of: {available}")
-    # The official evaluation adds the ending only where the plain key is missing.
-    for candidate in (key, f"{key}_no_noops"):
+    for candidate in (key, *twins(key)):
         if candidate in norm_stats:
             return candidate
     raise CheckpointError(f"{source}: no statistics {key!r}; there are: {available}")
+
+
+def twins(key: str) -> tuple[str, ...]:
+    """Other names under which a data set's statistics may be found where its own is missing.
+
+    The official evaluation of LIBERO adds an ending then. For RoboTwin, SimpleVLA-RL says the benchmark before the
+    task, and takes it off again; RLinf does not say it.
+    """
+    return (f"{key}_no_noops", key.removeprefix(ROBOTWIN), f"{ROBOTWIN}{key}")
 
 
 def count_actions(norm_stats: dict[str, Any], key: str, source: str) -> int:
