@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fakes import FakePolicy, FakeSimulator, Script, scenario
 from miniature import SIMULATOR, make_policy
@@ -57,6 +59,17 @@ def test_results_do_not_depend_on_slots_lanes_and_workers(slots, lanes, workers,
     assert played(slots, 12, lanes=lanes, workers=workers, kind=kind) == wanted
     returns = {result.episode_return % 1 for result in wanted}
     assert len(returns) == 12, "each scenario has noise of its own"
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_number_of_slots_lanes_and_workers_gives_the_same_episodes(data):
+    """Sampled, so that noise which depended on the batch would show."""
+    lanes = data.draw(st.integers(1, 4), label="lanes")
+    workers, slots = data.draw(st.integers(1, 4), label="workers"), data.draw(st.integers(lanes, 24), label="slots")
+    chunk = data.draw(st.integers(1, 4), label="chunk")
+    alone = played(1, 9, chunk=chunk)
+    assert played(slots, 9, chunk=chunk, lanes=lanes, workers=workers, kind="threads") == alone
 
 
 def test_a_greedy_policy_draws_no_actions():
@@ -228,6 +241,7 @@ def test_a_checkpoint_is_evaluated_with_its_manifest(tmp_path: Path):
     )  # fmt: skip
     assert manifest["horizons"] == {"train": 8, "vision": 8}
     assert manifest["simulator_versions"]["mujoco"] == manifest["versions"]["mujoco"]
+    assert manifest["renderer"] is None, "the tabletop casts rays itself"
     assert report["complete"]
     assert report["wanted"] == 10
     assert LoadingConfig.model_validate(manifest["policy"]) == loading

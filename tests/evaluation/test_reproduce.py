@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from fakes import scenario
 from miniature import SIMULATOR
+from treadle.cli import app
 from treadle.commands.evaluation import Request, reproduce
 from treadle.config.protocols import EvalConfig
 from treadle.config.schema import EvaluationConfig, LoadingConfig, SamplingConfig
@@ -168,6 +170,29 @@ def test_what_changed_is_named_before_it_is_played(evaluated):
     first = said.splitlines()[0]
     assert first.startswith("differs from the manifest: weights: weights_sha256.model.safetensors was ")
     assert "OUTSIDE" in said
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("interval", "code"), [([0.0, 1.0], 0), ([0.9, 1.0], 1)])
+def test_the_exit_code_says_inside_or_outside(evaluated, tmp_path, monkeypatch, interval, code):
+    """The miniature policy fails, so an interval that begins at 0.9 does not hold its success."""
+    _, folder = evaluated
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["suites"]["train"]["success"] < 0.9
+    for suite in manifest["suites"].values():
+        suite["ci95"] = interval
+    write_atomically(folder / "manifest.json", to_json(manifest))
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(app, ["eval", "--reproduce", str(folder / "manifest.json"), "--device", "cpu"])
+    assert said.exit_code == code
+    assert ("OUTSIDE" in said.stdout) is bool(code)
+
+
+def test_the_exit_code_of_a_mistake(tmp_path):
+    write_atomically(tmp_path / "m.json", "{}")
+    said = CliRunner().invoke(app, ["eval", "--reproduce", str(tmp_path / "m.json")])
+    assert said.exit_code == 2
+    assert "no manifest of an evaluation" in said.stderr
 
 
 @pytest.mark.integration

@@ -49,12 +49,13 @@ def checkpoint_label(checkpoint: Path) -> str:
 
 
 def facts_of(policy: Policy, crew: Crew, simulator: SimulatorConfig) -> Manifest:
-    """What the loaded policy and the simulator's own Python say: processing, versions of physics and renderer."""
+    """What the loaded policy and the simulator's own Python say: processing, versions of physics, the renderer."""
     interpreter = crew.plan.factory.interpreter
     return {
         "policy_facts": policy.describe(),
         "device": policy.device.type,
         "simulator_versions": crew.call(queries.VERSIONS, simulator_packages(simulator)),
+        "renderer": crew.call(queries.RENDERER),
         "simulator_variables": {} if interpreter is None else dict(interpreter.variables),
     }
 

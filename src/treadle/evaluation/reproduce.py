@@ -29,6 +29,7 @@ _SECTIONS = {
     "device": "device",
     "simulator": "simulator",
     "simulator_versions": "versions where the simulator lives",
+    "renderer": "renderer",
     "simulator_variables": "environment of the simulator",
     "evaluation": "evaluation",
     "ablation": "ablation",

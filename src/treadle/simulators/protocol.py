@@ -135,6 +135,15 @@ class Settling(Simulator, Protocol):
         ...
 
 
+@runtime_checkable
+class Drawing(Simulator, Protocol):
+    """A simulator whose frames depend on a renderer and its driver."""
+
+    def describe_renderer(self) -> str:
+        """What draws them, with versions."""
+        ...
+
+
 class Expert(Protocol):
     """A scripted controller that reads privileged state."""
 

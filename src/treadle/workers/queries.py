@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from treadle.data.scenario import Scenario, Split
-from treadle.simulators.protocol import Scenes, SceneTeacher, Settling, Simulator, Teacher
+from treadle.simulators.protocol import Drawing, Scenes, SceneTeacher, Settling, Simulator, Teacher
 
 COUNT, SCENARIOS, INSTRUCTIONS, VOCABULARY, SCENES, VERSIONS = (
     f"{__name__}:{name}" for name in ("count", "scenarios", "instructions", "vocabulary", "scenes", "versions")
 )
-PHYSICS, SETTLING = f"{__name__}:physics", f"{__name__}:settling"
+PHYSICS, SETTLING, RENDERER = (f"{__name__}:{name}" for name in ("physics", "settling", "renderer"))
 
 
 def count(simulator: Simulator, suite: str, split: Split) -> int:
@@ -57,3 +57,8 @@ def physics(simulator: Simulator) -> str | None:
 def settling(simulator: Settling, wanted: Sequence[Scenario]) -> list[dict[str, float]]:
     """How far each thing slides while each scenario's stored state comes to rest."""
     return [simulator.settling(scenario) for scenario in wanted]
+
+
+def renderer(simulator: Simulator) -> str | None:
+    """What draws the frames; None where the simulator's packages are all that there is to it."""
+    return simulator.describe_renderer() if isinstance(simulator, Drawing) else None

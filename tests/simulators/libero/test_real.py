@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from contextlib import closing
 from pathlib import Path
@@ -110,9 +111,32 @@ def test_a_bowl_on_a_ramekin_settles_as_it_was_recorded(interpreter):
     options = {"suite": "spatial", "tasks": [5]}
     with closing(open_in_a_process(SimulatorFactory(TARGET, options, interpreter), 1)) as opened:
         assert opened.crew.call(queries.PHYSICS) == "MuJoCo 3.3.7"
+        assert re.search(r"\d\.\d.*(Mesa|NVIDIA) \d", opened.crew.call(queries.RENDERER))
         (moved,) = opened.crew.call(queries.SETTLING, opened.scenarios("train", "evaluation")[:1])
     assert moved["akita_black_bowl_1"] == pytest.approx(0.0146, abs=0.001)
     assert max(moved.values()) < 0.02
+
+
+FREED = """
+import gc, weakref
+import numpy as np
+from treadle.simulators.libero import Libero
+gc.disable()
+simulator, slot = Libero(1, suite="object", scenes=0), np.arange(1)
+first, second = simulator.scenarios("train", "train")[:2]
+simulator.reset(slot, [first])
+scene = weakref.ref(simulator.at(0)[0])
+simulator.reset(slot, [second])
+print(scene() is None)
+"""
+
+
+def test_a_scene_that_is_not_kept_gives_its_memory_back(interpreter):
+    environment = {**os.environ, **interpreter.variables, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [interpreter.python, "-c", FREED], env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "True"
 
 
 def test_the_expert_solves_its_task(simulator):

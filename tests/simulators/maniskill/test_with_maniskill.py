@@ -1,6 +1,7 @@
 """ManiSkill itself, in its own environment and through worker processes, as users have it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from benchmarks.elsewhere import open_simulator
 from treadle.config.schema import SimulatorConfig
 from treadle.simulators.build import simulator_environment
 from treadle.simulators.maniskill.put_on_plate.settings import SETTINGS
+from treadle.workers import queries
 
 pytestmark = pytest.mark.simulator
 
@@ -86,6 +88,10 @@ def test_parity_with_maniskill_called_directly(interpreter, pick_cube, tmp_path)
     assert np.array_equal(seen.frames[0, 0], direct["frames"][1])
     assert np.allclose(outcome.reward[0], direct["rewards"], atol=1e-6)
     assert outcome.success[0].tolist() == direct["success"].tolist()
+
+
+def test_the_driver_is_named(pick_cube):
+    assert re.match(r"Vulkan: .+, .*\d+\.\d+", pick_cube.crew.call(queries.RENDERER))
 
 
 def test_a_scenario_is_the_same_in_any_slot_and_after_others(pick_cube):

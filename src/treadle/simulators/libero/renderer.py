@@ -37,6 +37,13 @@ class Screen:
         """Draw in it from now on, in this thread."""
         self._context.make_current()
 
+    def describe(self) -> str:
+        """What draws in it, and the versions of OpenGL and of its driver."""
+        from OpenGL import GL
+
+        self.use()
+        return ", ".join(GL.glGetString(name).decode() for name in (GL.GL_RENDERER, GL.GL_VERSION))
+
     def close(self) -> None:
         """Release it."""
         self._context.free()

@@ -1,5 +1,6 @@
 """LIBERO behind the protocol of simulators."""
 
+import gc
 from collections import OrderedDict
 from collections.abc import Sequence
 from importlib import metadata
@@ -150,6 +151,10 @@ class Libero:
         """MuJoCo and its version."""
         return f"MuJoCo {metadata.version('mujoco')}"
 
+    def describe_renderer(self) -> str:
+        """OpenGL's, with the version of its driver."""
+        return self._drawing().describe()
+
     def settling(self, scenario: Scenario) -> dict[str, float]:
         """How far each object slides, in metres along the ground, in the scenario's settling steps."""
         task = self._suites.task(scenario)
@@ -231,17 +236,27 @@ class Libero:
 
         busy = {playing[0].task for playing in self._playing if playing} | set(needed)
         idle = [other for other in self._scenes if other not in busy]
-        for other in idle[: max(0, len(self._scenes) + 1 - kept)]:
+        dropped = idle[: max(0, len(self._scenes) + 1 - kept)]
+        for other in dropped:
             del self._scenes[other]
             if other in self._renderers:
                 self._renderers.pop(other).close()
+        if dropped:
+            # Parts of robosuite's environment hold each other, so a gigabyte would stay until Python looks for cycles.
+            gc.collect()
         self._scenes[task] = TaskScene(task, seeds_of(self._furniture, *self._suites.place_of(task)))
         return self._scenes[task]
 
     def _renderer(self, scene: "TaskScene") -> "Renderer":
-        from treadle.simulators.libero.renderer import Renderer, Screen
+        from treadle.simulators.libero.renderer import Renderer
 
         if scene.task not in self._renderers:
-            self._screen = self._screen or Screen()
-            self._renderers[scene.task] = Renderer(self._screen, scene.model, self._profile, self.spec.height)
+            self._renderers[scene.task] = Renderer(self._drawing(), scene.model, self._profile, self.spec.height)
         return self._renderers[scene.task]
+
+    def _drawing(self) -> "Screen":
+        use_renderer()
+        from treadle.simulators.libero.renderer import Screen
+
+        self._screen = self._screen or Screen()
+        return self._screen

@@ -18,6 +18,7 @@ from treadle.simulators.maniskill.put_on_plate.settings import Drops
 from treadle.simulators.maniskill.put_on_plate.task import PUT_ON_PLATE, Episodes, PutOnPlateTask
 from treadle.simulators.maniskill.task import ACTIONS, NAME, Task
 from treadle.simulators.protocol import SimulatorSpec, Slots
+from treadle.simulators.vulkan import describe_vulkan
 
 if TYPE_CHECKING:
     from treadle.simulators.maniskill.engine import Engine
@@ -126,6 +127,10 @@ class ManiSkill:
     def expert(self, seed: int, *, miss_probability: float = 0.0) -> Expert:
         """The scripted expert of these slots. Raises SimulatorError for a task that has none."""
         return Expert(self.task.name, self.engine, self.elapsed, seed, miss_probability=miss_probability)
+
+    def describe_renderer(self) -> str:
+        """Vulkan's devices and drivers."""
+        return f"Vulkan: {describe_vulkan()}"
 
     def reset(self, slots: Slots, scenarios: Sequence[Scenario]) -> None:
         """Put each slot at the start of its scenario."""

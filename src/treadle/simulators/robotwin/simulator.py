@@ -25,6 +25,7 @@ from treadle.simulators.robotwin.instructions import Wording, word
 from treadle.simulators.robotwin.scene import CAMERAS, FRAME_HEIGHT, FRAME_WIDTH, Scene, Shader, Workshop
 from treadle.simulators.robotwin.seeds import read_seeds
 from treadle.simulators.robotwin.tasks import TASKS, task_source
+from treadle.simulators.vulkan import describe_vulkan
 
 NAME = "robotwin"
 MINIATURE = "miniature"
@@ -158,6 +159,10 @@ class RoboTwin:
         """The scenario's own, and four others in which its task is asked for."""
         words = [self._worded(scenario.task, scenario.suite, scenario.split, -1 - i) for i in range(4)]
         return list(dict.fromkeys([scenario.instruction, *words]))
+
+    def describe_renderer(self) -> str:
+        """Vulkan's devices and drivers."""
+        return f"Vulkan: {describe_vulkan()}"
 
     def reset(self, slots: Slots, scenarios: Sequence[Scenario]) -> None:
         """Set up each slot's scene.
