@@ -15,7 +15,6 @@ from mani_skill.agents.registration import register_agent
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env import WidowX250SBridgeDatasetFlatTable
 from mani_skill.sensors.camera import CameraConfig
-from mani_skill.utils.building.ground import build_ground
 from mani_skill.utils.geometry.rotation_conversions import quaternion_to_matrix
 from mani_skill.utils.registration import register_env
 from mani_skill.utils.sapien_utils import look_at, set_render_material
@@ -82,10 +81,9 @@ class PutOnPlate(BaseEnv):
             body = link.entity.find_component_by_type(sapien.render.RenderBodyComponent)
             for part in (part for shape in (body.render_shapes if body else ()) for part in shape.parts):
                 set_render_material(part.material, specular=_SPECULAR, roughness=_ROUGHNESS)
-        self.floor = build_ground(self.scene, name="floor")
         builder = self.scene.create_actor_builder()
         if self._assets.stage:
-            turned = sapien.Pose(q=[0.5**0.5, 0.5**0.5, 0, 0])
+            turned = sapien.Pose(q=[0.707, 0.707, 0, 0])
             builder.add_nonconvex_collision_from_file(str(self._assets.stage), pose=turned)
             builder.add_visual_from_file(str(self._assets.stage), pose=turned)
             builder.initial_pose = sapien.Pose([2.0634, 2.8313, 0])
@@ -98,7 +96,9 @@ class PutOnPlate(BaseEnv):
             builder.initial_pose = sapien.Pose([-0.1, 0, TABLE_TOP - half[2]])
         builder.build_static(name="stage")
         self._parked: dict[Actor, list[float]] = {}
-        """Where each object and plate lies on the floor while it is not used."""
+        """From where each object and plate falls, out of sight and without end, while it is not used, as published. A
+        floor under them would change the last bits of how others come to rest.
+        """
         self.objects = [self._build(f"object{i}", thing, i, 1.0) for i, thing in enumerate(self._assets.objects)]
         self.plates = [self._build(f"plate{i}", thing, i, 2.0) for i, thing in enumerate(self._assets.plates)]
         shape = (self.num_envs,)
@@ -117,7 +117,7 @@ class PutOnPlate(BaseEnv):
             density=thing.density,
         )
         builder.add_visual_from_file(str(thing.visual), scale=[thing.scale] * 3)
-        parked = [row, 0.3 * index, thing.size[2] / 2 + 0.002]
+        parked = [row, 0.3 * index, 1.0]
         builder.initial_pose = sapien.Pose(parked)
         actor = builder.build(name=name)
         self._parked[actor] = parked
@@ -151,7 +151,7 @@ class PutOnPlate(BaseEnv):
         elif layout.effect == "plate":
             used[self.plates[layout.other]] = (at[2], [1, 0, 0, 0])
         for actor, parked in self._parked.items():
-            position, quaternion = used.get(actor, (parked, [1, 0, 0, 0]))
+            position, quaternion = used.get(actor, (parked, [0, 0, 0, 1]))
             actor.set_pose(Pose.create_from_pq(torch.tensor(np.array(position, np.float32)), quaternion))
             actor.set_linear_velocity(torch.zeros(3))
             actor.set_angular_velocity(torch.zeros(3))
