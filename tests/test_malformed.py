@@ -26,7 +26,7 @@ SHARES = {
     "adapters": 30,
     "parts": 2,
     "reports": 80,
-    "datasets": 40,
+    "datasets": 200,
 }
 """One of so many inputs is tried by the fast tests; checkpoints and reports take a second each."""
 EXPECTED = 2000

@@ -26,6 +26,8 @@ def test_two_iterations(name, tmp_path, seeds):
     recipe = read_recipe(name)
     options = {"assets": "miniature", "variation": "clean", "train_seeds": seeds, "evaluation_seeds": seeds}
     given = [f"simulator.options.{key}={value}" for key, value in options.items()]
+    # A decision of 25 actions takes seconds of physics.
+    given += ["decisions=1", "simulator.horizon=25", "evaluation.horizon=25", "algorithm.rounds=1"]
     run_two_iterations(recipe, tmp_path, *few(recipe), *given, succeeds=False)
 
 
