@@ -8,7 +8,7 @@ from treadle.config.named_files import recipe_files
 from treadle.config.schema import EvaluationConfig, LoadingConfig, SimulatorConfig, SupervisedConfig, TrainConfig
 from treadle.evaluation.evaluate import evaluate_checkpoint
 
-SUPERVISED = {"libero-object-base", "maniskill-pushcube-base"} | {
+SUPERVISED = {"libero-object-base", "maniskill-pushcube-base", "own-robot"} | {
     f"tabletop-base{ending}" for ending in ("", "-flow", "-openvla")
 }
 
