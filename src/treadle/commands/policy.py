@@ -20,7 +20,7 @@ from treadle.config.schema import SimulatorConfig, TrainConfig
 from treadle.errors import CheckpointError, ConfigError
 from treadle.policies.footprint import USES
 from treadle.policies.inspection import LORA_RANK, CheckpointContents
-from treadle.policies.prismatic.statistics import twins
+from treadle.policies.load import policy_class
 from treadle.simulators.build import installed_simulators
 
 SHOWN = 3
@@ -61,8 +61,9 @@ def _fits(contents: CheckpointContents, settings: Sequence[str], recipe: Recipe)
         return kind == contents.policy
     wanted = recipe.stated("policy", "statistics") or recipe.stated("simulator", "name") or SimulatorConfig().name
     chosen = [setting.partition("=")[2] for setting in settings if setting.startswith(_STATISTICS)]
-    there = contents.statistics if not chosen else (chosen[-1], *twins(chosen[-1]))
-    return kind in (None, contents.policy) and any(name in there for name in (wanted, *twins(wanted)))
+    names = policy_class(contents.policy).statistics_names
+    there = contents.statistics if not chosen else names(chosen[-1])
+    return kind in (None, contents.policy) and any(name in there for name in names(wanted))
 
 
 def next_commands(contents: CheckpointContents, settings: Sequence[str] = ()) -> list[str]:

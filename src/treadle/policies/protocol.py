@@ -123,6 +123,11 @@ class Policy(nn.Module, ABC):
         return False
 
     @classmethod
+    def statistics_names(cls, name: str) -> tuple[str, ...]:
+        """The names under which the statistics of a data set may be found, its own first."""
+        return (name,)
+
+    @classmethod
     def create_tiny(
         cls,
         model: "TinyModelConfig",

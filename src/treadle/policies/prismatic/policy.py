@@ -42,7 +42,7 @@ from treadle.policies.prismatic.preprocessor import PREPROCESSOR, make_preproces
 from treadle.policies.prismatic.prompt import TOKENIZER, build_tokenizer
 from treadle.policies.prismatic.recognition import DOUBT, Family, recognize
 from treadle.policies.prismatic.sizes import describe_size
-from treadle.policies.prismatic.statistics import select_key
+from treadle.policies.prismatic.statistics import select_key, twins
 from treadle.policies.prismatic.vision import Block
 from treadle.policies.protocol import Decision, Evaluation
 from treadle.policies.sampling import Sampling, check_sampling
@@ -75,6 +75,11 @@ class PrismaticPolicy(PrismaticModel):
         if named is not None:
             return named == cls.kind
         return config.get("model_type") == MODEL_TYPE and cls.recognizes_published(directory, config)
+
+    @classmethod
+    def statistics_names(cls, name: str) -> tuple[str, ...]:
+        """See `Policy.statistics_names`."""
+        return (name, *twins(name))
 
     @classmethod
     @abstractmethod
