@@ -18,7 +18,7 @@ from treadle.config.schema import EvaluationConfig, LoadingConfig, SamplingConfi
 from treadle.data.step import EpisodeResult
 from treadle.errors import CheckpointError, ConfigError, SimulatorError
 from treadle.evaluation.evaluate import Ablation, evaluate_checkpoint, evaluate_policy, play_suite
-from treadle.evaluation.films import film
+from treadle.evaluation.films import film_scenarios
 from treadle.evaluation.play import play
 from treadle.policies.protocol import Sampling
 from treadle.rollout.actor import Actor
@@ -212,7 +212,8 @@ def test_shuffled_instructions_fit_the_scene_and_stay_for_the_episode():
 def test_films_have_a_frame_before_the_first_action_and_one_after_each():
     policy: Any = FakePolicy()
     with crew_of(2, SCRIPTS) as crew:
-        films = film(policy, crew, 3, 10, SamplingConfig(temperature=0), 8)
+        scenarios = crew.scenarios("train", "evaluation", 0, 3)
+        films = film_scenarios(policy, crew, "train", scenarios, range(3), 10, SamplingConfig(temperature=0), 8)
     assert [result.scenario.index for result, _ in films] == [0, 1, 2]
     assert [result.length for result, _ in films] == [1, 10, 4]
     for result, frames in films:
