@@ -70,5 +70,5 @@ def test_runs_of_each_variant_and_seed_are_written_down(tmp_path: Path, monkeypa
     assert len(json.loads((tmp_path / "out" / "curves.json").read_text())["runs"]) == 3
     with pytest.raises(OutputError, match="already holds another run"):
         curves.run(tmp_path / "out", ["ppo"], range(1), tmp_path / "runs", ["iterations=8"])
-    with pytest.raises(ConfigError, match="unknown 'pppo'; known: ppo, ppo-half, openvla, grpo"):
+    with pytest.raises(ConfigError, match="unknown 'pppo'; known: ppo, apart, apart-async, ppo-half"):
         curves.run(tmp_path, ["pppo"], [0], tmp_path, [])
