@@ -92,7 +92,7 @@ def test_wrong_options_are_named(distribution, options, message):
 
 def test_unknown_suites_and_foreign_scenarios_are_refused(distribution):
     every = suites(distribution)
-    with pytest.raises(ConfigError, match="libero has no suite 'vision/goal-object'.*; choose from train, spatial"):
+    with pytest.raises(ConfigError, match=r"libero has no suite 'vision/goal-object'.*; choose from train, spatial"):
         every.scenarios("vision/goal-object", "train")
     scenario = every.scenarios("train", "train")[0]
     for foreign in (
