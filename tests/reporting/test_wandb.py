@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from leftovers import workers_left
 from treadle.errors import ConfigError
 from treadle.reporting.wandb import WandbWriter
 
@@ -27,6 +28,7 @@ def test_rows_are_kept_and_a_resumed_run_goes_on(tmp_path: Path):
     files = sorted((tmp_path / "wandb").rglob("*.wandb"))
     assert files
     assert any(b"rollout/success" in path.read_bytes() for path in files)
+    assert not workers_left()
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

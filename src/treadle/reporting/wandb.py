@@ -42,6 +42,7 @@ class WandbWriter:
             raise ConfigError(
                 f"wandb: W&B refuses: {error}; log in with `wandb login`, or set WANDB_MODE=offline"
             ) from error
+        self._end = wandb.teardown
         # Not over W&B's own count of rows, which never goes back, as a resumed run does.
         self._run.define_metric("*", step_metric="iteration")
 
@@ -59,3 +60,5 @@ class WandbWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._run.finish(exit_code=0 if kind is None else 1)
+        # Its service would live as long as this process.
+        self._end()
