@@ -23,7 +23,7 @@ def test_the_authors_openvla_oft_for_libero_has_recipes_of_its_own() -> None:
     contents = examine_policy(FIXTURES / "openvla_oft_tiny")
     assert fitting_recipes(contents) == ["openvla-oft/libero-object-grpo", "openvla-oft/libero-spatial-grpo"]
     assert fitting_recipes(contents, ["policy.statistics=libero_object"]) == ["openvla-oft/libero-object-grpo"]
-    folder = FIXTURES / "openvla_oft_tiny"
+    folder = shlex.quote(str(FIXTURES / "openvla_oft_tiny"))
     options = "policy.options.cameras=2 policy.options.head=laplace"
     chosen = "policy.statistics=libero_spatial"
     assert next_commands(contents, [chosen]) == [
@@ -35,7 +35,10 @@ def test_the_authors_openvla_oft_for_libero_has_recipes_of_its_own() -> None:
 def test_openvla_with_statistics_of_bridge_fits_put_on_plate() -> None:
     contents = examine_policy(FIXTURES / "openvla_tiny")
     assert fitting_recipes(contents) == BRIDGE
-    assert f"treadle train {BRIDGE[0]} policy.checkpoint={FIXTURES / 'openvla_tiny'}" in next_commands(contents)
+    assert (
+        f"treadle train {BRIDGE[0]} policy.checkpoint={shlex.quote(str(FIXTURES / 'openvla_tiny'))}"
+        in next_commands(contents)
+    )
 
 
 @pytest.mark.parametrize(
