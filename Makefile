@@ -36,8 +36,8 @@ quickstart: setup ## Fine-tune a tiny policy with RL on this machine, and write 
 test: setup ## Run the fast tests
 	$(BIN)/python -m pytest $(if $(TESTS),-m "not full and ($(TESTS))") $(if $(JOBS),-n $(JOBS) --dist loadfile)
 
-test-full: setup ## Run every test, those that take minutes included
-	$(BIN)/python -m pytest -m "full or not full"
+test-full: setup ## Run every test, those that take minutes included, on new examples
+	$(BIN)/python -m pytest --hypothesis-profile=search -m "full or not full"
 
 # `make faults COUNT=1 SEED=17` repeats the injection of one seed.
 faults: setup ## Disturb real training at random moments; results in benchmarks/results/faults.json

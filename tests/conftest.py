@@ -9,8 +9,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-# A loaded machine is no mistake.
-hypothesis.settings.register_profile("treadle", deadline=None)
+# A loaded machine is no mistake. The same examples each time, so that a change is what breaks a test; `make test-full`
+# looks for new ones.
+hypothesis.settings.register_profile("treadle", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile("treadle")
 
 
