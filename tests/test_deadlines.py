@@ -47,6 +47,7 @@ REASONS = {
     ("workers/handles.py", "self._process.poll()"): "`Popen.poll` does not wait",
     ("workers/crew.py", "self._handles[worker].send"): "`WorkerHandle.send`, which sends through a Link",
     ("runtime/overlap.py", "self._jobs.popleft().result()"): "a rollout, whose crew and members have deadlines",
+    ("runtime/overlap.py", "wait(self._jobs)"): "rollouts, whose crew and members have deadlines",
     ("serving/server.py", "connection.send"): "inside `asyncio.timeout`",
     ("serving/server.py", "connection.recv()"): "inside `asyncio.timeout`",
     ("serving/server.py", "stop.wait()"): "a server goes on until it is told to stop",
@@ -62,9 +63,16 @@ REASONS = {
 def waits(path: Path) -> Iterator[tuple[int, str]]:
     """Line and text of every call in a file that may wait for ever."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        if not isinstance(node, ast.Call):
             continue
-        name, text = node.func.attr, ast.unparse(node)
+        text = ast.unparse(node)
+        if isinstance(node.func, ast.Name) and node.func.id == "wait":  # of `concurrent.futures`
+            if not any(keyword.arg == "timeout" for keyword in node.keywords):
+                yield node.lineno, text
+            continue
+        if not isinstance(node.func, ast.Attribute):
+            continue
+        name = node.func.attr
         given = bool(node.args or node.keywords)
         timed = any(keyword.arg == "timeout" for keyword in node.keywords)
         of_ray = text.startswith("_ray()")
@@ -111,6 +119,6 @@ def test_the_search_finds_what_waits(tmp_path: Path):
         "thread.join()\nthread.join(3)\n', '.join(names)\npipe.recv()\nfuture.result()\nfuture.result(5)\n"
         "_ray().get(x)\n_ray().get(x, timeout=3)\n_ray().wait([x])\nsubprocess.run(['a'])\n"
         "subprocess.run(['a'], timeout=3)\nprocess.communicate()\nprocess.communicate(timeout=3)\ndist.barrier()\n"
-        "process.wait()\nlock.acquire()\n"
+        "process.wait()\nlock.acquire()\nwait(jobs)\nwait(jobs, timeout=3)\n"
     )
-    assert sorted(line for line, _ in waits(path)) == [1, 4, 5, 7, 9, 10, 12, 14, 15, 16]
+    assert sorted(line for line, _ in waits(path)) == [1, 4, 5, 7, 9, 10, 12, 14, 15, 16, 17]
