@@ -74,7 +74,7 @@ def test_evaluation_agrees_with_acting(regressing: OpenVLAOFT, temperature: floa
     inputs = sample_inputs(regressing, 5, seed)
     decision = regressing.act(inputs, sampling, noise_key(seed, np.arange(5)))
     evaluation = regressing.evaluate(inputs.take(rows), decision.choice[rows], sampling)
-    # The order of a batch moves means by some 1e-7; a density multiplies that by its slope, a hundred or so in the tails.
+    # The order of a batch moves means by some 1e-7; a density multiplies that by its slope, some hundred.
     torch.testing.assert_close(evaluation.log_probs.detach(), decision.log_probs[rows], atol=1e-4, rtol=1e-5)
     assert evaluation.values is not None
     assert decision.values is not None
