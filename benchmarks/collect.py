@@ -1,7 +1,7 @@
 """How close lanes come to the bound of simulating and generating at the same time, against lockstep in the same run."""
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -30,14 +30,12 @@ from treadle.config.schema import (
 from treadle.cores import usable_cores
 from treadle.errors import ConfigError, PlacementError
 from treadle.policies import load_policy
-from treadle.policies.critic import Critic, NoCritic, PrivilegedCritic
 from treadle.policies.protocol import Policy, Sampling
 from treadle.rollout.actor import Actor
 from treadle.rollout.collector import Collector
 from treadle.rollout.sources import ScenarioStream
 from treadle.runtime.build import machine_of
 from treadle.runtime.placement import PlayerPlace, place
-from treadle.simulators.protocol import SimulatorSpec
 from treadle.workers.crew import Crew, CrewPlan, check_dimensions
 from treadle.workers.lanes import Arrival, Lanes
 from treadle.workers.messages import Session
@@ -241,20 +239,19 @@ class _Contest:
     policy: Policy
     policy_facts: dict[str, Any]
     """What the result says of it."""
-    critic: Callable[[SimulatorSpec], Critic]
     horizon: int
     cores: tuple[int, ...]
     """Of the policy."""
 
     def collector(self, plan: CrewPlan, lanes_class: type[Lanes] = Lanes) -> AbstractContextManager[Collector]:
         """See `open_collector`."""
-        return open_collector(plan, self.policy, self.horizon, self.critic, self.cores, lanes_class)
+        return open_collector(plan, self.policy, self.horizon, self.cores, lanes_class)
 
 
 def _contest(pair: str, config: TrainConfig, plan: CrewPlan, checkpoint: str | None, size: str | None) -> _Contest:
     horizon, cores = config.simulator.horizon, _player(config).generate
     if pair == SYNTHETIC:
-        return _Contest(_paced_policy(_SECONDS), {"policy": "paced"}, _no_critic, horizon, cores)
+        return _Contest(_paced_policy(_SECONDS), {"policy": "paced"}, horizon, cores)
     if not size:
         checkpoint = checkpoint or checkpoint_of(pair)
     if checkpoint:
@@ -272,13 +269,7 @@ def _contest(pair: str, config: TrainConfig, plan: CrewPlan, checkpoint: str | N
             "parameters": parameters,
             "chunk": made.chunk,
         }
-    return _Contest(
-        policy,
-        facts,
-        lambda spec: PrivilegedCritic(spec.state_dim, policy.chunk, 128) if spec.state_dim else NoCritic(),
-        horizon,
-        cores,
-    )
+    return _Contest(policy, facts, horizon, cores)
 
 
 def _paced_policy(seconds: float) -> Policy:
@@ -286,16 +277,11 @@ def _paced_policy(seconds: float) -> Policy:
     return SmallPolicy(1, seconds)  # type: ignore[return-value]
 
 
-def _no_critic(_: SimulatorSpec) -> Critic:
-    return NoCritic()
-
-
 @contextmanager
 def open_collector(
     plan: CrewPlan,
     policy: Policy,
     horizon: int,
-    critic: Callable[[SimulatorSpec], Critic] = _no_critic,
     cores: tuple[int, ...] = (),
     lanes_class: type[Lanes] = Lanes,
 ) -> Generator[Collector, None, None]:
@@ -304,7 +290,7 @@ def open_collector(
         check_dimensions(crew, policy.action_dim)
         stream = ScenarioStream(crew.count("train", "train"), plan.slots, seed=0)
         lanes = lanes_class(crew, Session(horizon, "truncated"), stream, policy.chunk)
-        yield Collector(lanes, stream, Actor(policy, Sampling(), encode=True), critic(crew.spec), cores=cores)
+        yield Collector(lanes, stream, Actor(policy, Sampling(), encode=True), valued=False, cores=cores)
 
 
 def _alternate(lockstep: Collector, lanes: Collector, decisions: int, count: int, seconds: float) -> list[Overlap]:
@@ -339,7 +325,7 @@ def _stragglers(overrides: Sequence[str]) -> dict[str, float]:
     """Lanes whose simulators are slow by chance, each on a device of its own, served as they get ready and in turn."""
     config = read_config(TrainConfig, None, [*_STRAGGLING, *overrides])
     plan = _plan(config)
-    contest = _Contest(_paced_policy(_STRAGGLING_SECONDS[1]), {}, _no_critic, config.simulator.horizon, ())
+    contest = _Contest(_paced_policy(_STRAGGLING_SECONDS[1]), {}, config.simulator.horizon, ())
     with ExitStack() as opened:
         ready, fixed = (
             opened.enter_context(contest.collector(plan, lanes_class)) for lanes_class in (Lanes, FixedOrderLanes)

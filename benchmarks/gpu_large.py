@@ -24,7 +24,6 @@ from treadle.data.noise import noise_key
 from treadle.data.rollout import Rollout
 from treadle.data.scenario import Scenario
 from treadle.errors import CheckpointError
-from treadle.policies.critic import ValueHeadCritic
 from treadle.policies.prismatic.policy import PrismaticPolicy
 from treadle.policies.protocol import Policy, Sampling
 from treadle.runtime.trainer import Trainer
@@ -198,7 +197,7 @@ def _trainer(task: Task, policy: Policy, *settings: str) -> Trainer:
             *settings,
         ],
     )
-    training = Training(policy, ValueHeadCritic(policy), config, task.device, _no_reference)
+    training = Training(policy, None, config, task.device, _no_reference)
     return Trainer(training, shared=False)
 
 
@@ -233,6 +232,8 @@ def _play(policy: PrismaticPolicy, version: int, decisions: int = 2, slots: int 
         valid=torch.ones(shape, dtype=torch.bool),
         final_values=torch.zeros(shape[:2]),
         next_values=torch.zeros(slots),
+        final_states=torch.zeros(*shape[:2], 0),
+        next_states=torch.zeros(slots, 0),
         versions=torch.full(shape[:2], version),
         scenarios=np.full(shape[:2], scenario),
         episodes=[],

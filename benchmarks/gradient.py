@@ -22,7 +22,7 @@ from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout
 from treadle.devices import choose_device, prepare_cpu
 from treadle.errors import ConfigError
-from treadle.policies.critic import Critic
+from treadle.policies.critic import PrivilegedCritic
 from treadle.policies.load import load_configured
 from treadle.policies.protocol import Policy
 from treadle.runtime.member import build_critic
@@ -128,12 +128,12 @@ def on_policy(config: TrainConfig) -> OnPolicyConfig:
 @contextmanager
 def open_player(
     config: TrainConfig, policy: Policy, device: torch.device
-) -> Generator[tuple[Player, Critic], None, None]:
-    """What collects rollouts as training does, and the critic that values them."""
+) -> Generator[tuple[Player, PrivilegedCritic | None], None, None]:
+    """What collects rollouts as training does, and the network that values them."""
     with Crew(plan_crew(config.simulator, config.collection, accelerated=device.type != "cpu")) as crew:
         check_dimensions(crew, policy.action_dim)
         critic = build_critic(config, policy, crew.spec.state_dim, device)
-        yield Player(config, crew, policy, critic), critic
+        yield Player(config, crew, policy), critic
 
 
 def gradient(algorithm: PPO, rollouts: Sequence[Rollout], iteration: int) -> Tensor:

@@ -24,7 +24,6 @@ from treadle.config.loading import load_recipe
 from treadle.config.schema import TrainConfig
 from treadle.cores import pinned, usable_cores
 from treadle.errors import PlacementError
-from treadle.policies.critic import NoCritic
 from treadle.runtime.member import Member, Start
 from treadle.runtime.overlap import OverlappedPlayers
 from treadle.runtime.placement import Machines, Placement, PlayerPlace, ProcessPlace, RankPlace
@@ -228,5 +227,5 @@ def _synthetic(config: TrainConfig, play: int, _: int, opened: ExitStack) -> tup
         config.simulator, config.collection, accelerated=False, simulate_cores=(play,), generate_cores=(play,)
     )
     crew = opened.enter_context(Crew(plan))
-    player = Player(config, crew, SmallPolicy(1), NoCritic(), cores=(play,))  # pyright: ignore[reportArgumentType]
+    player = Player(config, crew, SmallPolicy(1), cores=(play,))  # pyright: ignore[reportArgumentType]
     return player, PacedTrainer(config, _PACE)

@@ -17,7 +17,6 @@ from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.loading import load_recipe
 from treadle.config.schema import TrainConfig
 from treadle.policies import load_policy
-from treadle.policies.critic import NoCritic
 from treadle.policies.protocol import Policy
 from treadle.training.on_policy.batch import Batch, Samples, estimate_advantages
 from treadle.training.on_policy.critic_fit import CriticFit
@@ -88,7 +87,7 @@ def _seconds(config: TrainConfig, policy: Policy, samples: Samples, share: float
     config = config.model_copy(update={"algorithm": algorithm})
     parameters = policy.freeze(vision=config.policy.freeze_vision)["policy"]
     dimensions = torch.ones(policy.action_dim, dtype=torch.bool)
-    critic = CriticFit(NoCritic(), config, policy.device)
+    critic = CriticFit(None, config, policy.device)
     gradient = PolicyGradient(policy, critic, config, dimensions, policy.device)
     batch = Batch(samples, samples, samples.weights())
     start = time.perf_counter()

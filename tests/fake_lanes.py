@@ -12,7 +12,6 @@ from fakes import FakePolicy, Script
 from treadle.config.algorithm import DataNeeds
 from treadle.data.batch import TensorBatch
 from treadle.data.rollout import Rollout
-from treadle.policies.critic import Critic, ValueHeadCritic
 from treadle.policies.protocol import Sampling
 from treadle.rollout.actor import Actor
 from treadle.rollout.collector import Collector
@@ -72,12 +71,12 @@ def make_collector(
     lanes: Lanes,
     stream: ScenarioStream,
     policy: Any,
-    critic: Critic | None = None,
     *,
+    valued: bool = True,
     encode: bool = False,
     **rest: Any,
 ) -> Collector:
-    return Collector(lanes, stream, Actor(policy, Sampling(), encode=encode), critic or ValueHeadCritic(policy), **rest)
+    return Collector(lanes, stream, Actor(policy, Sampling(), encode=encode), valued=valued, **rest)
 
 
 def collect(chosen: Plan, decisions: tuple[int, ...] = (4, 3), batch: int = 1) -> list[Rollout]:

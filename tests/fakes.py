@@ -16,7 +16,7 @@ from treadle.data.batch import TensorBatch
 from treadle.policies.protocol import Decision
 from treadle.policies.sampling import Sampling
 
-__all__ = ["FakeInputs", "FakePolicy", "FakeSimulator", "Script", "StateCritic", "indices", "scenario", "state_values"]
+__all__ = ["FakeInputs", "FakePolicy", "FakeSimulator", "Script", "indices", "scenario", "state_values"]
 
 
 @dataclass(slots=True)
@@ -84,13 +84,3 @@ def indices(scenarios: NDArray[np.object_]) -> NDArray[np.int64]:
 def state_values(states: Tensor) -> Tensor:
     """[.., 1] values 100 * index + steps of the first of states [.., C, S]."""
     return 100 * states[..., :1, 0] + states[..., :1, 1]
-
-
-class StateCritic:
-    """The fake policy's values, read from the privileged state."""
-
-    reads_state = True
-
-    def __call__(self, inputs: TensorBatch | None, states: Tensor) -> Tensor:
-        assert inputs is None
-        return state_values(states)

@@ -140,6 +140,8 @@ def make_rollout(
         valid=torch.from_numpy(valid),
         final_values=torch.from_numpy(truncated.any(-1) * rng.normal(size=shape[:2])).float(),
         next_values=torch.from_numpy(rng.normal(size=slots)).float(),
+        final_states=torch.from_numpy(truncated.any(-1)[..., None] * rng.normal(size=(*shape[:2], 5))).float(),
+        next_states=torch.from_numpy(rng.normal(size=(slots, 5))).float(),
         versions=torch.full((decisions, slots), version),
         scenarios=np.full(shape[:2], scenario(0)),
         episodes=[],

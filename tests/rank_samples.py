@@ -18,7 +18,7 @@ from treadle.algorithms.losses import PolicyBatch, PolicyMetrics, PolicyObjectiv
 from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout
 from treadle.errors import TreadleError
-from treadle.policies.critic import Critic, NoCritic, PrivilegedCritic, ValueHeadCritic
+from treadle.policies.critic import PrivilegedCritic
 from treadle.policies.prismatic.policy import PrismaticPolicy
 from treadle.training.ranks import ALONE, ProcessRanks, Ranks
 from treadle.training.sharding import ShardedRanks, shard_policy, whole
@@ -32,13 +32,15 @@ TIMEOUT = 120.0
 def shard(rollout: Rollout, slots: slice) -> Rollout:
     """What a rank that has these slots would have collected; without the decisions in which all of them idle."""
     decisions = int(rollout.valid[:, slots].any(-1).any(-1).sum())
-    names = ("choices", "log_probs", "values", "state", "reward", "terminated", "truncated", "valid", "final_values")
+    names = ("choices", "log_probs", "values", "state", "reward", "terminated", "truncated", "valid")
+    names = (*names, "final_values", "final_states", "versions")
     scenarios = rollout.scenarios[:decisions, slots]
     return replace(
         rollout,
         inputs=rollout.inputs.of({name: x[:decisions, slots] for name, x in rollout.inputs.tensors().items()}),
-        **{name: getattr(rollout, name)[:decisions, slots].clone() for name in (*names, "versions")},
+        **{name: getattr(rollout, name)[:decisions, slots].clone() for name in names},
         next_values=rollout.next_values[slots],
+        next_states=rollout.next_states[slots],
         scenarios=scenarios,
         selected=None,
         episodes=[episode for episode in rollout.episodes if episode.scenario in set(scenarios[0])],
@@ -99,20 +101,15 @@ class Result:
     coefficient: float
 
 
-def make_critic(kind: str, policy: PrismaticPolicy) -> Critic:
+def make_critic(kind: str) -> PrivilegedCritic | None:
     torch.manual_seed(7)
-    critics: dict[str, Callable[[], Critic]] = {
-        "none": NoCritic,
-        "value_head": lambda: ValueHeadCritic(policy),
-        "privileged": lambda: PrivilegedCritic(STATE, 2, 8),
-    }
-    return critics[kind]()
+    return PrivilegedCritic(STATE, 2, 8) if kind == "privileged" else None
 
 
 def play(case: Case, rollouts: Sequence[Rollout], ranks: Ranks = ALONE) -> Result:
     """The updates of a case, from rollouts or this rank's parts of them; sharded if the ranks are."""
     policy, reference = copy.deepcopy(case.policy), copy.deepcopy(case.reference)
-    critic = make_critic(case.critic, policy)
+    critic = make_critic(case.critic)
     if isinstance(ranks, ShardedRanks):
         for each in (policy, reference):
             if each is not None:

@@ -165,7 +165,7 @@ class Run:
             loaded = load_policy(checkpoint / "policy", device="cpu")
             assert isinstance(loaded, PrismaticPolicy)
             policy = loaded
-        critic = make_critic(case.critic, policy)
+        critic = make_critic(case.critic)
         if isinstance(ranks, ShardedRanks):
             shard_policy(policy, ranks, CPU)
         placement = case.config.placement.model_copy(update={"offload": settings.pop("offload", False)})

@@ -80,6 +80,8 @@ def table_rollout(policy: TablePolicy, rewards: Tensor, **fields: Any) -> Rollou
         "valid": torch.ones_like(terminated),
         "final_values": torch.zeros(decisions, slots),
         "next_values": torch.zeros(slots),
+        "final_states": torch.zeros(decisions, slots, 1),
+        "next_states": torch.zeros(slots, 1),
         "versions": torch.full((decisions, slots), 3),
         "scenarios": np.full((decisions, slots), scenario(0)),
         "episodes": [],

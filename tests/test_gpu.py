@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from miniature import IMAGE, INSTRUCTIONS, learning_config, make_policy, make_rollout
 from treadle.data.noise import noise_key
 from treadle.policies import load_policy
-from treadle.policies.critic import ValueHeadCritic
 from treadle.policies.prismatic.openvla_oft import OpenVLAOFT
 from treadle.policies.protocol import Decision, Sampling
 from treadle.runtime.trainer import Trainer
@@ -55,7 +54,7 @@ def update(policy: OpenVLAOFT, device: torch.device, ranks: Ranks = ALONE) -> di
     if isinstance(ranks, ShardedRanks):
         shard_policy(trained, ranks, device)
     config = learning_config(policy={"freeze_vision": False}, optimizer={"gradient_norm": 0.5})
-    trainer = Trainer(Training(trained, ValueHeadCritic(trained), config, device, lambda: policy, ranks), shared=False)
+    trainer = Trainer(Training(trained, None, config, device, lambda: policy, ranks), shared=False)
     for version in range(2):
         metrics = trainer.update([replace(rollout, versions=torch.full_like(rollout.versions, version))], version)
         if version == 0:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gaussian_policy import GaussianPolicy
 from miniature import learning_config
@@ -12,7 +12,6 @@ from treadle.algorithms.estimators import Estimate, Timeline
 from treadle.config.schema import TrainConfig
 from treadle.data.noise import Keys
 from treadle.data.rollout import Rollout
-from treadle.policies.critic import Critic, ValueHeadCritic
 from treadle.policies.protocol import Decision, Evaluation, Policy
 from treadle.policies.sampling import Sampling
 from treadle.training.algorithm import Training
@@ -58,7 +57,7 @@ def _joint(x: Tensor) -> Tensor:
 def make_ppo(
     policy: Policy,
     config: TrainConfig,
-    critic: Critic | None = None,
+    critic: nn.Module | None = None,
     reference: Policy | None = None,
     ranks: Ranks = ALONE,
 ) -> PPO:
@@ -68,7 +67,7 @@ def make_ppo(
         assert reference is not None, "no reference was asked for"
         return reference
 
-    return PPO(Training(policy, critic or ValueHeadCritic(policy), config, CPU, load_reference, ranks))
+    return PPO(Training(policy, critic, config, CPU, load_reference, ranks))
 
 
 def weights(policy: Policy) -> dict[str, torch.Tensor]:

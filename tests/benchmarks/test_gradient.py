@@ -10,7 +10,6 @@ import torch
 from benchmarks import gradient
 from miniature import SCENARIOS, SUCCESSES, grouped, learning_config, make_policy
 from treadle.errors import ConfigError
-from treadle.policies.critic import NoCritic
 from treadle.training.algorithm import Training
 from treadle.training.on_policy.ppo import PPO
 
@@ -39,7 +38,7 @@ def test_an_algorithm_tells_its_gradient_and_changes_nothing(tmp_path: Path):
     policy = make_policy(tmp_path, chunk=2, action_dim=3)
     settings = learning_config(algorithm={"kind": "grpo", "group_size": 3, "minibatch": 64})
     rollout = grouped(policy, SUCCESSES, SCENARIOS)
-    ppo = PPO(Training(policy, NoCritic(), settings, torch.device("cpu"), lambda: policy))
+    ppo = PPO(Training(policy, None, settings, torch.device("cpu"), lambda: policy))
     before = copy.deepcopy(policy.state_dict())
     found = gradient.gradient(ppo, [rollout], iteration=3)
     assert torch.equal(found, gradient.gradient(ppo, [rollout], iteration=3))

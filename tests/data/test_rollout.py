@@ -36,6 +36,7 @@ def test_slots_are_counted_from_the_parts_first(whole: Rollout):
     assert part.valid.shape[1] == 3
     assert [(e.slot, e.scenario.index) for e in part.episodes] == [(0, 2), (1, 3)]
     assert torch.equal(part.next_values, whole.next_values[2:5])
+    assert torch.equal(part.next_states, whole.next_states[2:5])
 
 
 def test_a_round_that_ended_earlier_is_filled_up_with_what_was_not_played(whole: Rollout):
@@ -46,7 +47,7 @@ def test_a_round_that_ended_earlier_is_filled_up_with_what_was_not_played(whole:
         inputs=first.inputs.take(slice(0, 2)),
         next_inputs=None,
         scenarios=first.scenarios[:2],
-        **{name: getattr(first, name)[:2] for name in (*names, "final_values", "versions")},
+        **{name: getattr(first, name)[:2] for name in (*names, "final_values", "final_states", "versions")},
     )
     joined = Rollout.join([short, second])
     assert joined.valid.shape[:2] == (3, 6)

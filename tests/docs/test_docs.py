@@ -22,7 +22,6 @@ from treadle.config.describe import describe
 from treadle.config.loading import read_config
 from treadle.config.schema import SimulatorConfig, SupervisedConfig, TrainConfig
 from treadle.environments.environment import read_environment
-from treadle.policies.critic import NoCritic
 from treadle.simulators.build import simulator_factory
 from treadle.simulators.host import Host
 from treadle.training.algorithm import Training, make_algorithm
@@ -232,7 +231,7 @@ def test_the_example_is_an_algorithm(self_imitation, tmp_path):
         ],
     )
     policy = make_policy(tmp_path, chunk=2)
-    algorithm = make_algorithm(Training(policy, NoCritic(), config, torch.device("cpu"), lambda: policy))
+    algorithm = make_algorithm(Training(policy, None, config, torch.device("cpu"), lambda: policy))
     assert algorithm.update([], 0) == {"update/steps": 0.0}
     rollout = make_rollout(policy)
     before = [parameter.detach().clone() for parameter in algorithm.trained]

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from fake_lanes import Plan, make_collector, make_lanes
-from fakes import FakePolicy, Script, StateCritic, indices
+from fakes import FakePolicy, Script, indices
 from treadle.config.algorithm import DataNeeds
-from treadle.policies.critic import Critic
 from treadle.rollout.collector import Collector
 from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.host import KeepFinal
@@ -31,7 +30,7 @@ def make() -> Iterator[Make]:
             slots: int = 2,
             scripts: dict[int, Script] | None = None,
             keep_final: KeepFinal = "truncated",
-            critic: Critic | None = None,
+            valued: bool = True,
             encode: bool = False,
             group_size: int = 1,
             partial_reset: bool = True,
@@ -43,7 +42,7 @@ def make() -> Iterator[Make]:
             crew = opened.enter_context(Crew(CrewPlan(factory, slots, **plan)))
             needs = DataNeeds(partial_reset, group_size, keep_final=keep_final)
             lanes, stream = make_lanes(crew, Plan(crew.plan, needs, HORIZON))
-            return make_collector(lanes, stream, policy, critic, encode=encode, next_inputs=next_inputs)
+            return make_collector(lanes, stream, policy, valued=valued, encode=encode, next_inputs=next_inputs)
 
         yield build
 
@@ -68,11 +67,10 @@ def test_shapes_and_versions(make: Make):
     assert rollout.seconds.keys() == {"simulate", "generate", "collect"}
 
 
-@pytest.mark.parametrize("critic", [None, StateCritic()], ids=["value_head", "privileged"])
-def test_values_before_at_the_end_of_and_after_episodes(make: Make, critic):
+def test_values_and_states_before_at_the_end_of_and_after_episodes(make: Make):
     """Chunks of 2 and horizon 3: every second decision is cut after one action, and the third begins an episode."""
     policy = FakePolicy()
-    rollout = make(policy, critic=critic).collect(3, version=0)
+    rollout = make(policy).collect(3, version=0)
     index = torch.from_numpy(indices(rollout.scenarios)).float()
     assert (rollout.scenarios[0] == rollout.scenarios[1]).all()
     assert (rollout.scenarios[1] != rollout.scenarios[2]).all()
@@ -82,6 +80,9 @@ def test_values_before_at_the_end_of_and_after_episodes(make: Make, critic):
     zero = torch.zeros(2)
     assert torch.equal(rollout.final_values, torch.stack([zero, 100 * index[1] + 3, zero]))
     assert torch.equal(rollout.next_values, 100 * index[2] + 2)
+    assert torch.equal(rollout.final_states[1], torch.stack([index[1], torch.full((2,), 3.0)], -1))
+    assert not rollout.final_states[[0, 2]].any()
+    assert torch.equal(rollout.next_states, torch.stack([index[2], torch.full((2,), 2.0)], -1))
     assert [episode.length for episode in rollout.episodes] == [3, 3]
 
 
@@ -175,9 +176,11 @@ def test_a_value_per_action(make: Make):
 def test_episodes_go_on_from_one_rollout_to_the_next(make: Make):
     collector, whole = make(FakePolicy()), make(FakePolicy()).collect(4, version=0)
     parts = [collector.collect(count, version=0) for count in (1, 3)]
-    for name in ("choices", "reward", "valid", "values", "state", "final_values"):
+    for name in ("choices", "reward", "valid", "values", "state", "final_values", "final_states"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
     assert torch.equal(parts[1].next_values, whole.next_values)
+    assert torch.equal(parts[1].next_states, whole.next_states)
+    assert torch.equal(parts[0].next_states, whole.state[1, :, 0])
     assert torch.equal(parts[0].next_values, whole.values[1, :, 0])
 
 
@@ -187,7 +190,7 @@ def test_a_restored_collector_goes_on_where_the_other_was(make: Make):
     state = one.state_dict()
     other.load_state_dict(state)
     left, right = one.collect(4, version=0), other.collect(4, version=0)
-    for name in ("choices", "reward", "valid", "values", "state", "final_values", "next_values"):
+    for name in ("choices", "reward", "valid", "values", "state", "final_values", "next_values", "next_states"):
         assert torch.equal(getattr(left, name), getattr(right, name)), name
     assert left.episodes == right.episodes
 
@@ -201,14 +204,14 @@ def test_inputs_are_kept_as_they_were_seen(make: Make):
     assert encoded.inputs.features is not None
 
 
-@pytest.mark.parametrize("critic", [None, StateCritic()], ids=["value_head", "privileged"])
+@pytest.mark.parametrize("valued", [True, False])
 @pytest.mark.parametrize(("slots", "lanes"), [(2, 1), (3, 2)])
-def test_the_observation_after_each_decision(make: Make, critic, slots, lanes):
+def test_the_observation_after_each_decision(make: Make, valued, slots, lanes):
     """Chunks of 2, horizon 3, and scenarios that end at step 1: what follows is of the same episode, its last
     observation where it ended.
     """
     scripts = {index: Script(ends=1) for index in range(0, 20, 2)}
-    collector = make(slots=slots, lanes=lanes, scripts=scripts, critic=critic, keep_final="ended", next_inputs=True)
+    collector = make(slots=slots, lanes=lanes, scripts=scripts, valued=valued, keep_final="ended", next_inputs=True)
     for _ in range(2):
         rollout = collector.collect(4, version=0)
         index = indices(rollout.scenarios)
@@ -233,8 +236,11 @@ def test_nothing_follows_what_was_not_decided(make: Make):
 
 def test_states_before_each_action(make: Make):
     """Horizon 3: the first action of a decision has the observed state, the second what the first led to."""
-    rollout = make(FakePolicy(), critic=StateCritic()).collect(2, version=0)
+    policy = FakePolicy()
+    rollout = make(policy, valued=False).collect(2, version=0)
     index = torch.from_numpy(indices(rollout.scenarios)).float()
     assert torch.equal(rollout.state[0, :, 0, 0], index[0])
     assert rollout.state[0, :, :, 1].tolist() == [[0, 1]] * 2
     assert rollout.state[1, :, :, 1].tolist() == [[2, 3]] * 2
+    assert not policy.valued
+    assert not any(x.any() for x in (rollout.values, rollout.final_values, rollout.next_values))

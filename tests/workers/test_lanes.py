@@ -22,7 +22,6 @@ from leftovers import workers_left
 from miniature import SIMULATOR, make_policy
 from treadle.data.rollout import Rollout
 from treadle.errors import ConfigError, SimulatorError
-from treadle.policies.critic import ValueHeadCritic
 from treadle.policies.protocol import Sampling
 from treadle.rollout.actor import Actor, join_rows
 from treadle.rollout.collector import Collector
@@ -272,7 +271,7 @@ def test_trajectories_of_the_tabletop_do_not_depend_on_lanes(tmp_path: Path, tem
             stream = ScenarioStream(crew.count("train", "train"), 4, 3)
             played = Lanes(crew, Session(SIMULATOR.horizon, "truncated"), stream, policy.chunk)
             actor = Actor(policy, Sampling(temperature=temperature), encode=True)
-            found.append(Collector(played, stream, actor, ValueHeadCritic(policy)).collect(3, version=0))
+            found.append(Collector(played, stream, actor, valued=True).collect(3, version=0))
     one = found[0]
     for other in found[1:]:
         assert torch.equal(one.choices, other.choices)

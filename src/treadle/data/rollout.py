@@ -27,6 +27,7 @@ _STEPS = (
     "success",
     "valid",
     "final_values",
+    "final_states",
     "versions",
 )
 """The tensors [T, B, ..] of a rollout."""
@@ -43,7 +44,7 @@ class Rollout:
     log_probs: Tensor
     """[T, B, P, E] float32, of the policy that acted."""
     values: Tensor
-    """[T, B, V] float32."""
+    """[T, B, V] float32, of the policy's head; 0 where a network of its own values, when it learns."""
     state: Tensor
     """[T, B, C, S] float32, the privileged state before each action; zero where that action was not played."""
     reward: Tensor
@@ -60,6 +61,10 @@ class Rollout:
     """[T, B] float32, the value of the last observation where an episode ended and is to be bootstrapped, else 0."""
     next_values: Tensor
     """[B] float32, the value of the observation after the last decision."""
+    final_states: Tensor
+    """[T, B, S] float32, the privileged state of the last observation where `final_values` has its value, else 0."""
+    next_states: Tensor
+    """[B, S] float32, the privileged state of the observation after the last decision."""
     versions: Tensor
     """[T, B] int64, how many updates the acting policy had had."""
     scenarios: NDArray[np.object_]
@@ -89,6 +94,7 @@ class Rollout:
             next_inputs=of_batch(self.next_inputs),
             **{name: getattr(self, name)[:, rows] for name in _STEPS},
             next_values=self.next_values[rows],
+            next_states=self.next_states[rows],
             scenarios=self.scenarios[:, rows],
             episodes=[replace(e, slot=e.slot - first) for e in self.episodes if first <= e.slot < stop],
             selected=None,
@@ -124,6 +130,7 @@ class Rollout:
             next_inputs=of_batches([part.next_inputs for part in parts]),
             **{name: torch.cat([fill(getattr(part, name)) for part in parts], 1) for name in _STEPS},
             next_values=torch.cat([part.next_values for part in parts]),
+            next_states=torch.cat([part.next_states for part in parts]),
             scenarios=np.concatenate(scenarios, 1),
             episodes=[
                 replace(e, slot=e.slot + first)

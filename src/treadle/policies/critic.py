@@ -4,26 +4,9 @@ Shapes: B observations, S privileged state, C actions of the chunk, V values (on
 """
 
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-
-from treadle.data.batch import TensorBatch
-from treadle.policies.protocol import Policy
-
-
-class Critic(Protocol):
-    """Values observations."""
-
-    reads_state: bool
-    """It reads the privileged state alone; else model inputs alone, and acting yields its values on the way."""
-
-    def __call__(self, inputs: TensorBatch | None, states: Tensor) -> Tensor:
-        """Values [B, V] of B observations, given as model inputs and as privileged states [B, up to C, S], that before
-        each action of the chunk. A critic that reads states values as many actions as it is given states, at most V.
-        """
-        ...
 
 
 class ValueHead(nn.Module):
@@ -49,30 +32,6 @@ class ValueHead(nn.Module):
         return self.last(self.body(hidden.float()))
 
 
-class ValueHeadCritic:
-    """The value head on the policy's last prompt token, as published."""
-
-    reads_state = False
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-
-    def __call__(self, inputs: TensorBatch | None, states: Tensor) -> Tensor:
-        """See `Critic`."""
-        assert inputs is not None
-        return self._policy.values(inputs)
-
-
-class NoCritic:
-    """Stands where an algorithm reads no values: every value is 0."""
-
-    reads_state = True
-
-    def __call__(self, inputs: TensorBatch | None, states: Tensor) -> Tensor:
-        """See `Critic`."""
-        return torch.zeros(len(states), 1)
-
-
 class PrivilegedCritic(nn.Module):
     """Two hidden layers on the simulator's state, which a policy never sees; an asymmetric critic (Pinto et al. 2017).
 
@@ -81,8 +40,6 @@ class PrivilegedCritic(nn.Module):
     The position in the chunk is an input, for as many further actions are already decided. `width`: hidden units of
     each layer.
     """
-
-    reads_state = True
 
     def __init__(self, state_dim: int, values: int, width: int) -> None:
         super().__init__()
@@ -95,8 +52,10 @@ class PrivilegedCritic(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, inputs: TensorBatch | None, states: Tensor) -> Tensor:
-        """See `Critic`."""
+    def forward(self, states: Tensor) -> Tensor:
+        """Values [B, up to V] of B observations' states [B, up to C, S], that before each action of the chunk; as many
+        actions are valued as states are given, at most V.
+        """
         states = states[:, : self._values].to(torch.float32)
         position = torch.eye(self._values, device=states.device)[: states.shape[1]].expand(len(states), -1, -1)
         return self.layers(torch.cat([states, position], -1))[..., 0]

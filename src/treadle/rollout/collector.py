@@ -23,7 +23,6 @@ from treadle.data.observation import Observation
 from treadle.data.rollout import Rollout
 from treadle.data.span import Span, busy_seconds
 from treadle.data.step import EpisodeResult
-from treadle.policies.critic import Critic
 from treadle.rollout.actor import Actor, count_rows, join_rows, place_rows
 from treadle.rollout.sources import ScenarioStream
 from treadle.rollout.storage import RolloutStorage
@@ -40,7 +39,7 @@ class Collector:
         lanes: the episodes.
         stream: the scenarios that they play.
         actor: it decides.
-        critic: it values observations.
+        valued: the policy has a head that values what it reads.
         batch: how many ready lanes one forward pass serves at most.
         cores: the policy stays on these while it collects; empty for any.
         next_inputs: keep the observation after each decision.
@@ -51,8 +50,8 @@ class Collector:
         lanes: Lanes,
         stream: ScenarioStream,
         actor: Actor,
-        critic: Critic,
         *,
+        valued: bool,
         batch: int = 1,
         cores: tuple[int, ...] = (),
         next_inputs: bool = False,
@@ -60,7 +59,7 @@ class Collector:
         self._lanes = lanes
         self._stream = stream
         self._actor = actor
-        self._critic = critic
+        self._valued = valued
         self._batch = batch
         self._cores = cores
         self._next_inputs = next_inputs
@@ -93,15 +92,13 @@ class Collector:
                 # The policy decides for the others, and they play on.
                 if going:
                     self._decide(work, going)
-        # A critic that reads only states values all of them at once.
-        values = self._state_values(work) if self._critic.reads_state else None
         self._spans += work.spans
         seconds = {
             "simulate": busy_seconds(work.spans, "simulate") / lanes.crew.workers,
             "generate": busy_seconds(work.spans, "generate"),
             "collect": time.perf_counter() - began,
         }
-        return work.rollout(values, version, seconds)
+        return work.rollout(version, seconds)
 
     def take_spans(self) -> list[Span]:
         """When simulator and policy were busy in the rollouts since the last call."""
@@ -150,7 +147,8 @@ class Collector:
                 slots = np.array(arrival.final_slots, np.intp)
                 seen = buffer.final.take(slots)
                 inputs = self._prepare(seen, work.scenarios[t, slots])
-                work.final_values[t, slots] = self._first_value(seen, inputs)
+                work.final_states[t, slots] = torch.from_numpy(seen.state)
+                work.final_values[t, slots] = self._first_value(inputs)
                 if self._next_inputs and inputs is not None:
                     work.storage.put_batch("next_inputs", t, slots, inputs)
 
@@ -161,7 +159,7 @@ class Collector:
             decided = self._actor.decide(self._lanes, join_rows(parts))
             decision = decided.decision
             kept = {"choices": decision.choice, "log_probs": decision.log_probs}
-            if not self._critic.reads_state:
+            if self._valued:
                 assert decision.values is not None
                 kept["values"] = decision.values
             for lane, (rows, place) in zip(lanes, place_rows(parts), strict=True):
@@ -180,14 +178,15 @@ class Collector:
                 self._lanes.play(lane)
 
     def _finish(self, work: "_Unfinished", lane: int) -> None:
-        """Value the observation after the last decision, in slots whose episode goes on."""
+        """Keep what is known of the observation after the last decision, in slots whose episode goes on."""
         rows = self._lanes.playing(lane)
         if not count_rows(rows):
             return
         with work.generating(lane):
             seen = self._lanes.buffer.observation.take(rows)
             inputs = self._prepare(seen, self._lanes.scenarios[rows])
-            work.next_values[rows] = self._first_value(seen, inputs)
+            work.next_states[rows] = torch.from_numpy(seen.state)
+            work.next_values[rows] = self._first_value(inputs)
             if inputs is not None:
                 self._follow(work, lane, inputs)
 
@@ -201,22 +200,17 @@ class Collector:
             if goes_on.any():
                 work.storage.put_batch("next_inputs", t, rows[goes_on], inputs.take(torch.from_numpy(goes_on)))
 
-    def _state_values(self, work: "_Unfinished") -> Tensor:
-        """[T, B, V]: the values of a critic of privileged states, of all decisions at once."""
-        with work.generating():
-            states = torch.from_numpy(work.state[: max(work.decided)])
-            values = self._critic(None, states.flatten(0, 1).to(self._actor.policy.device)).cpu()
-            return values.reshape(*states.shape[:2], -1)
-
     def _prepare(self, seen: Observation, scenarios: NDArray[np.object_]) -> TensorBatch | None:
         """Inputs of observations that need no decision; None if nobody reads them."""
-        wanted = self._next_inputs or not self._critic.reads_state
+        wanted = self._next_inputs or self._valued
         return self._actor.prepare(seen, scenarios) if wanted else None
 
-    def _first_value(self, seen: Observation, inputs: TensorBatch | None) -> Tensor:
-        """[n]: the value before the first action."""
-        state = torch.from_numpy(seen.state[:, None].copy()).to(self._actor.policy.device)
-        return self._critic(None if self._critic.reads_state else inputs, state)[:, 0].cpu()
+    def _first_value(self, inputs: TensorBatch | None) -> Tensor | float:
+        """[n]: the head's value before the first action; 0 without one."""
+        if not self._valued:
+            return 0.0
+        assert inputs is not None
+        return self._actor.policy.values(inputs)[:, 0].cpu()
 
     @contextmanager
     def _on_its_cores(self) -> Generator[None, None, None]:
@@ -245,6 +239,8 @@ class _Unfinished:
     scenarios: NDArray[np.object_]
     final_values: Tensor
     next_values: Tensor
+    final_states: Tensor
+    next_states: Tensor
     episodes: list[tuple[int, int, list[EpisodeResult]]]
     """(decision, first slot of the lane, episodes that ended there)."""
     spans: list[Span]
@@ -262,6 +258,8 @@ class _Unfinished:
             scenarios=np.full((decisions, slots), None, np.object_),
             final_values=torch.zeros(decisions, slots),
             next_values=torch.zeros(slots),
+            final_states=torch.zeros(decisions, slots, buffer.state.shape[-1]),
+            next_states=torch.zeros(slots, buffer.state.shape[-1]),
             episodes=[],
             spans=[],
         )
@@ -272,17 +270,19 @@ class _Unfinished:
         yield
         self.spans.append(Span("generate", 0, lanes, began, time.perf_counter()))
 
-    def rollout(self, values: Tensor | None, version: int, seconds: dict[str, float]) -> Rollout:
-        decisions, storage = max(self.decided), self.storage
+    def rollout(self, version: int, seconds: dict[str, float]) -> Rollout:
+        decisions, slots, storage = max(self.decided), len(self.next_values), self.storage
         self.episodes.sort(key=lambda ended: ended[:2])
         return Rollout(
             inputs=storage.batch("inputs", decisions),
             **{name: storage.get(name, decisions) for name in ("choices", "log_probs")},
-            values=storage.get("values", decisions) if values is None else values,
+            values=storage.get("values", decisions) if storage.has("values") else torch.zeros(decisions, slots, 1),
             state=torch.from_numpy(self.state[:decisions]),
             **{name: torch.from_numpy(array[:decisions]) for name, array in self.outcome.items()},
             final_values=self.final_values[:decisions],
             next_values=self.next_values,
+            final_states=self.final_states[:decisions],
+            next_states=self.next_states,
             versions=torch.full(self.scenarios[:decisions].shape, version),
             scenarios=self.scenarios[:decisions],
             episodes=[result for _, _, ended in self.episodes for result in ended],

@@ -45,5 +45,5 @@ class RolloutStorage:
         return batch.of({part: self._tensors[f"{name}.{part}"][:decisions] for part in batch.tensors()})
 
     def has(self, name: str) -> bool:
-        """Whether a batch of this name was put."""
-        return name in self._batches
+        """Whether something of this name was put."""
+        return name in self._batches or name in self._tensors

@@ -7,13 +7,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import nn
 
 from treadle.config.schema import TrainConfig
 from treadle.cores import usable_cores
 from treadle.devices import prepare_cpu
 from treadle.errors import CheckpointError, ConfigError
-from treadle.policies.critic import Critic, NoCritic, PrivilegedCritic, ValueHeadCritic
+from treadle.policies.critic import PrivilegedCritic
 from treadle.policies.load import load_configured
 from treadle.policies.protocol import Policy
 from treadle.reading import library
@@ -111,12 +110,11 @@ class Member:
         config = self._config
         critic = build_critic(config, self.policy, state_dim, self.device)
         self.policy.freeze(vision=config.policy.freeze_vision)
-        acting, acting_critic, copied = self.policy, critic, False
+        acting, copied = self.policy, False
         if config.overlap != "none" and self.crew is not None and self.place.rank is not None:
             # A thread plays while this one trains: with modes of its own, and with weights that stay as they are.
             copied = config.overlap == "async"
             acting = twin(self.policy, share_trained=not copied)
-            acting_critic = _critic_beside(critic, acting, share_trained=not copied)
 
         def divide(policy: Policy) -> Policy:
             if not self._sharded:
@@ -135,7 +133,6 @@ class Member:
                 config,
                 self.crew,
                 acting,
-                acting_critic,
                 slots=self.place.player.slots,
                 cores=self.place.player.generate if self._pins else (),
             )
@@ -178,33 +175,26 @@ class Member:
             self.crew.count(suite, "evaluation")
 
 
-def build_critic(config: TrainConfig, policy: Policy, state_dim: int, device: torch.device) -> Critic:
-    """The critic that a config asks for, or its stand-in.
+def build_critic(config: TrainConfig, policy: Policy, state_dim: int, device: torch.device) -> PrivilegedCritic | None:
+    """The network on privileged states that a config asks for; or the policy gets the head that it asks for.
 
     Raises:
         ConfigError: A privileged critic on a simulator without privileged state.
     """
     needs = config.needs
     if not needs.values:
-        return NoCritic()
+        return None
     outputs = policy.chunk if needs.values_per_action else 1
     if config.critic.kind == "value_head":
         if policy.value_outputs != outputs:
             policy.add_value_head(outputs)
-        return ValueHeadCritic(policy)
+        return None
     if state_dim == 0:
         raise ConfigError(
             f"critic.kind 'privileged': the simulator {config.simulator.name!r} offers no privileged state; "
             "use critic.kind=value_head"
         )
     return PrivilegedCritic(state_dim, outputs, config.critic.width).to(device)
-
-
-def _critic_beside(critic: Critic, policy: Policy, *, share_trained: bool) -> Critic:
-    """The critic that belongs to a twin of the policy."""
-    if isinstance(critic, ValueHeadCritic):
-        return ValueHeadCritic(policy)
-    return twin(critic, share_trained=share_trained) if isinstance(critic, nn.Module) else critic
 
 
 def _device(placement: Placement, place: ProcessPlace) -> torch.device:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout
@@ -15,7 +14,6 @@ from treadle.data.step import EpisodeResult
 from treadle.errors import ConfigError
 from treadle.evaluation.evaluate import play_suite
 from treadle.evaluation.films import film_scenarios
-from treadle.policies.critic import Critic
 from treadle.policies.protocol import Policy, Sampling
 from treadle.rollout.actor import Actor
 from treadle.rollout.collector import Collector
@@ -105,7 +103,6 @@ class Player:
         config: the run's settings.
         crew: the simulators; other sessions may use it between two rollouts.
         policy: it acts; the trainer's own policy, or a copy that `receive` keeps up to date.
-        critic: it values observations; the trainer's own or a copy, likewise.
         slots: which of the run's slots it has; all by default.
         cores: the policy stays on these while it collects; none for any.
     """
@@ -115,7 +112,6 @@ class Player:
         config: TrainConfig,
         crew: Crew,
         policy: Policy,
-        critic: Critic,
         *,
         slots: slice | None = None,
         cores: tuple[int, ...] = (),
@@ -124,7 +120,6 @@ class Player:
         self.policy = policy
         self.version = 0
         """How many updates the policy has had."""
-        self._critic = critic
         self._config = config
         self._decisions = config.decisions
         self._slots = slots or slice(0, config.simulator.slots)
@@ -144,7 +139,7 @@ class Player:
             Lanes(crew, session, stream, policy.chunk),
             stream,
             Actor(policy, Sampling(**config.policy.sampling.model_dump()), encode=config.policy.freeze_vision),
-            critic,
+            valued=config.has_critic and config.critic.kind == "value_head",
             batch=config.collection.batch,
             cores=cores,
             next_inputs=needs.next_inputs,
@@ -172,9 +167,6 @@ class Player:
         self.version = weights.version
         if weights.policy is not None:
             load_state(self.policy, weights.policy)
-        if weights.critic is not None:
-            assert isinstance(self._critic, nn.Module)
-            load_state(self._critic, weights.critic)
 
     def show(self, weights: Weights) -> None:
         """Evaluate and film with these weights from now on; `receive` comes before the next rollout."""

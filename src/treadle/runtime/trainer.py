@@ -5,8 +5,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from treadle.data.rollout import Rollout
 from treadle.errors import VersionError
 from treadle.runtime.exhaustion import naming_what_to_lower
@@ -34,7 +32,6 @@ class Trainer:
         self.policy = training.policy
         self.algorithm = make_algorithm(training)
         self._average = WeightAverage(self.algorithm.trained, config.optimizer.average)
-        self._critic = training.critic
         self._shared, self._copied = shared, copied
         self._staleness, self._streams = config.staleness, config.overlap == "stream"
         self._version = 0
@@ -82,9 +79,7 @@ class Trainer:
         self._version = version
         if self._shared:
             return Weights(version)
-        modules = (self.policy, self._critic if isinstance(self._critic, nn.Module) else None)
-        policy, critic = (m and trained_state(m, self._ranks, copy=self._copied) for m in modules)
-        return Weights(version, policy, critic)
+        return Weights(version, trained_state(self.policy, self._ranks, copy=self._copied))
 
     def fetch(self, weights: Weights) -> Weights:
         """Published weights, which are here."""

@@ -22,8 +22,6 @@ class Weights:
     """How many updates they have had."""
     policy: Mapping[str, Tensor] | None = None
     """Trained parameters by name; None where player and trainer share them."""
-    critic: Mapping[str, Tensor] | None = None
-    """Parameters of a critic with its own network; None where there is none, or it is shared."""
 
 
 def trained_state(module: nn.Module, ranks: Ranks = ALONE, *, copy: bool = False) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from torch import nn
 from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout
 from treadle.plugins import import_callable
-from treadle.policies.critic import Critic
 from treadle.policies.protocol import Policy
 from treadle.training.ranks import ALONE, Ranks
 
@@ -22,8 +21,9 @@ class Training:
 
     policy: Policy
     """The policy to train; `Policy.freeze` says which of its parameters."""
-    critic: Critic
-    """A head of the policy, a separate network, or a stand-in."""
+    critic: nn.Module | None
+    """A network of its own on privileged states, as `PrivilegedCritic`; None where the policy's head values what it
+    reads, or nothing does."""
     config: TrainConfig
     """The run's settings; `config.algorithm` holds the algorithm's own."""
     device: torch.device

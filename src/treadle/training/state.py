@@ -10,7 +10,7 @@ from treadle.data.scenario import Split
 from treadle.errors import CheckpointError
 from treadle.tables import LooseTable, Table, read_table
 
-FORMAT = 4
+FORMAT = 5
 """The format of a trainer's state. It counts up when older runs can no longer be resumed."""
 
 Bits64 = Annotated[int, Field(ge=0, lt=2**64)]
@@ -64,7 +64,6 @@ class PublishedState(Table):
 
     version: Natural
     policy: dict[str, Any] | None
-    critic: dict[str, Any] | None
 
 
 class TrainerState(LooseTable):

@@ -15,7 +15,7 @@ from table_policy import TablePolicy, table_rollout
 from treadle.config.loading import load_recipe
 from treadle.config.on_policy import OnPolicyConfig
 from treadle.config.schema import TrainConfig
-from treadle.policies.critic import NoCritic, PrivilegedCritic
+from treadle.policies.critic import PrivilegedCritic
 from treadle.policies.prismatic.openvla_oft import OpenVLAOFT
 from treadle.training.on_policy.alarms import CHECKS, Alarms
 from treadle.training.on_policy.ppo import PPO
@@ -47,7 +47,7 @@ def drawing(ratios: list[float], rewards: list[float], rate: float = 1e-4, **alg
     policy = TablePolicy((old + torch.tensor(ratios).log())[:, None, None])
     rollout = table_rollout(policy, torch.tensor(rewards)[:, None, None])
     rollout.log_probs = old[:, None, None, None].clone()
-    return make_ppo(policy, at_rate(rate, **algorithm), NoCritic()), rollout
+    return make_ppo(policy, at_rate(rate, **algorithm), None), rollout
 
 
 def at_rate(rate: float, **algorithm: Any) -> TrainConfig:
@@ -74,7 +74,7 @@ def test_other_log_probs_in_the_trainer():
 
 def test_a_policy_that_does_not_draw():
     policy = TablePolicy(torch.full((4, 1, 1), 0.0))
-    ppo = make_ppo(policy, rewarding(), NoCritic())
+    ppo = make_ppo(policy, rewarding(), None)
     found = ppo.update([table_rollout(policy, torch.tensor([[[1.0], [-1.0]], [[2.0], [-2.0]]]))], 3)
     assert found["update/log_prob_std"] == 0.0
     said = ppo.alarms(found)["constant_log_probs"]
@@ -87,7 +87,7 @@ def test_the_spread_of_log_probs_is_over_what_was_played():
     policy = TablePolicy(torch.tensor([-1.0, -3.0, -5.0])[:, None, None])
     rollout = table_rollout(policy, torch.ones(3, 1, 1))
     rollout.valid[2] = False
-    found = make_ppo(policy, rewarding(), NoCritic()).update([rollout], 3)
+    found = make_ppo(policy, rewarding(), None).update([rollout], 3)
     assert found["update/log_prob_std"] == pytest.approx(1.0)
 
 
@@ -100,7 +100,7 @@ def test_the_spread_of_log_probs_is_over_what_was_played():
 )
 def test_steps_that_are_too_small_for_the_weights(dtype: torch.dtype, rate: float, words: str):
     policy = TablePolicy(torch.tensor([-1.0, -2.0, -0.5, -1.5])[:, None, None]).to(dtype)
-    ppo = make_ppo(policy, at_rate(rate), NoCritic())
+    ppo = make_ppo(policy, at_rate(rate), None)
     rollout = table_rollout(policy, torch.tensor([[[1.0], [-1.0]], [[2.0], [-2.0]]]))
     *first, last = metrics(ppo, rollout, 3)
     assert not any("unmoved_weights" in ppo.alarms(row) for row in first), "three iterations tell"
@@ -112,7 +112,7 @@ def test_steps_that_are_too_small_for_the_weights(dtype: torch.dtype, rate: floa
 
 def test_ordinary_steps_move_weights():
     policy = TablePolicy(torch.tensor([-1.0, -2.0, -0.5, -1.5])[:, None, None])
-    ppo = make_ppo(policy, rewarding(), NoCritic())
+    ppo = make_ppo(policy, rewarding(), None)
     rollout = table_rollout(policy, torch.tensor([[[1.0], [-1.0]], [[2.0], [-2.0]]]))
     assert [row["update/unmoved_share"] for row in metrics(ppo, rollout, 2)] == [0.0, 0.0]
 
@@ -177,7 +177,7 @@ def test_groups_that_are_all_equal(base: OpenVLAOFT, success: float, why: str):
     rollout = grouped(base, [x for x in won for _ in range(3)], [i for i in range(count) for _ in range(3)])
     config = learning_config(algorithm=GRPO)
     config = config.model_copy(update={"simulator": config.simulator.model_copy(update={"slots": 24})})
-    ppo = make_ppo(copy.deepcopy(base), config, NoCritic())
+    ppo = make_ppo(copy.deepcopy(base), config, None)
     rows = [row | {"rollout/success": success} for row in metrics(ppo, rollout, 3)]
     assert rows[0]["update/filtered_group_share"] == 1
     *before, said = [ppo.alarms(row) for row in rows]
@@ -188,14 +188,14 @@ def test_groups_that_are_all_equal(base: OpenVLAOFT, success: float, why: str):
 
 def test_one_group_that_differs_is_signal(base: OpenVLAOFT):
     rollout = grouped(base, SUCCESSES, SCENARIOS)
-    ppo = make_ppo(copy.deepcopy(base), learning_config(algorithm=GRPO), NoCritic())
+    ppo = make_ppo(copy.deepcopy(base), learning_config(algorithm=GRPO), None)
     for row in metrics(ppo, rollout, 4):
         assert "equal_groups" not in ppo.alarms(row | {"rollout/success": 3 / 7})
 
 
 def test_without_groups_no_reward_is_no_signal():
     policy = TablePolicy(torch.tensor([-1.0, -2.0])[:, None, None])
-    ppo = make_ppo(policy, rewarding(), NoCritic())
+    ppo = make_ppo(policy, rewarding(), None)
     found = ppo.update([table_rollout(policy, torch.zeros(2, 1, 1))], 3)
     said = ppo.alarms(found | {"rollout/success": 0.0})["equal_groups"]
     assert said.startswith("every advantage is 0 (0.0% of episodes succeed)")
@@ -204,7 +204,7 @@ def test_without_groups_no_reward_is_no_signal():
 def test_a_gradient_of_noise_alone():
     """Decisions that have no weight in common have a share of 0."""
     policy = TablePolicy(torch.tensor([-1.0, -2.0, -0.5, -1.5])[:, None, None])
-    ppo = make_ppo(policy, rewarding(signal_every=1), NoCritic())
+    ppo = make_ppo(policy, rewarding(signal_every=1), None)
     rollout = table_rollout(policy, torch.tensor([[[1.0], [-1.0]], [[2.0], [-2.0]]]))
     *before, last = metrics(ppo, rollout, 6)
     assert not any("little_signal" in ppo.alarms(row) for row in before)
@@ -293,7 +293,7 @@ def test_shipped_settings_raise_no_alarm(base: OpenVLAOFT, recipe: str):
         update={"algorithm": algorithm, "critic": shipped.critic, "optimizer": shipped.optimizer}
     )
     policy = copy.deepcopy(base)
-    critic = NoCritic() if not config.has_critic else PrivilegedCritic(STATE, base.chunk, 8)
+    critic = None if not config.has_critic else PrivilegedCritic(STATE, base.chunk, 8)
     ppo = make_ppo(policy, config, critic if config.critic.kind == "privileged" or not config.has_critic else None)
     for iteration in range(5):
         size = algorithm.group_size

@@ -49,6 +49,8 @@ def hand_rollout(values: list[list[float]]) -> Rollout:
         valid=valid,
         final_values=torch.tensor([[10.0], [0.0]]),
         next_values=torch.tensor([6.0]),
+        final_states=torch.zeros(2, 1, 0),
+        next_states=torch.zeros(1, 0),
         versions=torch.zeros(2, 1, dtype=torch.long),
         scenarios=np.full((2, 1), scenario(0)),
         episodes=[],
@@ -260,11 +262,12 @@ def test_order_of_slots_does_not_matter(policy: OpenVLAOFT):
         inputs=rollout.inputs.of({name: x[:, order] for name, x in rollout.inputs.tensors().items()}),
         scenarios=rollout.scenarios[:, order.numpy()],
         next_values=rollout.next_values[order],
+        next_states=rollout.next_states[order],
         **{
             name: getattr(rollout, name)[:, order]
             for name in (
                 *("choices", "log_probs", "values", "state", "reward", "terminated", "truncated", "valid"),
-                *("final_values", "versions"),
+                *("final_values", "final_states", "versions"),
             )
         },
     )

@@ -10,7 +10,6 @@ from miniature import SCENARIOS, SUCCESSES, grouped, learning_config, make_polic
 from treadle.algorithms.losses import policy_loss
 from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout
-from treadle.policies.critic import NoCritic
 from treadle.policies.prismatic.openvla_oft import OpenVLAOFT
 from treadle.training.on_policy.batch import Batch, Samples, estimate_advantages
 from treadle.training.on_policy.critic_fit import CriticFit
@@ -43,7 +42,7 @@ def config(**algorithm: Any) -> TrainConfig:
 def gradient(policy: OpenVLAOFT, settings: TrainConfig, samples: Samples, rows: torch.Tensor) -> torch.Tensor:
     """The gradient of one minibatch, as one vector."""
     parameters = policy.freeze(vision=True)["policy"]
-    fit = CriticFit(NoCritic(), settings, CPU)
+    fit = CriticFit(None, settings, CPU)
     passes = PolicyGradient(policy, fit, settings, torch.ones(3, dtype=torch.bool), CPU)
     weights = samples.weights() if settings.algorithm.trajectory_weights else None
     passes.accumulate(Batch(samples, samples, weights), rows, version=3)
@@ -88,7 +87,7 @@ def test_chunk_masking_saves_passes(policy: OpenVLAOFT, rollout: Rollout, monkey
     monkeypatch.setattr(policy, "evaluate", counted)
     for share, rows in ((1.0, 8), (0.5, 4)):
         seen.clear()
-        make_ppo(policy, config(chunk_share=share), NoCritic()).update([rollout], iteration=3)
+        make_ppo(policy, config(chunk_share=share), None).update([rollout], iteration=3)
         assert sum(seen) == rows, "two of three groups are skipped: 8 decisions of 18 remain"
 
 

@@ -13,7 +13,6 @@ from miniature import SCENARIOS, SUCCESSES, grouped, learning_config, make_polic
 from rank_samples import on_threads
 from treadle.config.schema import TrainConfig
 from treadle.data.rollout import Rollout
-from treadle.policies.critic import NoCritic
 from treadle.policies.prismatic.openvla_oft import OpenVLAOFT
 from treadle.training.algorithm import Algorithm
 from treadle.training.on_policy.batch import Batch, estimate_advantages
@@ -46,7 +45,7 @@ def config(**algorithm: Any) -> TrainConfig:
 
 def test_grpo_updates_without_a_critic(policy: OpenVLAOFT, rollout: Rollout):
     before = copy.deepcopy(policy.state_dict())
-    metrics = make_ppo(policy, config(), NoCritic()).update([rollout], iteration=0)
+    metrics = make_ppo(policy, config(), None).update([rollout], iteration=0)
     assert not any(name.startswith("critic/") for name in metrics)
     assert metrics["update/filtered_group_share"] == pytest.approx(2 / 3)
     assert metrics["update/learning_rate"] == 1e-4, "there is no warm-up of a critic"
@@ -62,7 +61,7 @@ def test_grpo_updates_without_a_critic(policy: OpenVLAOFT, rollout: Rollout):
 def test_nothing_to_learn_from_changes_nothing(policy: OpenVLAOFT, base: OpenVLAOFT):
     before = copy.deepcopy(policy.state_dict())
     lost = grouped(base, [False] * 4, [1, 1, 2, 2])
-    metrics = make_ppo(policy, config(), NoCritic()).update([lost], iteration=3)
+    metrics = make_ppo(policy, config(), None).update([lost], iteration=3)
     assert metrics["update/steps"] == 0
     assert metrics["update/filtered_group_share"] == metrics["update/dead_token_share"] == 1
     assert all(torch.equal(before[name], x) for name, x in policy.state_dict().items())
@@ -72,7 +71,7 @@ def test_stale_data_is_anchored_at_the_present_policy(policy: OpenVLAOFT, rollou
     """Data of version 1 at iteration 3, drawn by a policy that since has changed; half of it is fresh."""
     rollout.versions[:2] = 1
     rollout.log_probs[:2] -= 1.0
-    ppo = make_ppo(policy, config(decoupled=True, stale_weight_cap=4.0), NoCritic())
+    ppo = make_ppo(policy, config(decoupled=True, stale_weight_cap=4.0), None)
     samples = estimate_advantages([rollout], config().algorithm)
     batch = Batch(samples, samples, None)
     ppo._add_frozen_log_probs(batch, iteration=3)
@@ -85,7 +84,7 @@ def test_stale_data_is_anchored_at_the_present_policy(policy: OpenVLAOFT, rollou
     assert 0 < metrics["update/staleness"] < 2
     assert metrics["update/stale_weight"] > 1.5
     assert metrics["update/log_prob_gap"] < 1e-4, "only fresh data tell of a gap"
-    plain = make_ppo(policy, config(decoupled=False), NoCritic())
+    plain = make_ppo(policy, config(decoupled=False), None)
     batch = Batch(samples, samples, None)
     plain._add_frozen_log_probs(batch, iteration=3)
     assert batch.proximal is batch.reference is None
@@ -94,14 +93,14 @@ def test_stale_data_is_anchored_at_the_present_policy(policy: OpenVLAOFT, rollou
 def test_the_reference_starts_equal_and_its_coefficient_adapts(policy: OpenVLAOFT, base: OpenVLAOFT, rollout: Rollout):
     reference = {"coefficient": 0.5, "estimator": "k3", "target": 1.0}
     settings = learning_config(algorithm=GRPO | {"reference": reference}, optimizer={"learning_rate": 1e-2})
-    ppo = make_ppo(policy, settings, NoCritic(), base)
+    ppo = make_ppo(policy, settings, None, base)
     first = ppo.update([rollout], iteration=3)
     assert first["update/reference_kl"] == pytest.approx(0, abs=1e-6)
     assert first["update/reference_coefficient"] == 0.5
     second = ppo.update([rollout], iteration=4)
     assert second["update/reference_kl"] > 0
     assert second["update/reference_coefficient"] == pytest.approx(0.5 * (1 - 0.1 * 0.2))
-    restored = make_ppo(copy.deepcopy(policy), settings, NoCritic(), base)
+    restored = make_ppo(copy.deepcopy(policy), settings, None, base)
     restored.load_state_dict(copy.deepcopy(ppo.state_dict()))
     one, other = (x.update([rollout], iteration=5) for x in (ppo, restored))
     assert {k: x for k, x in one.items() if "time/" not in k} == {k: x for k, x in other.items() if "time/" not in k}
@@ -110,12 +109,12 @@ def test_the_reference_starts_equal_and_its_coefficient_adapts(policy: OpenVLAOF
 def test_a_reference_pulls_the_policy_back(base: OpenVLAOFT, rollout: Rollout):
     """With advantages of next to nothing, a step lowers the divergence that an earlier one made."""
     moved = copy.deepcopy(base)
-    make_ppo(moved, learning_config(algorithm=GRPO, optimizer={"learning_rate": 1e-2}), NoCritic()).update(
+    make_ppo(moved, learning_config(algorithm=GRPO, optimizer={"learning_rate": 1e-2}), None).update(
         [rollout], iteration=3
     )
     reference = {"coefficient": 100.0, "estimator": "k2"}
     settings = learning_config(algorithm=GRPO | {"reference": reference}, optimizer={"learning_rate": 1e-3})
-    ppo = make_ppo(moved, settings, NoCritic(), base)
+    ppo = make_ppo(moved, settings, None, base)
     found = [ppo.update([rollout], iteration=3 + i)["update/reference_kl"] for i in range(4)]
     assert found[-1] < found[0]
 
@@ -131,7 +130,7 @@ def collected(ppo: PPO, rollouts: Sequence[Rollout]) -> int:
 def refilled(policy: OpenVLAOFT, rollouts: Sequence[Rollout], **fields: Any) -> int:
     settings = config(filter=fields.pop("filter", {}), **fields)
     fresh = [replace(rollout, selected=None) for rollout in rollouts]
-    return collected(make_ppo(policy, settings, NoCritic()), fresh)
+    return collected(make_ppo(policy, settings, None), fresh)
 
 
 def test_the_batch_is_refilled_until_enough_groups_remain_or_the_limit(base: OpenVLAOFT):
@@ -153,7 +152,7 @@ def test_ranks_agree_on_refills_and_count_the_groups_of_all(base: OpenVLAOFT):
 
     def taken(ranks: Ranks) -> int:
         own = [replace(lost if ranks.rank == 0 else full, selected=None) for _ in range(6)]
-        return collected(make_ppo(copy.deepcopy(base), settings, NoCritic(), None, ranks), own)
+        return collected(make_ppo(copy.deepcopy(base), settings, None, None, ranks), own)
 
     # 2 of 4 groups remain of a rollout, so two rollouts have as many as one plays.
     assert on_threads(2, taken) == [2, 2]
@@ -164,7 +163,7 @@ def test_an_update_waits_for_its_rounds(base: OpenVLAOFT):
     rollouts = [make_rollout(base, 1, 2, seed=seed) for seed in range(4)]
     rollouts[0].scenarios[:, 1] = scenario(1)
     for rounds in (1, 3):
-        ppo = make_ppo(base, learning_config(algorithm={"rounds": rounds}), NoCritic())
+        ppo = make_ppo(base, learning_config(algorithm={"rounds": rounds}), None)
         assert collected(ppo, rollouts) == rounds
 
 
@@ -178,7 +177,7 @@ class OneEach(Algorithm):
 
 
 def test_an_algorithm_takes_one_rollout_by_default(base: OpenVLAOFT):
-    algorithm = OneEach(make_ppo(base, config(), NoCritic()).training)
+    algorithm = OneEach(make_ppo(base, config(), None).training)
     assert algorithm.wants_more([])
     assert not algorithm.wants_more([make_rollout(base, 1, 2)])
     assert (algorithm.state_dict(), algorithm.alarms({"update/log_prob_gap_mean": 9.0})) == ({}, {})

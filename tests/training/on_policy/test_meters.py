@@ -12,7 +12,6 @@ from miniature import SCENARIOS, SUCCESSES, grouped, learning_config, make_rollo
 from rank_samples import on_threads, shards
 from table_policy import TablePolicy, table_rollout
 from treadle.config.on_policy import PPOConfig
-from treadle.policies.critic import NoCritic
 from treadle.policies.prismatic.openvla_oft import OpenVLAOFT
 from treadle.training.on_policy.batch import estimate_advantages
 from treadle.training.on_policy.meters import ENTRIES, SignalMeter, StepMeter
@@ -72,12 +71,12 @@ def test_the_metric_is_the_share_that_the_benchmark_defines(base: OpenVLAOFT):
     """Of the mean gradients of the decisions of even and of odd slots, each from an update of its own."""
     config = rewarding(minibatch=64, signal_every=1)
     rollout = make_rollout(base, 3, 4)
-    metrics = make_ppo(copy.deepcopy(base), config, NoCritic()).update([rollout], 3)
+    metrics = make_ppo(copy.deepcopy(base), config, None).update([rollout], 3)
     halves = []
     for others in ([1, 3], [0, 2]):
         half = copy.deepcopy(rollout)
         half.valid[:, others] = False
-        (step,) = gradients(make_ppo(copy.deepcopy(base), config, NoCritic()), half)
+        (step,) = gradients(make_ppo(copy.deepcopy(base), config, None), half)
         # A step is divided by its actions, the share compares means over decisions.
         scale = half.valid.sum() / half.valid.any(-1).sum()
         halves.append(torch.cat([x.flatten() for x in step]) * scale)
@@ -87,7 +86,7 @@ def test_the_metric_is_the_share_that_the_benchmark_defines(base: OpenVLAOFT):
 @pytest.mark.parametrize("every", [0, 1, 2, 3])
 def test_iterations_that_measure(base: OpenVLAOFT, every: int):
     rollout = make_rollout(base, 2, 4)
-    ppo = make_ppo(copy.deepcopy(base), rewarding(signal_every=every), NoCritic())
+    ppo = make_ppo(copy.deepcopy(base), rewarding(signal_every=every), None)
     rollout.versions[:] = 0
     found = ["update/signal_share" in ppo.update([rollout], iteration) for iteration in range(4)]
     assert found == [bool(every) and iteration % every == 0 for iteration in range(4)]
@@ -98,7 +97,7 @@ def test_measuring_leaves_the_update_as_it_is(base: OpenVLAOFT):
     found = []
     for every in (0, 1):
         policy = copy.deepcopy(base)
-        make_ppo(policy, rewarding(signal_every=every), NoCritic()).update([rollout], 3)
+        make_ppo(policy, rewarding(signal_every=every), None).update([rollout], 3)
         found.append(weights(policy))
     assert all(torch.allclose(found[0][name], x, atol=1e-6) for name, x in found[1].items())
 
@@ -112,7 +111,7 @@ def test_while_the_critic_learns_alone_nothing_is_measured(policy: OpenVLAOFT):
 def test_shares_are_the_same_on_ranks(base: OpenVLAOFT):
     """Each of two ranks has two slots; the halves are slots 0 and 2, and 1 and 3."""
     rollout, config = make_rollout(base, 3, 4, version=2), rewarding(minibatch=64)
-    alone = make_ppo(copy.deepcopy(base), config, NoCritic()).update([rollout], 2)
+    alone = make_ppo(copy.deepcopy(base), config, None).update([rollout], 2)
     parts = shards([rollout], (2, 2))
 
     def share(ranks: Ranks) -> list[list[int]]:
@@ -164,6 +163,6 @@ def test_of_many_parameters_some_entries_are_read():
 def test_rows_that_have_no_weight_in_common_have_no_signal():
     """Every decision of the table has a weight of its own."""
     policy = TablePolicy(torch.tensor([-1.0, -2.0, -0.5, -1.5])[:, None, None])
-    ppo = make_ppo(policy, rewarding(signal_every=1), NoCritic())
+    ppo = make_ppo(policy, rewarding(signal_every=1), None)
     metrics = ppo.update([table_rollout(policy, torch.tensor([[[1.0], [-1.0]], [[2.0], [-2.0]]]))], 3)
     assert metrics["update/signal_share"] == 0.0

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from miniature import learning_config
 from table_policy import TablePolicy, group_rollout, table_rollout
-from treadle.policies.critic import NoCritic
 from treadle.training.on_policy.ppo import PPO
 from update_samples import gradients, make_ppo
 
@@ -78,7 +77,7 @@ def test_trajectory_weights(weighed: bool, long: float, short: float):
     policy = TablePolicy(torch.full((6, 1, 1), -1.0))
     rollout = group_rollout(policy, [1, 3], [2.0, 0.0], [4, 4])
     algorithm = {"kind": "grpo", "estimator": "dr_grpo", "group_size": 2, "trajectory_weights": weighed}
-    found = slopes(make_ppo(policy, learning_config(algorithm=PLAIN | algorithm), NoCritic()), rollout)[0]
+    found = slopes(make_ppo(policy, learning_config(algorithm=PLAIN | algorithm), None), rollout)[0]
     assert found.reshape(3, 2).tolist() == [pytest.approx(row) for row in ([-short, long], [0, long], [0, long])]
 
 
@@ -116,7 +115,7 @@ def referred(estimator: str, target: float | None = None) -> tuple[PPO, Any]:
     algorithm = {"kind": "grpo", "group_size": 1, "estimator": "reinforce_pp", "epochs": 1}
     algorithm |= {"reference": {"coefficient": 0.5, "estimator": estimator, "target": target}}
     config = learning_config(algorithm=algorithm, optimizer={"learning_rate": 1e-12, "weight_decay": 0.0})
-    return make_ppo(policy, config, NoCritic(), TablePolicy(column(-1.5, -1.0))), rollout
+    return make_ppo(policy, config, None, TablePolicy(column(-1.5, -1.0))), rollout
 
 
 @pytest.mark.parametrize(

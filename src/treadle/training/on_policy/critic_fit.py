@@ -1,5 +1,7 @@
 """Updates of a critic: by its own epochs, or, if it is the policy's head, as a term of the policy's loss."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -7,8 +9,8 @@ from treadle.algorithms.advantages import Moments, explained_variance
 from treadle.algorithms.value_loss import ValueBatch, value_loss
 from treadle.config.on_policy import OnPolicyConfig
 from treadle.config.schema import TrainConfig
+from treadle.data.rollout import Rollout
 from treadle.errors import DivergenceError
-from treadle.policies.critic import Critic
 from treadle.training.health import check_finite, check_gradients
 from treadle.training.on_policy.batch import Samples, join_moments
 from treadle.training.ranks import ALONE, Ranks
@@ -19,21 +21,46 @@ class CriticFit:
     """It knows the value loss, and where that applies.
 
     Args:
-        critic: a head of the policy, a separate network, or a stand-in without parameters.
+        network: values privileged states; None where the policy's head is the critic, or there is none.
         config: the run's settings.
         device: where updates are computed.
         ranks: the processes that hold the batch.
     """
 
-    def __init__(self, critic: Critic, config: TrainConfig, device: torch.device, ranks: Ranks = ALONE) -> None:
-        self.critic = critic
+    def __init__(
+        self, network: nn.Module | None, config: TrainConfig, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
+        self._network = network
         self._config = config
         self._device = device
         self._ranks = ranks
         assert isinstance(config.algorithm, OnPolicyConfig)
         self._minibatch = config.algorithm.minibatch
-        self.is_head = config.has_critic and not critic.reads_state
+        self.is_head = config.has_critic and network is None
         """The critic is the policy's head, and learns with it."""
+
+    @torch.no_grad()
+    def value(self, rollout: Rollout) -> Rollout:
+        """The rollout with the values that a network of its own gives now, which may have learnt since it was played;
+        the policy's head valued while it acted.
+        """
+        network = self._network
+        if network is None:
+            return rollout
+        terminated, truncated = rollout.terminated.any(-1), rollout.truncated.any(-1)
+        kept = {"truncated": truncated, "ended": terminated | truncated, "none": torch.zeros_like(truncated)}
+        bootstrapped = kept[self._config.needs.keep_final]
+
+        def values(states: Tensor) -> Tensor:
+            return network(states.flatten(0, -3).to(self._device)).cpu().reshape(*states.shape[:-2], -1)
+
+        follows = values(rollout.final_states[..., None, :])[..., 0]
+        return replace(
+            rollout,
+            values=values(rollout.state),
+            final_values=torch.where(bootstrapped, follows, 0.0),
+            next_values=values(rollout.next_states[..., None, :])[..., 0],
+        )
 
     def describe(self, samples: Samples) -> dict[str, float]:
         """How good the values of the rollouts were, as metrics."""
@@ -61,7 +88,7 @@ class CriticFit:
         Raises:
             DivergenceError: a loss or gradient is not finite.
         """
-        network, config, ranks = self.critic, self._config, self._ranks
+        network, config, ranks = self._network, self._config, self._ranks
         assert isinstance(network, nn.Module)
         place = ranks.place(samples.order)
         losses: list[float] = []
@@ -71,7 +98,7 @@ class CriticFit:
                 rows = rows[rows >= 0]
                 entries = ranks.sum(self.entries(samples.valid[rows]).sum())
                 with ranks.together(DivergenceError):
-                    values = network(None, samples.state[rows].to(self._device))
+                    values = network(samples.state[rows].to(self._device))
                     loss = self._loss(samples, rows, values, entries)
                     loss.backward()
                     check_finite("value loss", loss.detach())

@@ -50,9 +50,7 @@ class PPO(Algorithm):
         find_estimator(self._algorithm.estimator)
         groups = policy.freeze(vision=config.policy.freeze_vision)
         self._policy_parameters = groups["policy"]
-        self._critic_parameters = (
-            list(self.critic.parameters()) if isinstance(self.critic, nn.Module) else groups["value"]
-        )
+        self._critic_parameters = list(self.critic.parameters()) if self.critic is not None else groups["value"]
         self._dimension_mask = _trained_dimensions(config.policy.frozen_dimensions, policy)
         _check_positions(self._algorithm, policy)
         self._critic_fit = CriticFit(self.critic, config, training.device, self._ranks)
@@ -106,7 +104,7 @@ class PPO(Algorithm):
             with self._ranks.together(DivergenceError):
                 check_rollouts(rollouts[self._stream.count :])
             self.policy.train()
-            self._stream.add(rollouts, iteration)
+            self._stream.add([self._critic_fit.value(rollout) for rollout in rollouts], iteration)
 
     def update(self, rollouts: Sequence[Rollout], iteration: int) -> dict[str, float]:
         """See `Algorithm.update`."""
@@ -133,6 +131,7 @@ class PPO(Algorithm):
         ranks.check_same(self._named_parameters())
         with ranks.together(DivergenceError):
             check_rollouts(rollouts)
+        rollouts = [self._critic_fit.value(rollout) for rollout in rollouts]
         # Advantages, and which decisions are worth a gradient.
         batch = make_batch(rollouts, self._algorithm, self._dimension_mask, ranks)
         with ranks.together(DivergenceError):
@@ -251,7 +250,7 @@ class PPO(Algorithm):
     def _named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything that updates change."""
         names = {id(parameter): name for name, parameter in self.policy.named_parameters()}
-        critic = self.critic.named_parameters() if isinstance(self.critic, nn.Module) else ()
+        critic = self.critic.named_parameters() if self.critic is not None else ()
         names |= {id(parameter): f"critic.{name}" for name, parameter in critic}
         for parameter in (*self._policy_parameters, *self._critic_parameters):
             yield names[id(parameter)], parameter
@@ -271,7 +270,7 @@ class PPO(Algorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """See `Algorithm.state_dict`."""
-        critic = self.critic.state_dict() if isinstance(self.critic, nn.Module) else {}
+        critic = self.critic.state_dict() if self.critic is not None else {}
         return {
             "optimizer": self.optimizer.state_dict(),
             "critic": critic,
@@ -281,7 +280,7 @@ class PPO(Algorithm):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Algorithm.load_state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
-        if isinstance(self.critic, nn.Module):
+        if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
         coefficient = state["reference_coefficient"]
         if not isinstance(coefficient, float) or not 0 <= coefficient < math.inf:
