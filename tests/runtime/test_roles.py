@@ -38,10 +38,10 @@ def test_published_weights_are_all_that_a_player_needs(tmp_path: Path, checkpoin
         policy = load_policy(checkpoint, device="cpu")
         critic = build_critic(config, policy, here.spec.state_dim, CPU)
         # What another process would hold: copies, that change by what is published alone.
-        policy_there, critic_there = copy.deepcopy((policy, critic))
+        policy_there = copy.deepcopy(policy)
         trainer = Trainer(Training(policy, critic, config, CPU, lambda: policy), shared=False)
         policy_there.freeze(vision=config.policy.freeze_vision)
-        sharing, copying = Player(config, here, policy, critic), Player(config, there, policy_there, critic_there)
+        sharing, copying = Player(config, here, policy), Player(config, there, policy_there)
         for version in range(3):
             rollouts = sharing.collect(trainer.wants_more)
             (received,) = copying.collect(lambda rollouts: not rollouts)
@@ -68,6 +68,7 @@ def test_a_player_collects_until_no_more_is_wanted(tmp_path: Path, checkpoint: P
 
     with Crew(plan_crew(config.simulator, config.collection, accelerated=False)) as crew:
         policy = load_policy(checkpoint, device="cpu")
-        player = Player(config, crew, policy, build_critic(config, policy, crew.spec.state_dim, CPU))
+        build_critic(config, policy, crew.spec.state_dim, CPU)
+        player = Player(config, crew, policy)
         assert len(player.collect(wants_more)) == 3  # type: ignore[arg-type]
     assert asked == [0, 1, 2, 3]

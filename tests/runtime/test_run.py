@@ -578,7 +578,7 @@ def test_summarize_averages_over_episodes():
     episodes = [EpisodeResult(what, True, False, 2.0, 3), EpisodeResult(what, False, False, 1.0, 6)]
     x = torch.zeros(1, 1)
     rollout = Rollout(
-        *(x, x, x, x, x, x, x, x, x, torch.tensor([[[True, True, False]]]), x, x[0], x),  # type: ignore[arg-type]
+        *(x, x, x, x, x, x, x, x, x, torch.tensor([[[True, True, False]]]), x, x[0], x, x, x),  # type: ignore[arg-type]
         scenarios=np.full((1, 1), what),
         episodes=episodes,
         seconds={"simulate": 0.5},
