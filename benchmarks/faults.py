@@ -228,7 +228,8 @@ def _disturb(
         if code and (code := Disturbed(folder, settings).end()):
             return f"the same command ended with {code}"
     except subprocess.TimeoutExpired:
-        return f"no end within {PATIENCE:g} s"
+        said = (folder / "output.txt").read_text().splitlines()[-3:]
+        return f"no end within {PATIENCE:g} s; its last lines: {said}"
     return "" if numbers(run.folder) == expected else "the numbers are not those of a run that was left alone"
 
 

@@ -23,8 +23,10 @@ from treadle.config.schema import CollectionConfig, EvaluationConfig, OptimizerC
 from treadle.errors import MemberLostError, PlacementError
 from treadle.policies import load_policy
 from treadle.reporting.metrics import read_metrics
+from treadle.runtime import loop
 from treadle.runtime.cluster.engine import Handle, prepare_ray
 from treadle.runtime.cluster.roles import RemoteTrainers
+from treadle.runtime.evaluator import Evaluator
 from treadle.runtime.loop import train
 from treadle.training.checkpoints import list_checkpoints
 from treadle.training.parts import part_path
@@ -128,14 +130,23 @@ def test_a_player_and_a_rank_of_their_own_make_the_same_run(
     tmp_path: Path, checkpoint: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ):
     priorities: list[int] = []
+    handlers: list[Any] = []
 
     def look(trainers: RemoteTrainers) -> None:
         members = [*trainers.team.players(), *trainers.team.ranks()]
         priorities.extend(os.getpriority(os.PRIO_PROCESS, handle.pid) for handle in members)
 
     at_update(monkeypatch, {1: look})
+    evaluate = Evaluator.evaluate
+
+    def measure(*arguments: Any) -> None:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        evaluate(*arguments)
+
+    monkeypatch.setattr(Evaluator, "evaluate", measure)
     assert_same_run(whole, train(run(tmp_path, checkpoint, placement=APART)))
     assert priorities == [os.getpriority(os.PRIO_PROCESS, 0)] * 2, "they give way to nobody"
+    assert [handler.__module__ for handler in handlers] == [loop.__name__] * 2, "Ray leaves SIGTERM to the run"
 
 
 def test_two_players_and_two_ranks_make_the_same_run_which_goes_on_in_one_process(

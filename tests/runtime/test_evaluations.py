@@ -37,7 +37,7 @@ def test_evaluations_change_nothing(tmp_path: Path, checkpoint: Path, overlap: s
     alone = train(run_config(tmp_path / "alone", checkpoint, evaluation=evaluation(0), **fields))
     evaluated = train(run_config(tmp_path / "evaluated", checkpoint, evaluation=evaluation(1), **fields))
     found, measured = numbers(evaluated), ("evaluation/train", "evaluation/vision")
-    assert [set(measured) <= row.keys() for row in found] == [True, True, True, False]
+    assert [set(measured) <= row.keys() for row in found] == [True] * 4
     assert numbers(alone) == [{key: x for key, x in row.items() if key not in measured} for row in found]
     one, other = final_weights(alone), final_weights(evaluated)
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -56,6 +56,22 @@ def test_what_is_evaluated_and_kept_is_what_a_shorter_run_ends_with(tmp_path: Pa
     kept = load_policy(whole / "best", device="cpu").state_dict()  # type: ignore[attr-defined]
     ended = final_weights(short)
     assert all(torch.equal(kept[name], ended[name]) for name in ended)
+
+
+@pytest.mark.integration
+def test_a_run_that_is_extended_has_the_evaluations_of_a_longer_one(
+    tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+):
+    whole = train(run_config(tmp_path / "whole", checkpoint, evaluation=evaluation(1), optimizer=AVERAGE))
+    said = capsys.readouterr().out
+    assert "evaluating iteration-000004: vision" in said
+    assert "evaluating final" not in said, "it is what the last iteration's evaluation found"
+    assert suites(whole, "final") == suites(whole, "iteration-000004")
+    for iterations in (2, 4):
+        fields: dict[str, Any] = {"iterations": iterations, "evaluation": evaluation(1), "optimizer": AVERAGE}
+        extended = train(run_config(tmp_path / "extended", checkpoint, **fields))
+    assert numbers(whole) == numbers(extended)
+    assert suites(whole, "final") == suites(extended, "final")
 
 
 @pytest.mark.integration

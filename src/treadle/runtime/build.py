@@ -67,9 +67,11 @@ class Run:
 
     @property
     def evaluation_is_due(self) -> bool:
-        """Whether to evaluate now; at the end it is done anyway."""
-        every, last = self.recorder.config.evaluation.every, self.recorder.config.iterations
-        return bool(every and self.version % every == 0 and self.version < last)
+        """Whether to evaluate now. The last iteration is like any other, so that a run that is extended has all that
+        one would have which was longer from the start.
+        """
+        every = self.recorder.config.evaluation.every
+        return bool(every and self.version % every == 0)
 
     def evaluate(self) -> dict[str, float]:
         """Measure the average of weights as it would be kept now; returns success by suite, as metrics. The best policy
@@ -94,7 +96,7 @@ class Run:
         self.trainer.swap_in()
         self.trainer.export(self.directory / "policy")
         self.player.show(self.trainer.publish(self.version))
-        self.evaluator.evaluate("final", self.directory / "policy")
+        self.evaluator.evaluate("final", self.directory / "policy", self.version)
         self.recorder.finish(*self.peak_memory())
 
     def save(self) -> None:

@@ -23,6 +23,10 @@ VIDEO_SIZE = 224
 """Pixels of a filmed frame's side."""
 
 
+_Measured = tuple[dict[str, Any], dict[str, list[EpisodeResult]]]
+"""Of every suite: summary and episodes."""
+
+
 class Evaluator:
     """Lets the players play evaluation scenarios, and writes the results.
 
@@ -38,16 +42,21 @@ class Evaluator:
         self._directory = directory
         self._players = players
         self._console = console
+        self._latest: tuple[int, _Measured] | None = None
+        """The iteration that was evaluated last, by this process, and what came of it."""
 
     def evaluate_once(self, name: str, checkpoint: Path) -> None:
         """Measure and film the policy of a checkpoint, unless that was done before."""
         if not (self._directory / "evaluation" / f"{name}.json").exists():
             self.evaluate(name, checkpoint)
 
-    def evaluate(self, name: str, checkpoint: Path) -> None:
-        """Write `evaluation/NAME.json`, its episodes beside it, and the films of NAME."""
+    def evaluate(self, name: str, checkpoint: Path, iteration: int | None = None) -> None:
+        """Write `evaluation/NAME.json`, its episodes beside it, and the films of NAME. The policy of an iteration that
+        was just evaluated is not measured again.
+        """
         start = time.perf_counter()
-        suites, episodes = self._measure(name)
+        known = self._latest[1] if self._latest is not None and self._latest[0] == iteration else None
+        suites, episodes = self._measure(name, known)
         report: dict[str, Any] = {"suites": suites, "held_out": self._players.spec.held_out}
         report["manifest"] = manifest(checkpoint, self._config.policy, self._config.simulator, self._config.evaluation)
         self._film(name, episodes)
@@ -56,7 +65,8 @@ class Evaluator:
     def evaluate_iteration(self, iteration: int) -> dict[str, float]:
         """Write the evaluation of a policy that is being trained, without films; returns success by suite."""
         start, name = time.perf_counter(), checkpoint_name(iteration)
-        suites, _ = self._measure(name)
+        measured = suites, _ = self._measure(name)
+        self._latest = iteration, measured
         self._write(name, {"suites": suites}, start)
         return {suite: found["success"] for suite, found in suites.items()}
 
@@ -70,12 +80,11 @@ class Evaluator:
                 success[name] = found["suites"][suite]["success"]
         return max(success, key=lambda name: success[name]) == own
 
-    def _measure(self, name: str) -> tuple[dict[str, Any], dict[str, list[EpisodeResult]]]:
-        """Play every suite, and write the episodes; returns both."""
+    def _measure(self, name: str, known: _Measured | None = None) -> _Measured:
+        """Play every suite, unless it is known what comes of it, and write the episodes; returns both."""
         config = self._config
-        suites: dict[str, Any] = {}
-        episodes: dict[str, list[EpisodeResult]] = {}
-        for suite in config.evaluation.suites:
+        suites, episodes = known or ({}, {})
+        for suite in () if known else config.evaluation.suites:
             self._console.stage(f"evaluating {name}: {suite}")
             episodes[suite] = self._players.evaluate(suite, self._console.progress)
             suites[suite] = summarize_suite(suite, episodes[suite], config.evaluation.success)

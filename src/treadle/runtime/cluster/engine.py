@@ -5,10 +5,12 @@ import os
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
@@ -274,12 +276,10 @@ class Engine:
         self._folder = Path(tempfile.mkdtemp(prefix="treadle-"))
         before = _children()
         try:
-            _ray().init(
+            _init_ray(
                 num_cpus=len(devices) if kind == CPU else None,
                 num_gpus=len(devices) if kind == "cuda" else 0,
                 include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
                 _temp_dir=str(self._folder / "ray"),
             )
         except (OSError, RuntimeError, ValueError, _ray("exceptions").RayError) as error:
@@ -308,7 +308,7 @@ class Engine:
             host, colon, port = address.rpartition(":")
             if colon and port.isdigit():
                 socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH).close()
-            _ray().init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            _init_ray(address=address)
         except (OSError, RuntimeError, _ray("exceptions").RayError) as error:
             raise PlacementError(
                 f"runtime.address: cannot join the Ray cluster {address!r} ({_first_line(error)}); start one with "
@@ -395,6 +395,16 @@ def prepare_ray() -> None:
 def _ray(module: str = "") -> Any:
     """Ray, or a module of it, which nothing else imports; it is untyped."""
     return import_module(f"ray.{module}" if module else "ray")
+
+
+def _init_ray(**settings: Any) -> None:
+    """`ray.init`, which takes SIGTERM for itself; it stays what it was, so that a run ends as the run wants it to."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        _ray().init(log_to_driver=False, logging_level=logging.ERROR, **settings)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _with_watch(actor: type[MemberActor]) -> type[MemberActor]:
