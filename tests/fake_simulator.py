@@ -160,6 +160,15 @@ class DelayedSimulator(FakeSimulator):
             time.sleep(60)
 
 
+class WordingSimulator(DelayedSimulator):
+    """Its scenes say which arm is nearer, which its scenarios do not."""
+
+    def wording(self, slot: int) -> str:
+        what = self.now[slot]
+        assert what is not None
+        return f"{what.instruction} with the {('left', 'right')[what.index % 2]} arm"
+
+
 class CautionedSimulator(FakeSimulator):
     """Its physics are not the published ones."""
 

@@ -277,8 +277,8 @@ def test_protocols_are_listed_and_shown():
     assert "evaluation.sampling.temperature 1.6" in words
     assert "OpenVLA-OFT (RLinf GRPO) [1] sampled at 1.6 99.4 % 99.8 % 98.8 %" in words
     assert "compares a greedy base with a sampled model" in words
-    said = treadle("protocols", "rlinf/robotwin-lift_pot").stdout
-    assert "Otherwise than published: Instructions name no arm" in " ".join(said.split())
+    said = treadle("protocols", "rl4vla/maniskill-put-on-plate").stdout
+    assert "Otherwise than published: Episodes are enumerated" in " ".join(said.split())
 
 
 def test_report_prints_where_it_wrote(here, monkeypatch):

@@ -209,6 +209,17 @@ def test_shuffled_instructions_fit_the_scene_and_stay_for_the_episode():
     assert sorted(text for texts in again.instructions for text in texts) == sorted(asked)
 
 
+@pytest.mark.parametrize(("lanes", "workers", "kind"), [(1, 1, "threads"), (2, 3, "processes")])
+def test_the_policy_is_asked_what_scenes_word_and_results_keep_it(lanes, workers, kind):
+    policy: Any = FakePolicy()
+    factory = SimulatorFactory("fake_simulator:WordingSimulator", {})
+    with Crew(CrewPlan(factory, 3, lanes=lanes, workers=workers, kind=kind)) as crew:
+        results = play_suite(policy, crew, 4, EvaluationConfig(episodes=7), "train")
+    words = [f"do {i} with the {('left', 'right')[i % 2]} arm" for i in range(7)]
+    assert [result.scenario.instruction for result in results] == words
+    assert {text for texts in policy.instructions for text in texts} == set(words)
+
+
 def test_films_have_a_frame_before_the_first_action_and_one_after_each():
     policy: Any = FakePolicy()
     with crew_of(2, SCRIPTS) as crew:

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from fake_simulator import FakeSimulator, Script, one_after_another, scenario
+from fake_simulator import FakeSimulator, Script, WordingSimulator, one_after_another, scenario
 from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario
 from treadle.data.step import Step
@@ -250,6 +250,19 @@ def test_an_idle_slot_is_asked_again_after_each_chunk():
     assert [what and what.index for what in host.scenarios] == [9, 8]
     assert host.observation.state.tolist() == [[9, 4], [8, 0]]
     assert not given
+
+
+def test_a_scene_words_what_it_asks_for():
+    host = Host(WordingSimulator(2), one_after_another(scenario(i) for i in range(3)), 4)
+    host.start()
+    # It is the scenario that was given, whatever it says.
+    assert host.scenarios == [scenario(0), scenario(1)]
+    assert [host.scenario(slot).instruction for slot in (0, 1)] == ["do 0 with the left arm", "do 1 with the right arm"]
+    step = host.step(zeros(2))
+    assert [episode.scenario.instruction[-9:] for episode in step.episodes] == [" left arm", "right arm"]
+    assert host.scenario(0).instruction == "do 2 with the left arm"
+    host.restore([None, (scenario(1), zeros(1)[0])])
+    assert host.scenario(1).instruction == "do 1 with the right arm"
 
 
 def test_fewer_scenarios_than_slots():

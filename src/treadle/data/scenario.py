@@ -1,6 +1,6 @@
 """The identity of one episode."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Split = Literal["train", "evaluation"]
@@ -12,7 +12,8 @@ class Scenario:
     """One episode's identity: what is on the scene, where, and what is asked.
 
     Equal scenarios give the same first observation and, for the same actions, the same outcome, in any slot,
-    lane or batch. Hashable, and cheap to send to another process.
+    lane or batch. Hashable, and cheap to send to another process. Names alone make two equal: a simulator may word the
+    instruction only once the scene stands (`simulators.protocol.Wording`).
     """
 
     simulator: str
@@ -22,7 +23,7 @@ class Scenario:
     split: Split
     index: int
     """Position in the enumeration of (suite, split); together with them it seeds everything random in the scene."""
-    instruction: str
+    instruction: str = field(compare=False)
 
     @property
     def id(self) -> str:

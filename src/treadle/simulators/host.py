@@ -4,6 +4,7 @@ Shapes: B slots, C actions of a chunk, A action dimensions, H horizon, n the slo
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -13,7 +14,7 @@ from treadle.data.observation import Observation
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult, Outcome, Step
 from treadle.errors import ConfigError, SimulatorError
-from treadle.simulators.protocol import Simulator, Slots
+from treadle.simulators.protocol import Simulator, Slots, Wording
 
 NextScenario = Callable[[int], Scenario | None]
 """The next scenario of a slot, or None where there is nothing to play now."""
@@ -54,7 +55,7 @@ class Host:
         self.horizon = horizon
         self.observation = observation or simulator.spec.observation(slots)
         self.scenarios: list[Scenario | None] = [None] * slots
-        """What each slot plays, None where it idles."""
+        """What each slot plays, as its scene words it; None where it idles."""
         self.elapsed = np.zeros(slots, np.intp)
         """[B] control steps that each slot's episode has had, 0 where it idles."""
         self._playing = np.zeros(slots, np.bool_)
@@ -63,6 +64,7 @@ class Host:
         self._success_at_end = np.zeros(slots, np.bool_)
         self._sits_out = np.zeros(slots, np.bool_)
         self._next_scenario = next_scenario
+        self._wording = simulator if isinstance(simulator, Wording) else None
         self._keep_final = keep_final
         self._on_action = on_action
 
@@ -273,6 +275,9 @@ class Host:
     def _reset(self, slots: Slots) -> None:
         if len(slots):
             self.simulator.reset(slots, [self.scenario(slot) for slot in slots.tolist()])
+        if self._wording is not None:
+            for slot in slots.tolist():
+                self.scenarios[slot] = replace(self.scenario(slot), instruction=self._wording.wording(slot))
 
     def _assign(self, slot: int, scenario: Scenario | None) -> None:
         """Put a slot before the first action of a scenario, or let it idle."""

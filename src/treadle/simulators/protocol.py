@@ -136,6 +136,15 @@ class Settling(Simulator, Protocol):
 
 
 @runtime_checkable
+class Wording(Simulator, Protocol):
+    """A simulator whose instructions depend on how the scene stands. Its scenarios hold what can be said before."""
+
+    def wording(self, slot: int) -> str:
+        """What the scene that a slot plays asks for. It follows from the scenario, as everything else does."""
+        ...
+
+
+@runtime_checkable
 class Drawing(Simulator, Protocol):
     """A simulator whose frames depend on a renderer and its driver."""
 

@@ -67,7 +67,8 @@ class PartPlayer:
         self._expert = session.expert and ActingExpert(session.expert, simulator, self._host, part.first)
         self._enumerations: dict[tuple[str, Split], Sequence[Scenario]] = {}
         self._upcoming: dict[int, deque[Entry]] = {}
-        self._begun: dict[int, Scenario | None] = {}
+        self._begun: set[int] = set()
+        """Rows that were given a scenario, or none any more, since the last report."""
         self._frames: list[tuple[Scenario, NDArray[np.uint8]]] = []
         self._idle()
 
@@ -93,7 +94,8 @@ class PartPlayer:
         report.episodes = [replace(episode, slot=episode.slot + rows.start) for episode in step.episodes]
         # A film begins with the scene before the first action.
         if self._film:
-            self._shoot(np.array([row - self._part.first for row, what in self._begun.items() if what], np.intp))
+            begun = [row - self._part.first for row in sorted(self._begun)]
+            self._shoot(np.array([slot for slot in begun if self._host.scenarios[slot] is not None], np.intp))
         self._present(report)
 
     def restore(self, message: Restore, report: Report) -> None:
@@ -128,7 +130,7 @@ class PartPlayer:
             scenario = self._enumerations[suite, split][index]
         index = self._buffer.scenario_index
         if scenario is not None or index[row] >= 0:
-            self._begun[row] = scenario
+            self._begun.add(row)
             index[row] = -1 if scenario is None else scenario.index
         return scenario
 
@@ -141,7 +143,9 @@ class PartPlayer:
 
     def _present(self, report: Report) -> None:
         self._buffer.elapsed[self._rows] = self._host.elapsed
-        report.begun, self._begun = self._begun, {}
+        # What the host plays, for scenes may have worded their instructions.
+        report.begun = {row: self._host.scenarios[row - self._part.first] for row in sorted(self._begun)}
+        self._begun = set()
         report.frames, self._frames = self._frames, []
         report.playing = bool(len(self._host.playing))
 

@@ -1,6 +1,7 @@
 """RoboTwin itself, in its own environment and on the generated assets."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import treadle
-from benchmarks.elsewhere import open_simulator
+from benchmarks.elsewhere import INVOKE, Elsewhere, open_simulator
 from fake_simulator import one_after_another
 from treadle.config.schema import SimulatorConfig
 from treadle.data.scenario import Scenario
@@ -95,6 +96,24 @@ def test_a_scenario_is_the_same_in_any_slot_and_chunk(simulator):
     for one, other in zip(first, play(simulator, [scenario, scenario], 3), strict=True):
         assert np.array_equal(one[0], one[1])
         assert np.array_equal(one, other)
+
+
+def worded(simulator: Simulator, slot: int) -> str:
+    assert isinstance(simulator, Elsewhere)
+    return simulator.crew.call(INVOKE, "wording", slot)
+
+
+def test_a_scene_names_the_arm_on_the_side_of_its_block(simulator):
+    slots, seen, named = np.arange(2), simulator.spec.observation(2), []
+    scenarios = simulator.scenarios("train", "train")
+    for first in range(0, 8, 2):
+        simulator.reset(slots, scenarios[first : first + 2])
+        simulator.observe(slots, seen)
+        for slot in range(2):
+            arm = re.search("the (left|right) arm", worded(simulator, slot))
+            named += [(arm[1], red(seen.frames[slot, 0])[:, 1].mean() < 160)] if arm else []
+    assert {arm for arm, _ in named} == {"left", "right"}
+    assert all((arm == "left") == on_the_left for arm, on_the_left in named)
 
 
 def test_success_ends_an_episode_with_its_reward(interpreter):

@@ -42,10 +42,9 @@ def test_scenarios_are_seeds(simulator, package):
     assert len(training) == len(evaluation) == len(COUNTED["train"])
     assert not set(COUNTED["train"]) & set(COUNTED["evaluation"])
     assert training[7] == RoboTwin(1).scenarios("train", "train")[7]
-    assert len({scenario.instruction for scenario in training[:40]}) == 4
-    unseen = simulator.scenarios("semantic/instruction", "evaluation")[0]
-    assert unseen.instruction == "Hit with the odd hammer."
-    assert unseen.instruction in simulator.instructions(unseen)
+    # Scenes word their instructions once they stand.
+    assert training[7].instruction == "use the arm to grab the hammer and beat the block"
+    assert simulator.instructions(training[7]) == [training[7].instruction]
 
 
 def test_seeds_of_a_file_and_tasks_in_turn(package, tmp_path, monkeypatch):
@@ -60,9 +59,11 @@ def test_seeds_of_a_file_and_tasks_in_turn(package, tmp_path, monkeypatch):
     assert scenarios[1].instruction == "pick up two bottles"
     assert made.suites() == ("train", "semantic/instruction")
     built = []
-    monkeypatch.setattr(made._workshop, "build", lambda scenario, seed, **options: built.append((seed, options)))
+    monkeypatch.setattr(made._workshop, "build", lambda scenario, *how, **options: built.append((how, options)))
     made.reset(np.zeros(4, np.intp), scenarios[:])
-    assert built == [(seed, {"randomized": True}) for seed in (5, 1, 9, 2)]
+    made.reset(np.zeros(1, np.intp), made.scenarios("semantic/instruction", "train")[1:2])
+    ways = [(5, "seen"), (1, "seen"), (9, "seen"), (2, "seen"), (1, "unseen")]
+    assert built == [(how, {"randomized": True}) for how in ways]
 
 
 def test_a_file_without_the_task(tmp_path):

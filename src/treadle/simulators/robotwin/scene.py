@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from treadle.data.scenario import Scenario
 from treadle.errors import SimulatorError
+from treadle.simulators.robotwin.instructions import Wording, word
 
 CAMERAS = ("head_camera", "left_camera", "right_camera")
 """The one above the table, and those at the wrists."""
@@ -35,8 +36,9 @@ _CLEAR_EVERY = 8
 class Scene:
     """A task that stands."""
 
-    def __init__(self, scenario: Scenario, seed: int, task: Any, *, clear: bool) -> None:
+    def __init__(self, scenario: Scenario, seed: int, task: Any, instruction: str, *, clear: bool) -> None:
         self.scenario = scenario
+        self.instruction = instruction
         self._seed = seed
         self._task = task
         self._clear = clear
@@ -87,8 +89,8 @@ class Workshop:
         self._built = 0
         self._arguments: dict[str, Any] | None = None
 
-    def build(self, scenario: Scenario, seed: int, *, randomized: bool) -> Scene:
-        """The scene of a scenario. Raises SimulatorError where RoboTwin cannot set it up."""
+    def build(self, scenario: Scenario, seed: int, wording: Wording, *, randomized: bool) -> Scene:
+        """The scene of a scenario, with its instruction. Raises SimulatorError where RoboTwin cannot set it up."""
         # Its helpers find assets by this alone.
         os.environ["ASSETS_PATH"] = str(self._root)
         self._built += 1
@@ -104,7 +106,6 @@ class Workshop:
                         now_ep_num=seed,
                         seed=seed + shift,
                         task_name=scenario.task,
-                        instruction=scenario.instruction,
                         **self._configured(randomized=randomized),
                     )
                 except unstable:
@@ -117,7 +118,8 @@ class Workshop:
                     ) from error
                 else:
                     task.step_lim = _UNLIMITED
-                    return Scene(scenario, seed, task, clear=self._built % _CLEAR_EVERY == 0)
+                    instruction = word(scenario.task, wording, task.get_info(), seed)
+                    return Scene(scenario, seed, task, instruction, clear=self._built % _CLEAR_EVERY == 0)
         raise SimulatorError(
             f"{scenario.id}: things come to rest with none of the seeds {seed} to {seed + _SEEDS_TRIED - 1}; set "
             f"simulator.options.{scenario.split}_seeds to a file of seeds that are known to do"

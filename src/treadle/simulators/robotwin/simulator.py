@@ -4,7 +4,6 @@ Shapes: n slots addressed, C actions of a chunk, 14 action dimensions.
 """
 
 import shutil
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +20,7 @@ from treadle.simulators.checks import check_option, check_suite, entry_of
 from treadle.simulators.enumeration import Enumeration, fit_square
 from treadle.simulators.protocol import ActionDimension, SimulatorSpec, Slots
 from treadle.simulators.robotwin.assets import check_assets
-from treadle.simulators.robotwin.instructions import Wording, word
+from treadle.simulators.robotwin.instructions import Wording, describe
 from treadle.simulators.robotwin.scene import CAMERAS, FRAME_HEIGHT, FRAME_WIDTH, Scene, Shader, Workshop
 from treadle.simulators.robotwin.seeds import read_seeds
 from treadle.simulators.robotwin.tasks import TASKS, task_source
@@ -156,9 +155,12 @@ class RoboTwin:
         return Enumeration(length, lambda index: self._scenario(suite, split, index))
 
     def instructions(self, scenario: Scenario) -> Sequence[str]:
-        """The scenario's own, and four others in which its task is asked for."""
-        words = [self._worded(scenario.task, scenario.suite, scenario.split, -1 - i) for i in range(4)]
-        return list(dict.fromkeys([scenario.instruction, *words]))
+        """The description of the task, for a scene fits one task, and words it once it stands."""
+        return [scenario.instruction]
+
+    def wording(self, slot: int) -> str:
+        """What the scene that a slot plays asks for, in RoboTwin's words."""
+        return self._at(slot).instruction
 
     def describe_renderer(self) -> str:
         """Vulkan's devices and drivers."""
@@ -172,10 +174,11 @@ class RoboTwin:
         for slot, scenario in zip(slots.tolist(), scenarios, strict=True):
             if scenario.simulator != NAME or scenario.task not in self.tasks or scenario.suite not in _SETTINGS:
                 raise SimulatorError(f"robotwin cannot play scenario {scenario.id}; take one of scenarios()")
-            variation = _SETTINGS[scenario.suite][0] or self._variation
+            variation, wording = _SETTINGS[scenario.suite]
             self._take_down(slot)
             seed = self._seeds[scenario.split][scenario.task][scenario.index // len(self.tasks)]
-            self._scenes[slot] = self._workshop.build(scenario, seed, randomized=variation == "randomized")
+            randomized = (variation or self._variation) == "randomized"
+            self._scenes[slot] = self._workshop.build(scenario, seed, wording, randomized=randomized)
 
     def step(self, slots: Slots, actions: NDArray[np.float32], limits: NDArray[np.intp]) -> Outcome:
         """Play actions [n, C, 14], at most `limits` [n] in each slot, until its success."""
@@ -222,11 +225,7 @@ class RoboTwin:
 
     def _scenario(self, suite: str, split: Split, index: int) -> Scenario:
         task = self.tasks[index % len(self.tasks)]
-        return Scenario(NAME, suite, task, split, index, self._worded(task, suite, split, index))
-
-    def _worded(self, task: str, suite: str, split: Split, index: int) -> str:
-        key = zlib.crc32(f"{task}/{suite}/{split}/{index}".encode())
-        return word(task, _SETTINGS[suite][1], np.random.default_rng(key))
+        return Scenario(NAME, suite, task, split, index, describe(task))
 
     def _check_miniature(self, arms: Sequence[str]) -> None:
         beyond = [task for task in self.tasks if task not in MINIATURE_TASKS]

@@ -5,7 +5,6 @@ Sources are read, not run, so that nothing of RoboTwin need be imported.
 
 import ast
 import re
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,17 +55,6 @@ TASKS = tuple(sorted(HORIZONS["rlinf"] | dict.fromkeys((
 """All fifty."""
 
 _OBJECT = re.compile(r"\d{3}_[\w-]+")
-_THING = re.compile(rf"({_OBJECT.pattern})/base(\d*)")
-
-
-@dataclass(frozen=True, slots=True)
-class Thing:
-    """An object that an instruction names."""
-
-    folder: str
-    """Of its kind: `020_hammer`."""
-    model: int | None
-    """Which of its kind, None where it differs from scenario to scenario."""
 
 
 def package_folder() -> Path:
@@ -97,27 +85,3 @@ def objects_used(source: str) -> dict[str, set[int]]:
         if isinstance(name, ast.Constant) and isinstance(model, ast.Constant) and isinstance(model.value, int):
             used.setdefault(str(name.value), set()).add(model.value)
     return used
-
-
-def things_named(source: str) -> dict[str, Thing | None]:
-    """What each placeholder of a task's instructions stands for, `A` for `{A}`; None where only the scene can tell, as
-    it is with the arm that is to be used.
-    """
-    nodes = ast.walk(ast.parse(source))
-    functions = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == "get_info"]
-    tables = [node for function in functions for node in ast.walk(function) if isinstance(node, ast.Dict)]
-    return {
-        key.value.strip("{}"): _thing(value)
-        for table in tables
-        for key, value in zip(table.keys, table.values, strict=True)
-        if isinstance(key, ast.Constant) and isinstance(key.value, str)
-    }
-
-
-def _thing(value: ast.expr) -> Thing | None:
-    parts = value.values if isinstance(value, ast.JoinedStr) else [value]
-    first = parts[0] if parts else None
-    if not isinstance(first, ast.Constant) or not isinstance(first.value, str):
-        return None
-    found = _THING.fullmatch(first.value)
-    return Thing(found[1], int(found[2]) if found[2] else None) if found else None
