@@ -74,6 +74,12 @@ def test_published_horizons():
     assert set(horizons("rl4vla/maniskill-put-on-plate")) == {80}
 
 
+def test_a_chunk_is_one_motion_in_both_published_evaluations_of_robotwin():
+    for who in ("rlinf", "simplevla-rl"):
+        config = find_protocol(f"{who}/robotwin-lift_pot").config()
+        assert config.simulator.options["path_actions"] == config.policy.options["chunk"] == 25
+
+
 def test_published_sampling():
     for start, temperature in (
         ("openvla-oft/", 0), ("simplevla-rl/", 0), ("rlinf/libero", 1.6), ("rlinf/maniskill", 0.6), ("rl4vla/", 0.6),

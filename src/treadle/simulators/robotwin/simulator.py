@@ -50,9 +50,9 @@ class RoboTwin:
     """Two arms at a table.
 
     Actions [14]: six joint targets in radians and the gripper, 0 closed and 1 open, of the left arm, then of the right.
-    They are played one after another, each a motion of its own as fast as the joints allow, as in RLinf's runs, or
-    several as one motion, as in SimpleVLA-RL's. The task is solved, and the episode ends, with the last action of the
-    motion in which RoboTwin's own test holds.
+    They are played one after another, each a motion of its own as fast as the joints allow, or several as one motion,
+    as in published runs. The task is solved, and the episode ends, with the last action of the motion in which
+    RoboTwin's own test holds.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class RoboTwin:
             embodiment: names of the left and the right arm and their distance in metres, or one two-armed robot's name.
             shader: `rt` traces rays, as published; `default` does not; `auto` does where the graphics card can.
             success_reward: the reward of the action that solves the task.
-            path_actions: actions that are played as one motion: 1 as RLinf does; the policy's whole chunk, 25, as
-                SimpleVLA-RL does, where joints need not stop at each action.
+            path_actions: actions that are played as one motion: 1, or the policy's whole chunk, 25, as RLinf and
+                SimpleVLA-RL do, where joints need not stop at each action.
 
         Raises:
             ConfigError: an option that RoboTwin does not have, or missing assets; names the files.
