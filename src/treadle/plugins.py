@@ -1,4 +1,4 @@
-"""A user's own classes and functions, named in a recipe as `package.module:attribute`."""
+"""Code that may be there or not: a user's own, named as `package.module:attribute`, and packages of extras."""
 
 import sys
 from collections.abc import Callable
@@ -27,6 +27,17 @@ def import_callable(key: str, name: str, kind: str) -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(f"{key}: module {module_name!r} has no {kind} {attribute!r}")
     return found
+
+
+def import_extra(name: str, extra: str, what: str) -> ModuleType:
+    """A package of an extra, which `what` needs. Raises ConfigError where it is not installed."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{what} needs the package {name.partition('.')[0]!r}, which is not installed; install it with: "
+            f"pip install 'treadle[{extra}]'"
+        ) from error
 
 
 def _import(name: str) -> ModuleType:

@@ -33,6 +33,6 @@ def test_rows_are_kept_and_a_resumed_run_goes_on(tmp_path: Path):
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"wandb: it needs .* pip install 'treadle\[wandb\]'"):
+    with pytest.raises(ConfigError, match=r"wandb=true needs the package 'wandb'.* pip install 'treadle\[wandb\]'"):
         WandbWriter(tmp_path, {})
     assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from treadle.errors import ConfigError
 from treadle.files import write_atomically
+from treadle.plugins import import_extra
 
 PROJECT = "treadle"
 """Where WANDB_PROJECT names no other."""
@@ -20,10 +21,7 @@ class WandbWriter:
     """
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb  # pyright: ignore[reportMissingImports] (an extra)
-        except ImportError as error:
-            raise ConfigError("wandb: it needs a package that is not here: pip install 'treadle[wandb]'") from error
+        wandb: Any = import_extra("wandb", "wandb", "wandb=true")
         folder = run_dir / "wandb"
         known = folder / "run-id"
         if not known.exists():

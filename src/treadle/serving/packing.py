@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from treadle.errors import ConfigError, RequestError
+from treadle import plugins
+from treadle.errors import RequestError
 from treadle.reading import shown
 
 _ARRAY, _NUMBER, _DATA, _DTYPE, _SHAPE = b"__ndarray__", b"__npgeneric__", b"data", b"dtype", b"shape"
@@ -23,15 +24,7 @@ _DEEPEST = 16
 
 def import_extra(name: str) -> ModuleType:
     """A package of the extra `serve`. Raises ConfigError where it is not installed."""
-    from importlib import import_module
-
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"treadle serve needs the package {name.partition('.')[0]!r}, which is not installed; install it with: "
-            "pip install 'treadle[serve]'"
-        ) from error
+    return plugins.import_extra(name, "serve", "treadle serve")
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
