@@ -22,7 +22,7 @@ def test_this_machine_works(tmp_path):
     for name in ("Python", "torch", "transformers", "MuJoCo", "simulator tabletop", "disk", "memory"):
         assert checks[name]["state"] == "works", checks[name]
     assert {"CPU", "CUDA", "NCCL", "FSDP2", "Ray", "OpenGL", "Vulkan"} <= checks.keys()
-    assert all(check["fix"] for check in checks.values() if check["state"] == "missing")
+    assert all(check["fix"] for check in checks.values() if check["state"] != "works")
 
 
 def test_only_what_everything_needs_decides(monkeypatch):
@@ -35,6 +35,19 @@ def test_only_what_everything_needs_decides(monkeypatch):
     assert result.exit_code == 1
     assert "not installed [at all]" in result.stdout
     assert "make setup" in result.stdout
+    assert "Treadle cannot work here: torch." in result.stdout
+
+
+def test_all_is_green_where_options_that_nobody_took_are_not_here(monkeypatch):
+    checks = [Check("torch", "works", "2.13.0"), Check("CUDA", "absent", "no device", "for large ones", core=False)]
+    monkeypatch.setattr(doctor, "examine", lambda: checks)
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["doctor"])
+    assert result.exit_code == 0
+    assert "Everything that is here works." in result.stdout
+    assert "not here" in result.stdout
+    assert "missing" not in result.stdout
+    broken = Check("simulator libero", "missing", "no answer in 300 s", "see", core=False)
+    assert "works here; to mend, where you need it: simulator libero." in str(doctor.verdict([*checks, broken]))
 
 
 def test_a_simulator_that_fails_is_named_with_its_last_words():
@@ -51,9 +64,53 @@ def test_a_simulator_that_hangs_is_given_up(monkeypatch):
 
 def test_a_missing_library_is_found(monkeypatch):
     monkeypatch.setattr(doctor, "_loadable", lambda library: False)
-    assert [check.state for check in (doctor._opengl(), doctor._vulkan())] == ["missing", "missing"]
+    monkeypatch.setattr(doctor, "_own_drivers", dict)
+    assert [check.state for check in (doctor._opengl(), doctor._vulkan())] == ["absent", "absent"]
+    assert "libvulkan does not load" in doctor._vulkan().detail
     monkeypatch.setattr(doctor, "_loadable", lambda library: True)
     assert doctor._opengl().state == "works"
+
+
+def test_a_simulator_may_bring_its_own_vulkan_driver(monkeypatch):
+    """As ManiSkill's and RoboTwin's environments do where the system has none that runs their shaders."""
+    stamps = {
+        "maniskill": {"variables": {"VK_ICD_FILENAMES": "/envs/maniskill/mesa/lvp_icd.x86_64.json"}},
+        "libero": {"variables": {}},
+        "robotwin": None,
+    }
+    monkeypatch.setattr(doctor, "installed_simulators", lambda: [*stamps, "tabletop"])
+    monkeypatch.setattr(
+        doctor,
+        "simulator_environment",
+        lambda name: SimpleNamespace(stamp=lambda: stamps[name]) if name in stamps else None,
+    )
+    monkeypatch.setattr(doctor, "_loadable", lambda library: False)
+    check = doctor._vulkan()
+    assert (check.state, check.detail) == ("works", "maniskill has its own driver, lvp_icd.x86_64.json")
+
+
+def test_a_simulator_that_nobody_installed_is_not_here(monkeypatch):
+    environment = SimpleNamespace(stamp=lambda: None, unmet_here=lambda: ["libero==1"])
+    monkeypatch.setattr(doctor, "simulator_environment", lambda name: environment)
+    fix = "treadle simulators install libero"
+    assert doctor._simulator("libero") == Check("simulator libero", "absent", "not installed", fix, core=False)
+
+
+def test_extras_have_their_versions_or_the_command_that_installs_them(monkeypatch):
+    wanted = ["torch>=2", "msgpack>=1.1; extra == 'serve'", "websockets>=14; extra == 'serve'"]
+    monkeypatch.setattr(doctor, "requires", lambda name: [*wanted, "rerun-sdk>=0.23; extra == 'rerun'"])
+    versions = {"msgpack": "1.1", "websockets": "15.0"}
+
+    def look(name):
+        if name not in versions:
+            raise PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(doctor, "version", look)
+    serve, rerun = doctor._extras()
+    assert (serve.state, serve.detail) == ("works", "msgpack 1.1, websockets 15.0")
+    assert (rerun.state, rerun.detail) == ("absent", "rerun-sdk is not installed")
+    assert rerun.fix == "for episodes in Rerun only: pip install 'treadle[rerun]'"
 
 
 def test_little_disk_is_missing_with_the_fix(monkeypatch):
@@ -102,17 +159,17 @@ def test_graphics_cards_have_counts_names_memory_and_versions(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("driver", "cuda", "detail", "fix"),
+    ("driver", "cuda", "state", "detail", "fix"),
     [
-        (None, None, "torch was built without it; driver unknown, torch for CUDA none", "runs on a CPU"),
-        (None, "13.0", "no device or driver was found; driver unknown, torch for CUDA 13.0", "runs on a CPU"),
-        ("550.54", None, "torch does not see the graphics card; driver 550.54", "a torch for CUDA that driver 550.54"),
+        (None, None, "absent", "torch was built without it; driver unknown, torch for CUDA none", "runs on a CPU"),
+        (None, "13.0", "absent", "no device or driver was found; driver unknown, torch for CUDA 13.0", "on a CPU"),
+        ("550.54", None, "missing", "torch does not see the graphics card; driver 550.54", "CUDA that driver 550.54"),
     ],
 )
-def test_why_there_is_no_graphics_card(monkeypatch, driver, cuda, detail, fix):
+def test_why_there_is_no_graphics_card(monkeypatch, driver, cuda, state, detail, fix):
     monkeypatch.setattr(doctor, "_driver", lambda: driver)
     check = doctor._cuda(fake_torch(cuda=cuda))
-    assert (check.state, check.core) == ("missing", False)
+    assert (check.state, check.core) == (state, False)
     assert check.detail.startswith(detail)
     assert fix in check.fix
 
@@ -120,7 +177,7 @@ def test_why_there_is_no_graphics_card(monkeypatch, driver, cuda, detail, fix):
 def test_nccl_has_its_version():
     assert doctor._nccl(fake_torch([("NVIDIA H200", 2**37)])).detail == "2.29.3"
     check = doctor._nccl(fake_torch(cuda=None))
-    assert (check.state, check.core, check.detail) == ("missing", False, "torch was built without it")
+    assert (check.state, check.core, check.detail) == ("absent", False, "torch was built without it")
     assert "gloo takes its place" in check.fix
 
 
@@ -128,7 +185,7 @@ def test_fsdp2_needs_a_new_torch(monkeypatch):
     assert doctor._fsdp2(fake_torch()).state == "works"
     monkeypatch.delattr(torch.distributed, "all_gather_single")
     check = doctor._fsdp2(fake_torch())
-    assert (check.state, check.core, check.detail) == ("missing", False, "torch 2.13.0 is too old")
+    assert (check.state, check.core, check.detail) == ("absent", False, "torch 2.13.0 is too old")
     assert "torch 2.13 or later" in check.fix
 
 
@@ -140,7 +197,7 @@ def test_ray_has_its_version_or_the_command_that_installs_it(monkeypatch):
 
     monkeypatch.setattr(doctor, "version", missing)
     check = doctor._ray()
-    assert (check.state, check.core) == ("missing", False)
+    assert (check.state, check.core) == ("absent", False)
     assert "pip install 'treadle[ray]'" in check.fix
 
 

@@ -5,6 +5,7 @@ import pytest
 from treadle.config.checkpoints import checkpoints, resolve_checkpoint
 from treadle.config.loading import load_recipe
 from treadle.config.named_files import recipe_files
+from treadle.config.recipes import read_recipe
 from treadle.config.schema import EvaluationConfig, LoadingConfig, SimulatorConfig, SupervisedConfig, TrainConfig
 from treadle.evaluation.evaluate import evaluate_checkpoint
 
@@ -15,7 +16,8 @@ SUPERVISED = {"libero-object-base", "maniskill-pushcube-base", "own-robot"} | {
 
 @pytest.mark.parametrize("name", sorted(recipe_files()))
 def test_recipe_loads_and_says_what_it_is(name: str) -> None:
-    config = load_recipe(name, [], SupervisedConfig if name in SUPERVISED else TrainConfig)
+    given = [f"{key}=mine" for key in read_recipe(name).about.needs]
+    config = load_recipe(name, given, SupervisedConfig if name in SUPERVISED else TrainConfig)
     assert config.name == name.replace("/", "-")
     assert len(recipe_files()[name].read_text().splitlines()[0]) > 20
 

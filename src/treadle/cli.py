@@ -11,13 +11,24 @@ from rich.console import Console
 from treadle import __version__
 from treadle.commands.application import Application, CommandWithKeys
 from treadle.commands.bench import bench
+from treadle.commands.completion import (
+    complete_checkpoint,
+    complete_command,
+    complete_folder,
+    complete_protocol,
+    complete_recipe,
+    complete_settings,
+    complete_simulator,
+    complete_suite,
+)
 from treadle.commands.data import data_app
-from treadle.commands.options import JsonFile, Overrides, complete_recipe
+from treadle.commands.options import OVERRIDES_HELP, CheckpointOrRun, Device, JsonFile, Overrides, RecipeName, Suites
 from treadle.commands.record import record
 from treadle.commands.results import check_destination, write_result
 from treadle.commands.serve import serve
 from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.loading import configure, load_recipe, read_config
+from treadle.config.protocols import EvalConfig
 from treadle.config.recipes import read_recipe
 from treadle.config.schema import LoadingConfig, SupervisedConfig
 from treadle.config.section import Section
@@ -66,10 +77,7 @@ def options(
 
 @app.command(cls=CommandWithKeys)
 def train(
-    recipe: Annotated[
-        str,
-        typer.Argument(help="A name that `treadle recipes` lists, or a .toml file.", autocompletion=complete_recipe),
-    ],
+    recipe: RecipeName,
     overrides: Overrides = None,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Show processes, memory and the arithmetic of an update; begin nothing.")
@@ -94,10 +102,7 @@ def train(
 
 @app.command(cls=CommandWithKeys)
 def plan(
-    recipe: Annotated[
-        str,
-        typer.Argument(help="A name that `treadle recipes` lists, or a .toml file.", autocompletion=complete_recipe),
-    ],
+    recipe: RecipeName,
     overrides: Overrides = None,
     memory: Annotated[bool, typer.Option("--memory", help="Also the memory of each process, as estimated.")] = False,
     devices: Annotated[
@@ -132,7 +137,13 @@ def plan(
     from treadle.commands.plan import plan_run, show_plan
 
     planned = plan_run(
-        config, memory=memory, devices=devices, machines=machines, device_gb=device_gb, size=size, about=about
+        config,
+        memory=memory or size is not None,
+        devices=devices,
+        machines=machines,
+        device_gb=device_gb,
+        size=size,
+        about=about,
     )
     if timed and profile is None and planned.elsewhere:
         raise ConfigError("--time: nothing can be measured on graphics cards that are not here; give a --profile")
@@ -149,8 +160,13 @@ def plan(
 
 @app.command(cls=CommandWithKeys)
 def sft(
-    recipe: Annotated[str, typer.Argument(help="A name that `treadle recipes` lists, or a .toml file.")],
-    overrides: Overrides = None,
+    recipe: RecipeName,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help=OVERRIDES_HELP, autocompletion=complete_settings(SupervisedConfig)
+        ),
+    ] = None,
 ) -> None:
     """Train a policy on demonstrations; from nothing, its perception first."""
     config = load_recipe(recipe, overrides or [], SupervisedConfig)
@@ -167,11 +183,15 @@ def evaluate(
             metavar="CHECKPOINT... [KEY=VALUE]...",
             help="Checkpoint folders, or names of those that ship with Treadle; settings of the sections simulator, "
             "collection, evaluation, and of policy how it is loaded.",
+            autocompletion=complete_settings(EvalConfig, complete_checkpoint),
         ),
     ] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(help="Complete settings by name (`treadle protocols`), or a .toml file; KEY=VALUE changes them."),
+        typer.Option(
+            help="Complete settings by name (`treadle protocols`), or a .toml file; KEY=VALUE changes them.",
+            autocompletion=complete_protocol,
+        ),
     ] = None,
     reproduce: Annotated[
         Path | None,
@@ -180,13 +200,13 @@ def evaluate(
             help="Evaluate again what a manifest.json describes. Exits with 1 where success leaves its interval.",
         ),
     ] = None,
-    suite: Annotated[list[str] | None, typer.Option("--suite", help="A suite to evaluate; may be given again.")] = None,
+    suite: Suites = None,
     episodes: Annotated[int | None, typer.Option(help="Episodes per suite, each another scenario.")] = None,
     output: Annotated[
         Path, typer.Option(help="Folder that keeps episodes, tables and films. The same command goes on there.")
     ] = Path("evaluations"),
     again: Annotated[bool, typer.Option("--again", help="Play again what was played, into another folder.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    device: Device = "auto",
     shuffle_instructions: Annotated[
         bool, typer.Option("--shuffle-instructions", help="Give a random one of the instructions that fit the scene.")
     ] = False,
@@ -216,6 +236,7 @@ def compare_results(
             metavar="RUN_OR_EVALUATION...",
             help="Folders that `treadle train` or `treadle eval` made, or files of --json; each is compared with the "
             "first. A run alone is compared with its base.",
+            autocompletion=complete_folder,
         ),
     ],
     page: Annotated[Path, typer.Option(help="The page to write: .html, or .md.")] = Path("comparison.html"),
@@ -229,19 +250,25 @@ def compare_results(
 
 @app.command("protocols")
 def list_protocols(
-    name: Annotated[str | None, typer.Argument(help="Show the settings and published figures of this one.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show the settings and published figures of this one.", autocompletion=complete_protocol),
+    ] = None,
 ) -> None:
     """List the protocols of evaluations: published ones, and those of packages that are installed beside Treadle."""
-    from treadle.commands.evaluation import protocols_table, show_protocol
+    from treadle.commands.evaluation import protocol_groups, show_protocol
+    from treadle.commands.listing import show_listing
 
     if name is not None:
         show_protocol(name, Console())
         return
-    Console().print(protocols_table())
+    show_listing(Console(), protocol_groups())
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="The folder of a run, runs/NAME.")]) -> None:
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="The folder of a run, runs/NAME.", autocompletion=complete_folder)],
+) -> None:
     """Write the report of a run again, finished or not."""
     from treadle.reporting.report import write_report
 
@@ -260,7 +287,10 @@ def list_recipes(
     keys: Annotated[
         str | None,
         typer.Option(
-            "--keys", metavar="COMMAND", help="Write the settings of train, sft or eval instead, as Markdown."
+            "--keys",
+            metavar="COMMAND",
+            help="Write the settings of train, sft or eval instead, as Markdown.",
+            autocompletion=complete_command,
         ),
     ] = None,
 ) -> None:
@@ -272,12 +302,13 @@ def list_recipes(
             raise ConfigError(f"--keys: found {keys!r}; allowed: {', '.join(REFERENCES)}")
         typer.echo(key_page(keys), nl=False)
         return
-    from treadle.commands.recipes import recipes_table, show_recipe
+    from treadle.commands.listing import show_listing
+    from treadle.commands.recipes import recipe_groups, show_recipe
 
     if name is not None:
         show_recipe(name, Console())
         return
-    Console().print(recipes_table())
+    show_listing(Console(), recipe_groups())
 
 
 @app.command()
@@ -292,9 +323,11 @@ def doctor(json: JsonFile = None) -> None:
 
 def show_checks(checks: "list[Check]", works: bool, json: Path | None) -> None:
     """Show what the doctor found, write it where a file was asked for, and exit with 1 unless all works."""
-    from treadle.doctor import check_table
+    from treadle.doctor import check_table, verdict
 
-    Console().print(check_table(checks))
+    console = Console()
+    console.print(check_table(checks))
+    console.print(verdict(checks))
     write_result(json, {"works": works, "checks": [asdict(check) for check in checks]})
     if not works:
         raise typer.Exit(1)
@@ -303,14 +336,18 @@ def show_checks(checks: "list[Check]", works: bool, json: Path | None) -> None:
 @simulators_app.command("list")
 def list_simulators() -> None:
     """List the simulators, and whether the environments that some of them need are installed."""
-    from treadle.commands.simulators import simulators_table
+    from treadle.commands.listing import show_listing
+    from treadle.commands.simulators import simulator_list
 
-    Console().print(simulators_table())
+    show_listing(Console(), {"": simulator_list()})
 
 
 @simulators_app.command("install")
 def install_simulators(
-    names: Annotated[list[str] | None, typer.Argument(help="Simulators that `treadle simulators list` names.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Simulators that `treadle simulators list` names.", autocompletion=complete_simulator),
+    ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Install every simulator.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Make environments again, whatever is there.")] = False,
     system: Annotated[bool, typer.Option("--system", help="As root, also apt-get system packages they lack.")] = False,
@@ -323,7 +360,10 @@ def install_simulators(
 
 @simulators_app.command("doctor")
 def simulators_doctor(
-    names: Annotated[list[str] | None, typer.Argument(help="Simulators to look at. Default: all.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Simulators to look at. Default: all.", autocompletion=complete_simulator),
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Check simulators: each renders a frame where it lives. Exits with 1 where one does not work."""
@@ -336,8 +376,13 @@ def simulators_doctor(
 
 @simulators_app.command("settle")
 def settle_states(
-    name: Annotated[str, typer.Argument(help="An installed simulator whose episodes begin from stored states.")],
-    suite: Annotated[list[str] | None, typer.Option("--suite", help="A suite to probe; may be given again.")] = None,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="An installed simulator whose episodes begin from stored states.", autocompletion=complete_simulator
+        ),
+    ],
+    suite: Suites = None,
     states: Annotated[int, typer.Option(min=1, help="States of each task, at most.")] = 50,
     python: Annotated[str | None, typer.Option(help="Another Python with the simulator's packages.")] = None,
     json: JsonFile = None,
@@ -360,8 +405,11 @@ def settle_states(
 
 @simulators_app.command()
 def view(
-    name: Annotated[str, typer.Argument(help="An installed simulator, or package.module:Class.")],
-    suite: Annotated[str, typer.Option(help="The suite of the scenario.")] = "train",
+    name: Annotated[
+        str,
+        typer.Argument(help="An installed simulator, or package.module:Class.", autocompletion=complete_simulator),
+    ],
+    suite: Annotated[str, typer.Option(help="The suite of the scenario.", autocompletion=complete_suite)] = "train",
     index: Annotated[int, typer.Option(min=0, help="Its place in the suite's evaluation split.")] = 0,
     video: Annotated[Path, typer.Option(help="The mp4 to write.")] = Path("expert.mp4"),
 ) -> None:
@@ -375,10 +423,14 @@ def view(
 
 @policy_app.command("inspect")
 def inspect_policy(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder, or the name of one that ships with Treadle.")],
+    checkpoint: CheckpointOrRun,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="How it is read: settings of the section policy."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="How it is read: settings of the section policy.",
+            autocompletion=complete_settings(InspectConfig),
+        ),
     ] = None,
     json: JsonFile = None,
 ) -> None:

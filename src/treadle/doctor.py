@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +26,19 @@ from treadle.environments.install import missing_packages, packages_fix
 from treadle.errors import TreadleError
 from treadle.simulators.build import installed_simulators, simulator_environment
 
+State = Literal["works", "missing", "absent"]
+
 PROBE_SECONDS = 300.0
 DRIVER = Path("/proc/driver/nvidia/version")
 NEEDED_DISK_GB = 2.0
 NEEDED_MEMORY_GB = 4.0
+EXTRAS = {
+    "serve": "answering over a websocket",
+    "wandb": "curves in Weights & Biases",
+    "rerun": "episodes in Rerun",
+}
+"""Extras of the package, and what for."""
+_EXTRA = re.compile(r"([\w.-]+).*; extra == ['\"]([\w-]+)['\"]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +46,8 @@ class Check:
     """One thing that was looked at."""
 
     name: str
-    state: Literal["works", "missing"]
+    state: State
+    """`missing` should be there or does not work; `absent` is an option that nobody has taken here."""
     detail: str
     fix: str = ""
     core: bool = True
@@ -46,7 +56,7 @@ class Check:
 
 def examine() -> list[Check]:
     """All checks, in the order in which they are shown. Imports torch and MuJoCo; takes some seconds."""
-    libraries = [_python(), *_torch(), *examine_devices(), _transformers(), _mujoco(), _opengl(), _vulkan()]
+    libraries = [_python(), *_torch(), *examine_devices(), _transformers(), _mujoco(), *_extras(), _opengl(), _vulkan()]
     return [*libraries, *examine_simulators([]), _disk(), _memory()]
 
 
@@ -74,20 +84,39 @@ def check_table(checks: Sequence[Check]) -> Table:
     for column in ("", "", "found, and what to do"):
         table.add_column(column, overflow="fold")
     for check in checks:
-        if check.state == "works":
-            mark = Text("works", "green")
-        else:
-            mark = Text("missing", "bold red") if check.core else Text("missing, optional", "yellow")
+        mark = Text(*_MARKS[check.state, check.core or check.state != "missing"])
         found = Text(check.detail)
         if check.fix:
-            found.append(f"\n{check.fix}", "bold" if check.core else "")
+            found.append(f"\n{check.fix}", {"missing": "bold", "works": "", "absent": "dim"}[check.state])
         table.add_row(Text(check.name, "bold"), mark, found)
     return table
 
 
+def verdict(checks: Sequence[Check]) -> Text:
+    """What all checks come to, in a sentence."""
+    broken = [check.name for check in checks if check.state == "missing"]
+    if not broken:
+        return Text("Everything that is here works.", "green")
+    needed = [check.name for check in checks if check.state == "missing" and check.core]
+    if needed:
+        return Text(f"Treadle cannot work here: {', '.join(needed)}.", "bold red")
+    return Text(f"Treadle works here; to mend, where you need it: {', '.join(broken)}.", "yellow")
+
+
+_MARKS = {
+    ("works", True): ("works", "green"),
+    ("absent", True): ("not here", "dim"),
+    ("missing", True): ("missing", "bold red"),
+    ("missing", False): ("to mend", "yellow"),
+}
+"""By state, and whether everything needs it."""
+
+
 def _check(name: str, works: bool, detail: str, fix: str, core: bool = True) -> Check:
-    """What was looked at; the fix is shown where it does not work."""
-    return Check(name, "works", detail, core=core) if works else Check(name, "missing", detail, fix, core)
+    """What was looked at; the fix is shown where it does not work. What not everything needs is then absent."""
+    if works:
+        return Check(name, "works", detail, core=core)
+    return Check(name, "missing" if core else "absent", detail, fix, core)
 
 
 def _python() -> Check:
@@ -114,12 +143,12 @@ def _cuda(torch: Any) -> Check:
         found = ", ".join(f"{count} x {name} ({memory} GiB)" for (name, memory), count in kinds.items())
         bf16 = "yes" if torch.cuda.is_bf16_supported() else "no"
         return Check("CUDA", "works", f"{found}; {versions}; bf16 {bf16}", core=False)
-    fix = "needed for large policies only; the quickstart runs on a CPU"
     if driver is not None:
-        problem, fix = "torch does not see the graphics card", f"install a torch for CUDA that driver {driver} runs"
-    else:
-        problem = "torch was built without it" if torch.version.cuda is None else "no device or driver was found"
-    return Check("CUDA", "missing", f"{problem}; {versions}", fix, core=False)
+        fix = f"install a torch for CUDA that driver {driver} runs"
+        return Check("CUDA", "missing", f"torch does not see the graphics card; {versions}", fix, core=False)
+    problem = "torch was built without it" if torch.version.cuda is None else "no device or driver was found"
+    fix = "needed for large policies only; the quickstart runs on a CPU"
+    return Check("CUDA", "absent", f"{problem}; {versions}", fix, core=False)
 
 
 def _driver() -> str | None:
@@ -147,12 +176,26 @@ def _fsdp2(torch: Any) -> Check:
 
 
 def _ray() -> Check:
-    # The version alone: importing it takes seconds.
+    return _packages("Ray", ["ray"], "ray", "runs of several processes")
+
+
+def _extras() -> list[Check]:
+    """What is installed beside the core for single jobs; Ray is among the devices."""
+    wanted: dict[str, list[str]] = {}
+    for line in requires("treadle") or ():
+        if found := _EXTRA.fullmatch(line):
+            wanted.setdefault(found[2], []).append(found[1])
+    return [_packages(name, wanted[name], name, what) for name, what in EXTRAS.items() if name in wanted]
+
+
+def _packages(title: str, packages: Sequence[str], extra: str, what: str) -> Check:
+    # Versions alone: importing them takes seconds.
     try:
-        return Check("Ray", "works", version("ray"), core=False)
-    except PackageNotFoundError:
-        fix = "for runs of several processes only: pip install 'treadle[ray]'"
-        return Check("Ray", "missing", "not installed", fix, core=False)
+        found = ", ".join(f"{name} {version(name)}" if len(packages) > 1 else version(name) for name in packages)
+        return Check(title, "works", found, core=False)
+    except PackageNotFoundError as error:
+        fix = f"for {what} only: pip install 'treadle[{extra}]'"
+        return Check(title, "absent", f"{error.name} is not installed", fix, core=False)
 
 
 def _cpu(torch: Any) -> Check:
@@ -196,22 +239,36 @@ def _opengl() -> Check:
 
 
 def _vulkan() -> Check:
-    packages = "libvulkan1 mesa-vulkan-drivers"
-    fix = f"for simulators that draw with it; not every one does. On Debian: apt install {packages}"
-    if not _loadable("libvulkan.so.1"):
-        return Check("Vulkan", "missing", "libvulkan does not load", fix, core=False)
+    """A driver of the system, or those that environments of simulators have of their own."""
     folders = [Path(base) for base in ("/etc", "/usr/share", "/usr/local/share", Path.home() / ".local/share")]
     drivers = [path.name for folder in folders for path in sorted(folder.glob("vulkan/icd.d/*.json"))]
-    without = "libvulkan loads, but no driver (icd.d/*.json) is installed"
-    detail = f"drivers {', '.join(drivers)}" if drivers else without
-    return _check("Vulkan", bool(drivers), detail, fix, core=False)
+    loads = _loadable("libvulkan.so.1")
+    found = [f"drivers {', '.join(drivers)}"] if drivers and loads else []
+    found += [f"{name} has its own driver, {driver}" for name, driver in _own_drivers().items()]
+    without = "libvulkan loads, but no driver (icd.d/*.json) is installed" if loads else "libvulkan does not load"
+    fix = "for simulators that draw with it; `treadle simulators install` brings a driver where one is needed"
+    return _check("Vulkan", bool(found), "; ".join(found) or without, fix, core=False)
+
+
+def _own_drivers() -> dict[str, str]:
+    """Vulkan's drivers that installed environments give their workers, by simulator."""
+    found: dict[str, str] = {}
+    for name in installed_simulators():
+        try:
+            environment = simulator_environment(name)
+            variables = ((environment and environment.stamp()) or {}).get("variables", {})
+        except TreadleError:
+            continue
+        if path := variables.get("VK_ICD_FILENAMES"):
+            found[name] = Path(path).name
+    return found
 
 
 def _simulator(name: str) -> Check:
     """Look at a simulator in a process of its own: it may hang or crash, and the doctor shall live."""
     title, core = f"simulator {name}", name == SimulatorConfig().name
-    if missing := _needs(name):
-        return Check(title, "missing", *missing, core=core)
+    if needed := _needs(name):
+        return Check(title, *needed, core=core)
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "treadle.commands.probe", name],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -228,20 +285,21 @@ def _simulator(name: str) -> Check:
     return Check(title, "missing", last, _again(name), core)
 
 
-def _needs(name: str) -> tuple[str, str] | None:
-    """What a simulator's environment lacks, and the fix."""
+def _needs(name: str) -> tuple[State, str, str] | None:
+    """What a simulator's environment lacks, and the fix. One that nobody has installed is absent."""
     try:
         environment = simulator_environment(name)
         if environment is None:
             return None
-        if packages := missing_packages(environment):
-            return f"system packages are missing: {', '.join(packages)}", packages_fix(packages)
         if environment.stamp() is None and environment.unmet_here():
-            return "not installed", f"treadle simulators install {name}"
+            return "absent", "not installed", f"treadle simulators install {name}"
+        if packages := missing_packages(environment):
+            return "missing", f"system packages are missing: {', '.join(packages)}", packages_fix(packages)
         if assets := environment.missing_assets():
-            return assets_text(assets), "put them there; the simulator's page in the docs says where they come from"
+            fix = "put them there; the simulator's page in the docs says where they come from"
+            return "missing", assets_text(assets), fix
     except TreadleError as error:
-        return str(error), "mend what it names"
+        return "missing", str(error), "mend what it names"
     return None
 
 

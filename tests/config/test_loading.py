@@ -1,5 +1,6 @@
 """Recipes and overrides: what they mean, and how each mistake is said."""
 
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -160,7 +161,7 @@ def test_unknown_recipes_suggest_and_list(tmp_path, monkeypatch):
     assert load_recipe("quickstart").seed == 1
     with pytest.raises(ConfigError, match="unknown recipe 'quikstart', did you mean 'quickstart'"):
         load_recipe("quikstart")
-    with pytest.raises(ConfigError, match=r"'no/such.toml' does not exist; recipes: quickstart"):
+    with pytest.raises(ConfigError, match=r"'no/such.toml' does not exist; `treadle recipes`"):
         load_recipe("no/such.toml")
     with pytest.raises(ConfigError, match="is a folder"):
         load_recipe(str(tmp_path))
@@ -185,7 +186,8 @@ def test_recipes_of_other_packages(tmp_path, monkeypatch):
 
 
 def test_packaged_recipes_say_what_they_are():
-    assert all(recipes().values())
+    for name, summary in recipes().items():
+        assert re.fullmatch(r"[A-Z].*[a-zA-Z.)`]\.", summary), f"{name}: no whole sentence in the first line: {summary}"
 
 
 @pytest.mark.parametrize(

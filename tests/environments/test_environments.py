@@ -240,7 +240,7 @@ def test_simulators_are_listed(home):
     result = treadle("simulators", "list")
     assert result.exit_code == 0
     assert "tabletop" in result.stdout
-    assert "none needed" in result.stdout
+    assert "needs no environment of its own" in result.stdout
     nothing = treadle("simulators", "install")
     assert nothing.exit_code == 2
     assert "name a simulator, or give --all" in nothing.stderr

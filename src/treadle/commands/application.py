@@ -13,6 +13,15 @@ INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and SIGTERM, as shells have them."""
 
 
+_UsageError: Any = typer.BadParameter.__bases__[0]
+"""Of an unknown command or option; typer has it from click, or from a copy of click."""
+
+
+def _complain(said: str) -> None:
+    # A message may hold brackets, which are markup to rich, and is one line however narrow the terminal.
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), said))
+
+
 class Application(TyperGroup):
     """Errors that are the user's to mend become one message and exit code 2; any other is a bug and shows its trace."""
 
@@ -21,8 +30,13 @@ class Application(TyperGroup):
         try:
             return super().invoke(ctx)
         except TreadleError as error:
-            # A message may hold brackets, which are markup to rich, and is one line however narrow the terminal.
-            Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+            _complain(str(error))
+            raise typer.Exit(2) from error
+        except _UsageError as error:
+            said = error.format_message().rstrip(".")
+            if "\n" in said:
+                raise  # the help of a group that was given no command
+            _complain(f"{said}; see {error.ctx.command_path if error.ctx else 'treadle'} --help")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as error:
             raise typer.Exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED) from error

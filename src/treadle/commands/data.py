@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from treadle.commands.options import JsonFile
+from treadle.commands.completion import complete_checkpoint, complete_folder, complete_settings
+from treadle.commands.options import Device, JsonFile
 from treadle.commands.record import find_policy_folder
 from treadle.commands.results import check_destination, write_result
 from treadle.config.dataset import CheckConfig
@@ -33,21 +34,26 @@ def options() -> None:
 
 @data_app.command("check")
 def check(
-    dataset: Annotated[Path, typer.Argument(help="The folder of a LeRobot data set.")],
+    dataset: Annotated[Path, typer.Argument(help="The folder of a LeRobot data set.", autocompletion=complete_folder)],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="cameras, and settings of the sections columns, policy (loading), simulator."
+            metavar="[KEY=VALUE]...",
+            help="cameras, and settings of the sections columns, policy (loading), simulator.",
+            autocompletion=complete_settings(CheckConfig),
         ),
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="Compare with a checkpoint: its statistics, and its actions in open loop."),
+        typer.Option(
+            help="Compare with a checkpoint: its statistics, and its actions in open loop.",
+            autocompletion=complete_checkpoint,
+        ),
     ] = None,
     replay: Annotated[
         int, typer.Option(min=0, help="Play the recorded actions of so many episodes again in their simulator.")
     ] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    device: Device = "auto",
     json: JsonFile = None,
 ) -> None:
     """Check a data set before it is learned from: files, numbers, frames, lengths, idle stretches, ranges. Exits with 2

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from treadle.commands.results import check_destination, write_result
@@ -22,6 +20,8 @@ from treadle.reporting.tables import Grid
 
 TASKS_SHOWN = 16
 """Tables of more tasks are on the page alone."""
+PAGES = (".html", ".md")
+"""What a page of a comparison is written as."""
 _OVERRIDE = re.compile(r"[a-z_]+(\.[^.=\s]+)+=")
 
 
@@ -136,6 +136,8 @@ def compare(paths: Sequence[Path], page: Path, json: Path | None, console: Conso
 
     check_destination(page)
     check_destination(json)
+    if page.suffix not in PAGES:
+        raise ConfigError(f"--page: found {str(page)!r}; allowed is a file that ends in {' or '.join(PAGES)}")
     items = read_items(paths)
     show(console, comparison_grids(items))
     write_comparison(page, items)
@@ -149,14 +151,12 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return [word for word in words if word not in settings], settings
 
 
-def protocols_table() -> Table:
-    """The protocols that are installed."""
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("protocol", style="bold", no_wrap=True)
-    table.add_column("what")
+def protocol_groups() -> dict[str, list[tuple[str, str]]]:
+    """The protocols that are installed, by what they are of: the part of their names before the slash."""
+    groups: dict[str, list[tuple[str, str]]] = {}
     for name, protocol in protocols().items():
-        table.add_row(name, Text(protocol.summary))
-    return table
+        groups.setdefault(name.rpartition("/")[0], []).append((name, protocol.summary))
+    return groups
 
 
 def show_protocol(name: str, console: Console) -> None:

@@ -1,26 +1,29 @@
 """What `treadle recipes` does."""
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from treadle.commands.evaluation import show
 from treadle.config.describe import toml_text
+from treadle.config.loading import command_of
 from treadle.config.protocols import find_protocol
-from treadle.config.recipes import Recipe, read_recipe, recipes
+from treadle.config.recipes import Recipe, read_recipe, read_recipes
 from treadle.config.run_directory import flatten
 from treadle.reporting.tables import Grid, Row
 
 
-def recipes_table() -> Table:
-    """The recipes that are installed."""
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("recipe", style="bold", no_wrap=True)
-    table.add_column("what")
-    for name, summary in recipes().items():
-        table.add_row(name, Text(summary))
-    return table
+def recipe_groups() -> dict[str, list[tuple[str, str]]]:
+    """The recipes that are installed, by the command that they are for and what it needs."""
+    groups: dict[str, list[tuple[str, str]]] = {
+        "treadle train: begin here": [],
+        "treadle sft: policies from demonstrations": [],
+        "treadle train: on graphics cards": [],
+    }
+    first, supervised, cards = groups.values()
+    for recipe in read_recipes():
+        group = supervised if command_of(recipe.settings) == "sft" else cards if recipe.about.devices else first
+        group.append((recipe.name, recipe.summary))
+    return groups
 
 
 def show_recipe(name: str, console: Console) -> None:

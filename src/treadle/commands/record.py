@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.progress import Progress
 
-from treadle.commands.options import JsonFile
+from treadle.commands.completion import complete_checkpoint, complete_settings, complete_suite
+from treadle.commands.options import Device, JsonFile
 from treadle.commands.results import check_destination, write_result
 from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.dataset import RecordConfig
@@ -22,23 +23,26 @@ def record(
             metavar="CHECKPOINT|RUN",
             help="A checkpoint folder, the name of one that ships with Treadle, or the folder of a run, whose settings "
             "of the simulator are then taken.",
+            autocompletion=complete_checkpoint,
         ),
     ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="Settings of the sections policy (loading), simulator, collection, sampling."
+            metavar="[KEY=VALUE]...",
+            help="Settings of the sections policy (loading), simulator, collection, sampling.",
+            autocompletion=complete_settings(RecordConfig),
         ),
     ] = None,
     output: Annotated[Path, typer.Option(help="The folder of the data set.")] = Path("rollouts"),
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to play, each another scenario.")] = 100,
     success_only: Annotated[bool, typer.Option("--success-only", help="Write successes alone.")] = False,
-    suite: Annotated[str, typer.Option(help="The suite of the scenarios.")] = "train",
+    suite: Annotated[str, typer.Option(help="The suite of the scenarios.", autocompletion=complete_suite)] = "train",
     split: Annotated[
         Literal["train", "evaluation"], typer.Option(help="Scenarios that training may see, or those of evaluations.")
     ] = "train",
     first: Annotated[int, typer.Option(min=0, help="The first scenario, to go on after an earlier data set.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    device: Device = "auto",
     json: JsonFile = None,
 ) -> None:
     """Let a policy play, and write its episodes as a LeRobot data set of version 3.0, for `treadle sft` and others."""

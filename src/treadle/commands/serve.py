@@ -6,22 +6,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from treadle.commands.completion import complete_settings
+from treadle.commands.options import CheckpointOrRun, Device
 from treadle.commands.record import find_policy_folder
 from treadle.config.loading import read_config
 from treadle.config.serving import ServeConfig
 
 
 def serve(
-    checkpoint: Annotated[
-        str,
-        typer.Argument(
-            metavar="CHECKPOINT|RUN",
-            help="A checkpoint folder, the name of one that ships with Treadle, or the folder of a run.",
-        ),
-    ],
+    checkpoint: CheckpointOrRun,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the sections policy (loading) and sampling."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Settings of the sections policy (loading) and sampling.",
+            autocompletion=complete_settings(ServeConfig),
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on; by default this machine alone.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
@@ -33,7 +33,7 @@ def serve(
     message_mb: Annotated[float, typer.Option(min=0.001, max=1024, help="The largest message, in MB.")] = 64.0,
     connections: Annotated[int, typer.Option(min=1, max=1024, help="Clients at the same time.")] = 8,
     idle: Annotated[float, typer.Option(min=0.1, help="Seconds of silence after which a client is let go.")] = 600.0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Answer observations with actions over a websocket, as openpi's clients ask. Ctrl-C ends it."""
     config = read_config(ServeConfig, None, overrides or [])

@@ -7,11 +7,8 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from treadle.cores import usable_cores
 from treadle.environments.environment import Environment
@@ -24,16 +21,14 @@ _LINE_SECONDS = 10.0
 """Between two lines of progress, where there is no terminal."""
 
 
-def simulators_table() -> Table:
-    """A line for each simulator."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("simulator", "what", "environment"):
-        table.add_column(column, overflow="fold")
+def simulator_list() -> list[tuple[str, str]]:
+    """The simulators, each with what it is and the state of its environment."""
+    found: list[tuple[str, str]] = []
     for name in installed_simulators():
         environment = simulator_environment(name)
-        summary = "" if environment is None else environment.summary
-        table.add_row(Text(name, "bold"), escape(summary), escape(_state(environment)))
-    return table
+        summary = f"{environment.summary}; " if environment is not None and environment.summary else ""
+        found.append((name, f"{summary}{_state(environment)}"))
+    return found
 
 
 def install_environments(names: Sequence[str], every: bool, *, force: bool, system: bool) -> None:
@@ -112,7 +107,7 @@ def assets_text(missing: Sequence[Path], shown: int = 3) -> str:
 
 def _state(environment: Environment | None) -> str:
     if environment is None:
-        return "none needed"
+        return "needs no environment of its own"
     if environment.stamp() is not None:
         return f"installed in {environment.path}"
     if not environment.unmet_here():

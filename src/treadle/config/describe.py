@@ -1,5 +1,6 @@
 """The configuration in words: every key with its type, default and line of documentation."""
 
+import json
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -117,6 +119,24 @@ def toml_text(value: Any) -> str:
 
 def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
+
+
+def allows(annotation: Any, value: Any) -> bool:
+    """Whether a value of a recipe is of a type, as strictly as settings are read; True for a type that is not plain."""
+    try:
+        adapter = TypeAdapter[Any](annotation)
+    except PydanticSchemaGenerationError:
+        return True
+    try:
+        adapter.validate_json(json.dumps(value), strict=True)
+    except (ValidationError, TypeError):
+        return False
+    return True
+
+
+def type_words(annotation: Any) -> str:
+    """What a type allows, in words."""
+    return _words(annotation)
 
 
 def _words(annotation: Any, metadata: Sequence[Any] = ()) -> str:

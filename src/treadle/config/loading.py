@@ -41,6 +41,12 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: type[Co
 def configure(recipe: Recipe, overrides: Sequence[str] = (), model: type[Config] = TrainConfig) -> Config:
     """The configuration of a recipe, with overrides. Raises as `load_recipe`."""
     _check_command(recipe.name, recipe.settings, model)
+    given = {name.strip() for name, *_ in (override.partition("=") for override in overrides)}
+    if missing := [key for key in recipe.about.needs if key not in given and not _is_set(recipe.settings, key)]:
+        raise ConfigError(
+            f"recipe {recipe.name!r} must be given {' and '.join(missing)}, as "
+            f"{' '.join(f'{key}=VALUE' for key in missing)}"
+        )
     return read_settings(model, recipe.settings, overrides, recipe.path)
 
 
@@ -88,13 +94,23 @@ def read_settings(model: type[Config], settings: Table, overrides: Sequence[str]
 
 def _check_command(name: str, settings: Mapping[str, Any], model: type[BaseModel]) -> None:
     """Raises ConfigError where all sections of a recipe are those of another command, and some are not of this one."""
-    given = settings.keys()
-    foreign = ", ".join(sorted(given - model.model_fields.keys()))
-    for command, other in COMMANDS.items():
-        if foreign and given <= other.model_fields.keys():
-            raise ConfigError(
-                f"recipe {name!r} is for `treadle {command}`, as its {foreign} says; run `treadle {command} {name}`"
-            )
+    foreign = ", ".join(sorted(settings.keys() - model.model_fields.keys()))
+    if foreign and (command := command_of(settings)) is not None:
+        raise ConfigError(
+            f"recipe {name!r} is for `treadle {command}`, as its {foreign} says; run `treadle {command} {name}`"
+        )
+
+
+def _is_set(settings: Mapping[str, Any], key: str) -> bool:
+    section, dot, rest = key.partition(".")
+    inner = settings.get(section)
+    return section in settings and (not dot or (is_table(inner) and _is_set(inner, rest)))
+
+
+def command_of(settings: Mapping[str, Any]) -> str | None:
+    """The command that a recipe is for, by its sections; None where it could be of several, or of none."""
+    fitting = [command for command, model in COMMANDS.items() if settings.keys() <= model.model_fields.keys()]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _reader(model: type[Config], data: Table, overrides: Sequence[str]) -> type[Config]:
@@ -136,8 +152,10 @@ def _value(text: str, key: Key | None) -> Any:
         return None
     if key is not None and key.listed and not (text.startswith("[") and _is_toml(text)):
         # As a shell leaves it: `train,vision`, `[train, vision]`, or one alone.
-        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-        return [_value(part.strip(), None) for part in inner.split(",")] if inner.strip() else []
+        if text.startswith("[") != text.endswith("]"):
+            return text
+        inner = (text[1:-1] if text.startswith("[") else text).strip().removesuffix(",")
+        return [_value(part.strip(), None) for part in inner.split(",")] if inner else []
     try:
         found = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:

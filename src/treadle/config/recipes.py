@@ -30,6 +30,9 @@ from treadle.errors import ConfigError, did_you_mean
 from treadle.reading import check_path, shown
 
 PROTOCOL, ABOUT = "protocol", "about"
+SUFFIXES = (".toml", ".json")
+CONFIG = "config.json"
+"""The settings of a run, in its folder."""
 
 
 class About(Section):
@@ -45,6 +48,8 @@ class About(Section):
     """What that checkpoint has, by settings of `policy.options`; others do not fit the recipe."""
     devices: Positive | None = None
     """Graphics cards of 80 GB that it is for."""
+    needs: tuple[str, ...] = ()
+    """Settings that nobody but the user knows, and that a run must be given."""
     differs: tuple[str, ...] = ()
     """What Treadle does otherwise than whoever published the run."""
 
@@ -78,14 +83,20 @@ def find_recipe(name_or_path: str) -> Path:
     path, files = check_path(name_or_path, "recipe", ConfigError), recipe_files()
     if name_or_path in files:
         return files[name_or_path]
-    if path.suffix not in (".toml", ".json") and not path.is_absolute() and not path.exists():
+    if path.suffix not in SUFFIXES and not path.is_absolute() and not path.exists():
         raise ConfigError(
-            f"unknown recipe {name_or_path!r}{did_you_mean(name_or_path, files)}; "
-            f"recipes: {', '.join(files)}; or give a path to a .toml file"
+            f"unknown recipe {name_or_path!r}{did_you_mean(name_or_path, files)}; `treadle recipes` lists those there "
+            "are; or give a path to a .toml file"
+        )
+    if (path / CONFIG).is_file():
+        raise ConfigError(
+            f"recipe {name_or_path!r} is a folder; for the settings of a run give its file: {path / CONFIG} name=..."
         )
     if not path.is_file():
         found = "is a folder, not a recipe file" if path.is_dir() else "does not exist"
-        raise ConfigError(f"recipe {name_or_path!r} {found}; recipes: {', '.join(files)}")
+        raise ConfigError(f"recipe {name_or_path!r} {found}; `treadle recipes` lists those there are")
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"recipe {name_or_path!r} is no {' or '.join(SUFFIXES)} file; write it as TOML")
     return path
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from treadle.config.describe import describe, toml_text
+from treadle.config.recipes import CONFIG
 from treadle.config.schema import RunConfig
 from treadle.errors import ConfigError, OutputError
 from treadle.files import cannot_write, write_atomically
 from treadle.reading import check_path, read_json
 
-CONFIG = "config.json"
 LOCK = ".lock"
 PLACE = (
     "output",
@@ -39,6 +39,8 @@ LENGTH = "iterations"
 """The key by which a run is extended, where nothing that was done depends on its value."""
 DECAY = "optimizer.final_share"
 """The key that lets rates depend on the length, unless it is 1."""
+FOLDERS = ("checkpoints", "evaluation", "videos", "tensorboard")
+"""What a run writes into, looked at before hours of work."""
 PREPARED = {CONFIG, LOCK, "machine.json", "plan.json", "run.log", "evaluation", "videos", "tensorboard", "wandb"}
 """What a folder may hold before its first iteration; then it is nobody's."""
 
@@ -73,6 +75,13 @@ def hold_run_directory(config: RunConfig, say: Callable[[str], None]) -> Generat
 def claim_run_directory(directory: Path, config: RunConfig) -> None:
     """Write the run's `config.json`. Raises OutputError."""
     path = directory / CONFIG
+    for name in FOLDERS:
+        folder = directory / name
+        if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise OutputError(
+                f"cannot write '{folder}': it is not a folder that can be written; remove it, or choose another run "
+                "with name=..."
+            )
     if path.is_file() and _differences(path, config) and _is_nobodys(directory):
         # Measured with other settings.
         (directory / "evaluation" / "base.json").unlink(missing_ok=True)
