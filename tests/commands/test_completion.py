@@ -108,7 +108,7 @@ def commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 PATHS = {"plan --profile", "plan --save-profile", "eval --reproduce", "eval --output", "record --output"} | {
-    *("compare --page", "simulators view --video")
+    *("record --rerun", "compare --page", "simulators view --video")
 }
 """Files, which shells complete themselves."""
 FREE = {"plan --size", "serve --host", "serve --camera", "simulators settle --python"}

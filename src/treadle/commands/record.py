@@ -42,6 +42,13 @@ def record(
         Literal["train", "evaluation"], typer.Option(help="Scenarios that training may see, or those of evaluations.")
     ] = "train",
     first: Annotated[int, typer.Option(min=0, help="The first scenario, to go on after an earlier data set.")] = 0,
+    rerun: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Also write each episode as a file for Rerun's viewer into this folder (extra rerun).",
+        ),
+    ] = None,
     device: Device = "auto",
     json: JsonFile = None,
 ) -> None:
@@ -64,10 +71,13 @@ def record(
             output,
             device,
             lambda done, total: shown.update(task, completed=done, total=total),
+            rerun,
         )
     typer.echo(
         f"{output}: {found.episodes} episodes, {found.frames} frames; {found.successes} of {found.played} succeeded"
     )
+    if rerun is not None:
+        typer.echo(f"rerun {rerun}/*.rrd")
     write_result(json, {"output": str(output), **found.report()})
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from treadle.config.dataset import RecordConfig
 from treadle.data.demonstration_writer import check_free
+from treadle.data.rerun_writer import RerunWriter, rerun_package
 from treadle.data.scenario import Split
 from treadle.data.step import EpisodeResult
 from treadle.devices import prepare_cpu
@@ -20,7 +21,7 @@ from treadle.policies.sampling import Sampling
 from treadle.rollout.actor import Actor
 from treadle.rollout.sources import ScenarioList
 from treadle.supervised.tracks import ChunkPlayer, Moment, open_writer, play_tracks, write_track
-from treadle.workers.crew import Crew, check_dimensions
+from treadle.workers.crew import Crew, check_dimensions, require_suite
 from treadle.workers.lanes import Lanes
 from treadle.workers.messages import Session
 from treadle.workers.plan import plan_crew
@@ -61,8 +62,10 @@ def record_rollouts(
     directory: Path,
     device: str,
     progress: Callable[[int, int], None],
+    rerun: Path | None = None,
 ) -> Recorded:
-    """Let a policy play scenarios, and write its episodes as a LeRobot data set, in the order of their scenarios.
+    """Let a policy play scenarios, and write its episodes as a LeRobot data set, in the order of their scenarios; with
+    `rerun` also a file of each for Rerun's viewer, into that folder.
 
     The noise of a decision belongs to its scenario, so the same call writes the same data set.
 
@@ -72,6 +75,9 @@ def record_rollouts(
         OutputError: The directory cannot be written, or no episode was kept.
     """
     check_free(directory)
+    if rerun is not None:
+        rerun_package()
+        check_free(rerun)
     prepare_cpu(0)
     policy = load_configured(checkpoint, config.policy, device=device)
     slots = min(config.simulator.slots, choice.episodes)
@@ -84,6 +90,7 @@ def record_rollouts(
                 f"simulator {spec.name!r} plays {spec.actions_together} actions as one motion, so nothing is seen "
                 "between them; record with a setting of the simulator that plays them one by one"
             )
+        require_suite(crew, "--suite", choice.suite)
         place = (choice.suite, choice.split)
         scenarios = crew.scenarios(*place, choice.first, choice.first + choice.episodes)
         if not scenarios:
@@ -96,6 +103,11 @@ def record_rollouts(
         lanes = Lanes(crew, Session(horizon), source, chunk=1, decision=policy.chunk)
         actor = Actor(policy.eval(), Sampling(**config.sampling.model_dump()))
         grippers = np.array([dimension.kind == "gripper" for dimension in spec.actions])
+        viewed = (
+            None
+            if rerun is None
+            else (RerunWriter(rerun, spec.cameras, [dimension.name for dimension in spec.actions], spec.control_hz))
+        )
         played, written, frames = list[EpisodeResult](), 0, 0
         # Whole or not at all: a folder that is cut short has another name.
         unfinished = directory.with_name(f".{directory.name}.unfinished")
@@ -109,7 +121,8 @@ def record_rollouts(
                     # A simulator takes what lies beyond open or closed as that; a reader of data would be misled.
                     for _, _, action in track:
                         np.clip(action, 0, 1, out=action, where=grippers)
-                    write_track(writer, result.scenario, result.success_once, track)
+                    for each in (writer, *([] if viewed is None else [viewed])):
+                        write_track(each, result.scenario, result.success_once, track)
                     written, frames = written + 1, frames + len(track)
                 progress(len(played), len(scenarios))
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.data.demonstration_writer import DemonstrationWriter
+from treadle.data.rerun_writer import RerunWriter
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult
 from treadle.rollout.actor import Actor
@@ -87,7 +88,9 @@ def open_writer(directory: Path, spec: SimulatorSpec) -> DemonstrationWriter:
     )
 
 
-def write_track(writer: DemonstrationWriter, scenario: Scenario, success: bool, track: Sequence[Moment]) -> None:
+def write_track(
+    writer: DemonstrationWriter | RerunWriter, scenario: Scenario, success: bool, track: Sequence[Moment]
+) -> None:
     """Append an episode. Raises OutputError."""
     frames, proprioception, actions = (np.stack(x) for x in zip(*track, strict=True))
     writer.add_episode(frames, proprioception, actions, scenario.instruction, success, scenario.id)
