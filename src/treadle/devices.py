@@ -6,6 +6,9 @@ from treadle.cores import usable_cores
 from treadle.errors import ConfigError
 from treadle.memory import keep_freed_memory
 
+_UNKNOWN = "device string"
+"""In what torch says of a name that is none; it then lists every kind of device that there is anywhere."""
+
 
 def choose_device(name: str | torch.device) -> torch.device:
     """The device of a name; `auto` is CUDA where there is one, else the CPU.
@@ -19,7 +22,8 @@ def choose_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError, ImportError) as error:
-        raise _unusable(name, str(error).splitlines()[0].partition(". ")[0]) from error
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise _unusable(name, "torch knows none of that name" if _UNKNOWN in reason else reason) from error
     if device.type == "meta":
         raise _unusable(name, "it holds no numbers")
     return device

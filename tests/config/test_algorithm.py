@@ -40,7 +40,7 @@ def test_a_recipe_and_the_configuration_that_it_leaves_are_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"estimator": "gea"}, "estimator 'gea' is unknown; use gae, grpo"),
+        ({"estimator": "gea"}, "estimator 'gea' is unknown, did you mean 'gae'?; use gae, grpo"),
         ({"loss": "clop"}, "loss 'clop' is unknown; use clip"),
         ({"ratio_level": "chunk"}, "one ratio cannot carry an advantage per action"),
         ({"ratio_level": "sequence"}, "one ratio cannot carry an advantage per action"),

@@ -8,7 +8,7 @@ from treadle.config.schema import CollectionConfig, SimulatorConfig
 from treadle.errors import ConfigError
 from treadle.reporting.video import caption, write_video
 from treadle.rollout.sources import ScenarioList
-from treadle.workers.crew import Crew
+from treadle.workers.crew import Crew, require_suite
 from treadle.workers.lanes import Lanes
 from treadle.workers.messages import ExpertSettings, Session
 from treadle.workers.plan import plan_crew
@@ -22,6 +22,7 @@ def film_expert(name: str, suite: str, index: int, video: Path, size: int = 384)
     with Crew(plan_crew(SimulatorConfig(name=name, slots=1), CollectionConfig(), accelerated=False)) as crew:
         if not crew.teaches:
             raise ConfigError(f"simulator {name!r} brings no expert to film: its class lacks `expert` and `vocabulary`")
+        require_suite(crew, "--suite", suite)
         count = crew.count(suite, "evaluation")
         if not 0 <= index < count:
             raise ConfigError(f"--index: found {index}, allowed is 0 to {count - 1} in suite {suite!r}")

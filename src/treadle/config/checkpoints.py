@@ -38,6 +38,10 @@ def resolve_checkpoint(name: str, source: str = "") -> Path:
         raise CheckpointError(f"no checkpoint folder {name!r}; make it with: {maker}")
     if _HUB.fullmatch(name):
         return _of_hub(name)
+    if name in (recipes := recipe_files()):
+        raise CheckpointError(
+            f"{name!r} is a recipe, not a checkpoint; name the run that it made: {_folder(recipes[name])}"
+        )
     near = did_you_mean(name, packaged)
     raise CheckpointError(f"no checkpoint folder {name!r}{near}; packaged: {', '.join(packaged) or 'none'}")
 
@@ -59,11 +63,16 @@ def _maker(path: Path) -> str | None:
     if path.name != "policy":
         return None
     for name, file in recipe_files().items():
-        recipe = read_extended(file)
-        folder = Path(str(recipe.get("output", "runs"))) / str(recipe.get("name", "run"))
-        if path == folder / "policy":
+        if path == _folder(file) / "policy":
+            recipe = read_extended(file)
             return f"treadle {'sft' if 'demonstrations' in recipe or 'imitation' in recipe else 'train'} {name}"
     return None
+
+
+def _folder(recipe: Path) -> Path:
+    """The folder of a recipe's run."""
+    settings = read_extended(recipe)
+    return Path(str(settings.get("output", "runs"))) / str(settings.get("name", "run"))
 
 
 def _of_hub(name: str) -> Path:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from treadle.config.algorithm import AlgorithmConfig, DataNeeds
 from treadle.config.section import Natural, NonNegative, Positive, Rate, Section, Share
+from treadle.errors import did_you_mean
 
 SCORE_ESTIMATORS = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
 """Compare the scores of the episodes of one scenario, and give every action of an episode the same advantage."""
@@ -199,7 +200,8 @@ class OnPolicyConfig(AlgorithmConfig):
     def _estimator_fits(self) -> Self:
         if ":" not in self.estimator and self.estimator not in ESTIMATORS:
             raise ValueError(
-                f"estimator {self.estimator!r} is unknown; use {', '.join(ESTIMATORS)}, or package.module:function"
+                f"estimator {self.estimator!r} is unknown{did_you_mean(self.estimator, ESTIMATORS)}; use "
+                f"{', '.join(ESTIMATORS)}, or package.module:function"
             )
         if ":" not in self.loss and self.loss != "clip":
             raise ValueError(f"loss {self.loss!r} is unknown; use clip, or package.module:function")

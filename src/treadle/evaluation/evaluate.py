@@ -12,7 +12,7 @@ from treadle.config.schema import CollectionConfig, EvaluationConfig, LoadingCon
 from treadle.data.scenario import Scenario
 from treadle.data.step import EpisodeResult
 from treadle.devices import prepare_cpu
-from treadle.errors import ConfigError, SimulatorError
+from treadle.errors import SimulatorError
 from treadle.evaluation.films import film_outcomes
 from treadle.evaluation.folder import EvaluationFolder
 from treadle.evaluation.manifest import Manifest, facts_of, manifest, scenarios_digest
@@ -22,7 +22,7 @@ from treadle.policies.load import load_configured
 from treadle.policies.protocol import Policy, Sampling
 from treadle.rollout.sources import EVALUATION_NOISE, ScenarioList
 from treadle.workers import queries
-from treadle.workers.crew import Crew, check_dimensions
+from treadle.workers.crew import Crew, check_dimensions, check_suites
 from treadle.workers.lanes import Lanes
 from treadle.workers.messages import Session
 from treadle.workers.plan import plan_crew
@@ -213,7 +213,7 @@ def evaluate_checkpoint(
     with ExitStack() as opened:
         crew = opened.enter_context(Crew(plan))
         check_dimensions(crew, loaded.action_dim)
-        _check_horizons(evaluation, crew)
+        check_suites(crew, evaluation)
         scenarios = {suite: enumerate_scenarios(crew, suite, evaluation.episodes) for suite in evaluation.suites}
         made = {
             **manifest(checkpoint, policy, simulator, evaluation),
@@ -252,14 +252,6 @@ def evaluate_checkpoint(
                 watcher.stage("filming")
             film_outcomes(folder, loaded, crew, scenarios, made["horizons"], evaluation)
     return report | ({} if folder.path is None else {"folder": str(folder.path)})
-
-
-def _check_horizons(evaluation: EvaluationConfig, crew: Crew) -> None:
-    for suite in evaluation.horizons:
-        if suite not in crew.suites:
-            raise ConfigError(
-                f"evaluation.horizons: {crew.spec.name} has no suite {suite!r}; suites: {', '.join(crew.suites)}"
-            )
 
 
 def _report(folder: EvaluationFolder, wanted: Mapping[str, range], made: dict[str, Any], rule: Rule) -> dict[str, Any]:

@@ -155,9 +155,9 @@ def read_run(run_dir: Path) -> RunFolder:
         raise OutputError(f"{run_dir}: no such folder; give the folder of a run, as in runs/quickstart")
     config = _read(run_dir / "config.json", _Config)
     has_metrics = (run_dir / METRICS_FILE).exists()
-    if config is None and not has_metrics:
+    if not has_metrics and "simulator" not in (config or {}):
         raise OutputError(
-            f"{run_dir}: neither config.json nor {METRICS_FILE} is here, so this is not the folder of a run; "
+            f"{run_dir}: neither {METRICS_FILE} nor a run's config.json is here, so this is not the folder of a run; "
             "`treadle train` makes one below its output folder"
         )
     return RunFolder(

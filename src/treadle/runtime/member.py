@@ -25,7 +25,7 @@ from treadle.training.checkpoints import TRAINER
 from treadle.training.finetuning import load_trainable
 from treadle.training.ranks import ALONE, ProcessRanks, Ranks
 from treadle.training.sharding import shard_policy
-from treadle.workers.crew import Crew, check_dimensions
+from treadle.workers.crew import Crew, check_dimensions, check_suites
 from treadle.workers.plan import plan_crew
 
 
@@ -171,8 +171,7 @@ class Member:
         )
         self.crew = self._exit.enter_context(Crew(plan))
         check_dimensions(self.crew, self.policy.action_dim)
-        for suite in config.evaluation.suites:
-            self.crew.count(suite, "evaluation")
+        check_suites(self.crew, config.evaluation)
 
 
 def build_critic(config: TrainConfig, policy: Policy, state_dim: int, device: torch.device) -> PrivilegedCritic | None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Collection
 from importlib.metadata import EntryPoint, entry_points
 
+from treadle.config.describe import allows, toml_text, type_words
 from treadle.config.schema import SimulatorConfig
 from treadle.cores import usable_cores
 from treadle.environments.environment import Environment, find_environment
@@ -86,14 +87,21 @@ def _interpreter(config: SimulatorConfig) -> Interpreter | None:
 def _check_options(config: SimulatorConfig, simulator: Callable[..., Simulator], common: Collection[str]) -> None:
     if doubled := sorted(config.options.keys() & common):
         raise ConfigError(f"simulator.options.{doubled[0]}: set simulator.{doubled[0]} instead")
-    parameters = inspect.signature(simulator).parameters.values()
+    signature = inspect.signature(simulator)
+    parameters = signature.parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     named = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     allowed = [name for name in named if name not in common]
-    for option in config.options:
+    for option, value in config.options.items():
         if option not in allowed:
             raise ConfigError(
                 f"simulator.options: {config.name!r} takes no option {option!r}{did_you_mean(option, allowed)}; "
                 f"options: {', '.join(allowed) or 'none'}"
+            )
+        annotation = signature.parameters[option].annotation
+        told = annotation is not inspect.Parameter.empty and not isinstance(annotation, str)
+        if told and not allows(annotation, value):
+            raise ConfigError(
+                f"simulator.options.{option}: found {toml_text(value)}, allowed is {type_words(annotation)}"
             )

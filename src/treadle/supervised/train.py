@@ -16,7 +16,7 @@ from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.run_directory import claim_run_directory, hold_run_directory
 from treadle.config.schema import FineTuningConfig, SupervisedConfig
 from treadle.data.demonstrations import Demonstrations, open_demonstrations
-from treadle.data.lerobot_info import Columns
+from treadle.data.lerobot_info import Columns, read_info
 from treadle.devices import choose_device, computes_bfloat16, prepare_cpu
 from treadle.errors import CheckpointError, ConfigError
 from treadle.evaluation.evaluate import evaluate_policy
@@ -40,7 +40,7 @@ from treadle.supervised.progress import REPORT_EVERY, Progress
 from treadle.supervised.robot import train_on_dataset
 from treadle.training.finetuning import load_trainable
 from treadle.workers import queries
-from treadle.workers.crew import Crew
+from treadle.workers.crew import Crew, check_suites
 from treadle.workers.plan import plan_crew
 
 _log = logging.getLogger(__name__)
@@ -79,10 +79,13 @@ def train_supervised(config: SupervisedConfig) -> Path:
     for name in (config.checkpoint, config.grounding.towers):
         if name is not None:
             resolve_checkpoint(name)
+    if config.checkpoint is None:
+        policy_class(config.model.kind, "model.kind")
+    if config.dataset is not None:
+        read_info(config.dataset)
     plan = plan_crew(config.simulator, config.collection, accelerated=device.type != "cpu")
     with hold_run_directory(config, _log.warning) as directory, Crew(plan) as crew:
-        for suite in config.evaluation.suites:
-            crew.count(suite, "evaluation")
+        check_suites(crew, config.evaluation)
         _check_vision(crew, config)
         claim_run_directory(directory, config)
         write_machine(directory, str(device))

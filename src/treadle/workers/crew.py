@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from treadle.config.schema import EvaluationConfig
 from treadle.data.scenario import Scenario, Split
-from treadle.errors import ConfigError
+from treadle.errors import ConfigError, did_you_mean
 from treadle.simulators.factory import SimulatorFactory
 from treadle.workers import queries
 from treadle.workers.buffer import BufferShape, SharedBuffer, SharedFile, buffer_bytes
@@ -346,6 +347,22 @@ class Crew:
                     named.append(f"slot {slot}: {name}")
         more = f" and {len(named) - shown} more" if len(named) > shown else ""
         return f"playing {', '.join(named[:shown]) or 'nothing yet'}{more}"
+
+
+def check_suites(crew: Crew, evaluation: EvaluationConfig) -> None:
+    """Raises ConfigError for suites of an evaluation that the simulator does not have."""
+    for key, named in (("suites", evaluation.suites), ("horizons", evaluation.horizons)):
+        for suite in named:
+            require_suite(crew, f"evaluation.{key}", suite)
+
+
+def require_suite(crew: Crew, key: str, suite: str) -> None:
+    """Raises ConfigError, which names `key`, for a suite that the simulator does not have."""
+    if suite not in crew.suites:
+        raise ConfigError(
+            f"{key}: {crew.spec.name} has no suite {suite!r}{did_you_mean(suite, crew.suites)}; choose from "
+            f"{', '.join(crew.suites)}"
+        )
 
 
 def check_dimensions(crew: Crew, action_dim: int) -> None:

@@ -297,13 +297,13 @@ def _trained_dimensions(frozen: Sequence[int], policy: Policy) -> Tensor:
     mask = torch.tensor([dimension not in (*frozen, *still) for dimension in range(action_dim)])
     if any(dimension >= action_dim for dimension in frozen) or not mask.any():
         raise ConfigError(
-            f"policy.frozen_dimensions: found {frozen}; allowed are some, not all, of the policy's action "
+            f"policy.frozen_dimensions: found {list(frozen)}; allowed are some, not all, of the policy's action "
             f"dimensions, 0 to {action_dim - 1}"
         )
     if frozen and policy.entries[1] != action_dim:
         raise ConfigError(
-            f"policy.frozen_dimensions: found {frozen}; this policy has no log-probs of its own for each dimension, so "
-            "none can be left out; use []"
+            f"policy.frozen_dimensions: found {list(frozen)}; this policy has no log-probs of its own for each "
+            "dimension, so none can be left out; use []"
         )
     return mask
 
