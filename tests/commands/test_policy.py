@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from recipe_runs import tiny_checkpoint
 from treadle.cli import app
 from treadle.commands.policy import fitting_recipes, next_commands
+from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.recipes import read_recipe
 from treadle.errors import SimulatorError
 from treadle.policies.load import examine_policy
@@ -39,6 +40,15 @@ def test_openvla_with_statistics_of_bridge_fits_put_on_plate() -> None:
         f"treadle train {BRIDGE[0]} policy.checkpoint={shlex.quote(str(FIXTURES / 'openvla_tiny'))}"
         in next_commands(contents)
     )
+
+
+def test_recipes_of_other_policies_do_not_fit_and_a_packaged_name_is_its_name() -> None:
+    contents = examine_policy(resolve_checkpoint("tabletop-base"))
+    assert next_commands(contents) == [
+        "treadle eval tabletop-base --suite train simulator.name=tabletop simulator.horizon=40",
+        "treadle train quickstart policy.checkpoint=tabletop-base",
+        "treadle train quickstart-grpo policy.checkpoint=tabletop-base",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from synthetic_run import BASE, FINAL, SETTINGS, evaluation, make_run, metrics_r
 from treadle.errors import OutputError
 from treadle.reporting.curves import format_number
 from treadle.reporting.evaluation_table import difference_interval
+from treadle.reporting.page import style
 from treadle.reporting.report import write_report
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)> ${name} $$ & put the cube'
@@ -171,3 +172,9 @@ def test_what_was_learnt_is_shown_first(tmp_path: Path) -> None:
     (run / "videos" / "videos.json").write_text(json.dumps(films))
     text = _Page(write_report(run).read_text()).text
     assert text.index(films[1]["scenario"]) < text.index(films[0]["scenario"])
+
+
+def test_phones_leave_out_columns_by_name_alone():
+    """By its place, the column of episodes in one table is that of success in another."""
+    assert "nth-child" not in style()
+    assert ".evaluation .count, .evaluation .range { display: none; }" in style()

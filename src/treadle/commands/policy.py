@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from treadle.commands.results import format_bytes, format_count
+from treadle.config.checkpoints import CHECKPOINTS
 from treadle.config.describe import toml_text
 from treadle.config.loading import configure
 from treadle.config.recipes import Recipe, read_recipes
@@ -72,7 +73,8 @@ def next_commands(contents: CheckpointContents, settings: Sequence[str] = ()) ->
     Where no recipe fits, an evaluation for each of the statistics, in the simulator whose name they begin with, or
     NAME. `settings` say how the directory is read, as key=value.
     """
-    folder = shlex.quote(str(contents.directory))
+    directory = contents.directory
+    folder = directory.name if directory.parent == CHECKPOINTS else shlex.quote(str(directory))
     fitting = _fitting(contents, settings)
     evaluations: list[str] = []
     trainings: list[str] = []

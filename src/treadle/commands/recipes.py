@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.text import Text
 
 from treadle.commands.evaluation import show
+from treadle.config.checkpoints import checkpoints
 from treadle.config.describe import toml_text
 from treadle.config.loading import command_of
 from treadle.config.protocols import find_protocol
@@ -20,9 +21,13 @@ def recipe_groups() -> dict[str, list[tuple[str, str]]]:
         "treadle train: on graphics cards": [],
     }
     first, supervised, cards = groups.values()
-    for recipe in read_recipes():
+    found = read_recipes()
+    for recipe in found:
         group = supervised if command_of(recipe.settings) == "sft" else cards if recipe.about.devices else first
         group.append((recipe.name, recipe.summary))
+    # What needs nothing else comes first.
+    ready = {recipe.name for recipe in found if recipe.stated("policy", "checkpoint") in checkpoints()}
+    first.sort(key=lambda row: row[0] not in ready)
     return groups
 
 

@@ -66,7 +66,7 @@ def is_table(value: Any) -> TypeGuard[Table]:
 def _named(folder: Path, group: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for place in [folder, *_offered(group)]:
-        for path in sorted(place.rglob("*.toml")):
+        for path in sorted(place.rglob("*.toml"), key=lambda path: path.with_suffix("")):
             if not path.name.startswith("_"):
                 found.setdefault(path.relative_to(place).with_suffix("").as_posix(), path)
     return found

@@ -29,7 +29,7 @@ def evaluation_table(base: Mapping[str, Any] | None, final: Mapping[str, Any] | 
             label = setting.removeprefix(f"{name}/").replace("_", " ")
             rows.append(_row(label, settings[0].get(setting), settings[1].get(setting), "setting"))
     head = (
-        "<tr><th>suite and setting</th><th>episodes</th><th>base</th><th>final</th><th>difference</th>"
+        '<tr><th>suite and setting</th><th class="count">episodes</th><th>base</th><th>final</th><th>difference</th>'
         '<th class="range"><span>0 %</span><span>success</span><span>100 %</span></th></tr>'
     )
     return f'<div class="scroll"><table class="evaluation">{head}{"".join(rows)}</table></div>'
@@ -56,7 +56,7 @@ def _row(label: str, base: Result | None, final: Result | None, kind: str) -> st
         sign = "up" if low > 0 else "down" if high < 0 else "even"
         change = f'<td class="{sign}">{difference * 100:+.1f}<small>{low * 100:+.1f} to {high * 100:+.1f}</small></td>'
     return (
-        f'<tr class="{kind}"><th>{escape(label)}</th><td>{count}</td>{_cell(base)}{_cell(final)}{change}'
+        f'<tr class="{kind}"><th>{escape(label)}</th><td class="count">{count}</td>{_cell(base)}{_cell(final)}{change}'
         f'<td class="range">{_dots(base, final)}</td></tr>'
     )
 

@@ -13,6 +13,8 @@ from rich.text import Text
 Kind = Literal["plain", "strong", "faint"]
 NARROW = 72
 """Terminals with fewer columns are not shown optional columns."""
+NAMES = 0.45
+"""Share of a terminal that names take at most before they are broken."""
 SHORT = 12
 """Characters that text has at least in a narrow terminal, if it has so many."""
 _STYLES = {"plain": "", "strong": "bold", "faint": "dim"}
@@ -50,7 +52,16 @@ class Grid:
         )  # fmt: skip
         for i in shown:
             is_text = self._is_text(i)
-            table.add_column(self.head[i], justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
+            longest = max(len(line[i]) for line in [self.head, *(row.cells for row in self.rows)])
+            # Names stay whole where they leave room for the rest.
+            whole = longest if i == 0 and longest <= NAMES * width else None
+            table.add_column(
+                self.head[i],
+                justify="left" if is_text else "right",
+                no_wrap=not is_text,
+                overflow="fold",
+                min_width=whole,
+            )
         for row in self.rows:
             indent = "  " if row.kind == "faint" else ""
             cells = [Text((indent if i == 0 else "") + row.cells[i]) for i in shown]
