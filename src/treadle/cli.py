@@ -317,7 +317,8 @@ def doctor(json: JsonFile = None) -> None:
     check_destination(json)
     from treadle.doctor import core_works, examine
 
-    checks = examine()
+    with Console(stderr=True).status("looking at this machine; each simulator that is installed draws a frame"):
+        checks = examine()
     show_checks(checks, core_works(checks), json)
 
 

@@ -7,8 +7,9 @@ import pytest
 from synthetic_run import BASE, FINAL, SETTINGS, evaluation, make_run, metrics_row
 
 from treadle.errors import OutputError
-from treadle.reporting.curves import format_number
+from treadle.reporting.curves import format_number, health_curves
 from treadle.reporting.evaluation_table import difference_interval
+from treadle.reporting.folder import RunFolder
 from treadle.reporting.page import style
 from treadle.reporting.report import write_report
 
@@ -178,3 +179,13 @@ def test_phones_leave_out_columns_by_name_alone():
     """By its place, the column of episodes in one table is that of success in another."""
     assert "nth-child" not in style()
     assert ".evaluation .count, .evaluation .range { display: none; }" in style()
+
+
+def test_a_gap_of_nothing_is_drawn(tmp_path):
+    """A logarithm has no place for it; a gap of 0 in most iterations once left an empty chart."""
+    rows = [{"iteration": float(i), "update/log_prob_gap": gap} for i, gap in ((1, 0.0), (2, 2.6e-6), (3, 0.0))]
+    run = RunFolder(tmp_path, {}, rows, None, None, [], None, None, None)
+    drawn = health_curves(run)
+    (line,) = re.findall(r'<path class="line s0" d="([^"]+)"', drawn)
+    assert line.count("L") == 2
+    assert [label for label in ("1e-9", "1e-5") if f">{label}<" in drawn] == ["1e-9", "1e-5"]

@@ -10,6 +10,9 @@ from treadle.reporting.plots import Axes, Series, chart, sparkline_svg
 
 ROLES = ("simulate", "generate", "update", "critic")
 _WORDS = {"collect": "playing", "train": "training"}
+_LEAST = 1e-9
+"""Where decades are shown, what is less stands here, and so does 0."""
+_GAP = "nats; 0 stands at 1e-9"
 _EVEN = 0.1
 """Shares of time that differ by less need no other division."""
 
@@ -38,7 +41,7 @@ def health_curves(run: RunFolder) -> str:
         ("Approximate KL", "update/approximate_kl", Axes("iteration", "nats", low=0)),
         ("Clipped share of ratios", "update/clip_share", Axes("iteration", "of entries", low=0, percent=True)),
         ("Explained variance", "critic/explained_variance", Axes("iteration", "1 is perfect", high=1)),
-        ("Log-prob gap of rollout and update", "update/log_prob_gap", Axes("iteration", "nats", decades=True)),
+        ("Log-prob gap of rollout and update", "update/log_prob_gap", Axes("iteration", _GAP, decades=True)),
         ("Entropy", "update/entropy", Axes("iteration", "nats")),
         ("Gradient norm", "update/gradient_norm", Axes("iteration", "before clipping", low=0)),
         ("Policy loss", "update/policy_loss", Axes("iteration", "")),
@@ -135,7 +138,11 @@ def _single(
         return _figure(title, f'<p class="missing">This run has not recorded {escape(key)}.</p>')
     values = run.series(key)
     if axes.decades:
-        values = [math.log10(value) if 0 < value < math.inf else math.nan for value in values]
+        values = [math.log10(max(value, _LEAST)) if 0 <= value < math.inf else math.nan for value in values]
+        known = [value for value in values if math.isfinite(value)]
+        if known:
+            low = math.floor(min(known))
+            axes = replace(axes, low=low, high=max(math.ceil(max(known)), low + 1))
     drawn = chart(run.series("iteration") if x is None else x, [Series(title, values)], axes, levels=levels)
     return _figure(title, drawn, axes.y_label)
 
