@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 
 from miniature import run_config
 from treadle.config.schema import FineTuningConfig, LoraConfig, PolicyConfig, TrainConfig
-from treadle.policies import load_policy
-from treadle.policies.prismatic import adapters
+from treadle.policies import adapters, load_policy
 from treadle.policies.prismatic.policy import PrismaticPolicy
 from treadle.reporting.metrics import read_metrics
 from treadle.runtime.loop import train

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from treadle.errors import CheckpointError
-from treadle.policies import load_policy
+from treadle.policies import adapters, load_policy
+from treadle.policies.adapter_config import FIELDS
 from treadle.policies.load import examine_policy
-from treadle.policies.prismatic import adapters
-from treadle.policies.prismatic.adapter_config import FIELDS
+from treadle.policies.prismatic.load import PARTS
 from treadle.policies.prismatic.policy import PrismaticPolicy
 
 LORA_CONFIG_0_11_1 = {
@@ -38,7 +38,7 @@ class Main(nn.Module):
 
     def __init__(self, policy: PrismaticPolicy) -> None:
         super().__init__()
-        for name in adapters.PARTS:
+        for name in PARTS:
             self.add_module(name, getattr(policy, name))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ def merged_by_peft(official: Official, adapter: Path) -> dict[str, torch.Tensor]
 
 
 def main_state(policy: PrismaticPolicy) -> dict[str, torch.Tensor]:
-    return {name: x for name, x in policy.state_dict().items() if name.partition(".")[0] in adapters.PARTS}
+    return {name: x for name, x in policy.state_dict().items() if name.partition(".")[0] in PARTS}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from treadle.data.noise import noise_key
 from treadle.errors import CheckpointError, ConfigError
-from treadle.policies import load_policy
-from treadle.policies.prismatic import adapters
+from treadle.policies import adapters, load_policy
 from treadle.policies.prismatic.policy import LORA_TARGETS, PrismaticPolicy
 from treadle.policies.protocol import Evaluation
 from treadle.policies.sampling import Sampling

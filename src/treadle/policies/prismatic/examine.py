@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from treadle.policies import checkpoint
+from treadle.policies import adapters, checkpoint
 from treadle.policies.footprint import learn
 from treadle.policies.inspection import (
     LORA_RANK,
@@ -19,13 +19,13 @@ from treadle.policies.inspection import (
     count_types,
     find_not_finite,
 )
-from treadle.policies.prismatic import adapters
 from treadle.policies.prismatic.film import read_film
 from treadle.policies.prismatic.load import (
     CRITIC,
     OWN,
     PUBLISHED,
     Directory,
+    attach_adapter,
     find_part,
     read_part,
     settings_directory,
@@ -102,7 +102,7 @@ def examine(
     memory, training = estimate(policy, dtype)
     types = _check_parts(policy, found)
     if found.adapter is not None:
-        adapters.attach(policy, found.adapter, find_part(found.path, "vision_backbone") is not None)
+        attach_adapter(policy, found)
     facts = policy.config.facts()
     state = facts["proprioception_dim"]
     descriptions = {

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from treadle.errors import CheckpointError
-from treadle.policies import checkpoint
-from treadle.policies.prismatic import adapters
+from treadle.policies import adapters, checkpoint
 from treadle.policies.prismatic.config import AnyConfig
 from treadle.policies.prismatic.statistics import count_actions, select_key
 from treadle.policies.prismatic.value_heads import PREFIX, PublishedHead, find_value_head
@@ -39,6 +38,8 @@ LORA_TARGETS = (
     *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"),
 )
 """Layers that published fine-tuning puts adapters on, by the last part of their names."""
+PARTS = ("vision_backbone", "projector", "language_model")
+"""Parts of the published main weights, into which adapters go."""
 CRITIC = "value_head"
 """The part that values decisions."""
 FLOAT32 = (CRITIC, "action_scale")
@@ -181,6 +182,16 @@ def published_proprioception(directory: Path) -> int:
     return state["fc1.weight"].shape[1]
 
 
+def attach_adapter(made: "PrismaticPolicy", directory: Directory) -> None:
+    """Put the adapter of a directory on the policy, in place. Towers with FiLM bring the adapters of their layers in a
+    file of their own. Raises CheckpointError.
+    """
+    assert directory.adapter is not None
+    film = find_part(directory.path, "vision_backbone") is not None
+    wrapped_layers = ("vision_backbone.", "vision_backbone.vision_backbone.") if film else None
+    adapters.attach(made, directory.adapter, PARTS, wrapped_layers)
+
+
 def fill(
     made: AnyPolicy, directory: Directory, device: torch.device, dtype: torch.dtype | None, merge: bool
 ) -> AnyPolicy:
@@ -209,7 +220,7 @@ def fill(
     # Its buffer is computed, not stored.
     made.language_model.model.rotary_emb = LlamaRotaryEmbedding(made.language_model.config).to(device)
     if directory.adapter is not None:
-        adapters.attach(made, directory.adapter, find_part(directory.path, "vision_backbone") is not None)
+        attach_adapter(made, directory)
         if merge:
             adapters.merge(made)
     return made

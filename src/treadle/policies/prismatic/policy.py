@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from treadle.data import noise
 from treadle.data.noise import Keys
 from treadle.errors import ConfigError
-from treadle.policies import checkpoint
+from treadle.policies import adapters, checkpoint
 from treadle.policies.critic import ValueHead
 from treadle.policies.footprint import Activations
 from treadle.policies.inspection import CheckpointContents
-from treadle.policies.prismatic import action_tokens, adapters
+from treadle.policies.prismatic import action_tokens
 from treadle.policies.prismatic.activations import count_activations
 from treadle.policies.prismatic.config import PrismaticConfig, tiny_config, to_json
 from treadle.policies.prismatic.examine import examine, remarks
@@ -31,6 +31,7 @@ from treadle.policies.prismatic.load import (
     FLOAT32,
     LORA_TARGETS,
     OWN,
+    PARTS,
     Directory,
     fill,
     read_directory,
@@ -317,34 +318,18 @@ class PrismaticPolicy(PrismaticModel):
         for name, parameter in self.named_parameters():
             part = name.partition(".")[0]
             frozen = vision and part in ("vision_backbone", "projector")
-            frozen |= adapted and part in adapters.PARTS and ".lora_" not in name
+            frozen |= adapted and part in PARTS and ".lora_" not in name
             parameter.requires_grad_(not frozen and id(parameter) not in unused)
         return self._trainable()
 
     def add_lora(
         self, rank: int, alpha: float | None = None, targets: Sequence[str] = (), vision: bool = False
     ) -> None:
-        """See `Policy.add_lora`. Heads and projectors in files of their own stay trained. A policy that has adapters of
-        this rank keeps them. Raises ConfigError for adapters of another rank, and for a target that no layer has.
-        """
-        there = adapters.layers(self)
-        if there:
-            ranks = {layer.r["default"] for layer in there.values()}
-            if ranks != {rank}:
-                raise ConfigError(
-                    f"policy.lora.rank {rank}: the checkpoint has adapters of rank {sorted(ranks)}; keep theirs"
-                )
-            return
-        names = {name.rpartition(".")[2] for name, _ in self.named_modules()}
-        unknown = [target for target in targets if target not in names]
-        if unknown:
-            raise ConfigError(
-                f"policy.lora.targets: no layer is named {', '.join(unknown)}; published: {', '.join(LORA_TARGETS)}"
-            )
+        """See `Policy.add_lora`, and `adapters.add_lora`. Heads and projectors in files of their own stay trained."""
         unused = {id(p) for p in self.unused()}
         idle = [name for name, module in self.named_modules() if any(id(p) in unused for p in module.parameters(False))]
         frozen = [*idle, *(() if vision else ("vision_backbone.", "projector."))]
-        adapters.add_lora(self, rank, rank if alpha is None else alpha, targets or LORA_TARGETS, frozen)
+        adapters.add_lora(self, rank, alpha, targets, published=LORA_TARGETS, parts=PARTS, frozen=frozen)
 
     def recompute(self, enabled: bool = True) -> None:
         """See `Policy.recompute`. Only what is between transformer blocks is kept."""
@@ -387,7 +372,7 @@ class PrismaticPolicy(PrismaticModel):
         main: dict[str, Tensor] = {}
         for name, tensor in adapters.plain_state(self).items():
             part, _, rest = name.partition(".")
-            if part in self.sources and part not in adapters.PARTS:
+            if part in self.sources and part not in PARTS:
                 parts.setdefault(part, {})[rest] = tensor
             else:
                 main[name] = tensor

@@ -14,9 +14,9 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from treadle.errors import CheckpointError
+from treadle.errors import CheckpointError, ConfigError
 from treadle.policies import checkpoint
-from treadle.policies.prismatic.adapter_config import FIELDS, AdapterConfig, read_config
+from treadle.policies.adapter_config import FIELDS, AdapterConfig, read_config
 from treadle.policies.tensors import check_types, read_tensors
 from treadle.reading import check_path
 
@@ -26,24 +26,52 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 """Weights of an adapter in the format of old, which may run code when they are read."""
-PARTS = ("vision_backbone", "projector", "language_model")
-"""Parts that adapters go into: those of the published main weights."""
-
 _MERGE = "merge it with peft's merge_and_unload, and save the whole model"
 _NAME = "default"
 _PREFIX = "base_model.model."
-_FILM = "vision_backbone.vision_backbone."
-"""In front of layers that FiLM wraps."""
 
 
-def add_lora(model: nn.Module, rank: int, alpha: float, targets: Sequence[str], frozen: Sequence[str] = ()) -> None:
-    """Put fresh adapters, float32, on the layers of `model` whose last name is among `targets`, in place.
+def add_lora(
+    model: nn.Module,
+    rank: int,
+    alpha: float | None,
+    targets: Sequence[str],
+    *,
+    published: Sequence[str],
+    parts: Sequence[str],
+    frozen: Sequence[str] = (),
+) -> None:
+    """Put fresh adapters, float32, on the layers of `model` whose last name is among `targets`, or where there are none
+    among the `published`, in place. A model that has adapters of this rank keeps them. The second matrix is 0, so that
+    the function is as before; the first is Gaussian.
 
-    Only on `PARTS`, but for the parts (or layers) whose names begin with one of `frozen`. The second matrix is 0, so
-    that the function is as before; the first is Gaussian.
+    Args:
+        alpha: None is the rank.
+        parts: only these get any: parts of the model that lie in the main weights.
+        frozen: none of these do, parts or layers whose names begin with one of them.
+
+    Raises:
+        ConfigError: Adapters of another rank, or a target that no layer has.
     """
+    there = layers(model)
+    if there:
+        ranks = {layer.r[_NAME] for layer in there.values()}
+        if ranks != {rank}:
+            raise ConfigError(
+                f"policy.lora.rank {rank}: the checkpoint has adapters of rank {sorted(ranks)}; keep theirs"
+            )
+        return
+    known = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    unknown = [target for target in targets if target not in known]
+    if unknown:
+        raise ConfigError(
+            f"policy.lora.targets: no layer is named {', '.join(unknown)}; published: {', '.join(published)}"
+        )
+    alpha, targets = rank if alpha is None else alpha, targets or published
     names = [
-        name for name in _adaptable(model) if not name.startswith(tuple(frozen)) and name.rpartition(".")[2] in targets
+        name
+        for name in _adaptable(model, parts)
+        if not name.startswith(tuple(frozen)) and name.rpartition(".")[2] in targets
     ]
     _inject(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, init_lora_weights="gaussian"))  # pyright: ignore[reportArgumentType]
 
@@ -71,9 +99,7 @@ def merge(model: nn.Module) -> None:
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
     """The state dict as it would be without adapters: their base's weights, under the names of plain layers."""
     return {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in model.state_dict().items()
-        if ".lora_A." not in name and ".lora_B." not in name
+        name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if not is_adapter(name)
     }
 
 
@@ -158,10 +184,16 @@ def find_base(adapter: Path) -> Path:
     )
 
 
-def attach(model: nn.Module, adapter: Path, film: bool = False) -> None:
-    """Put a saved adapter on `model`, in place. Raises CheckpointError naming what does not fit.
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name is an adapter's."""
+    return ".lora_A." in name or ".lora_B." in name
 
-    `film`: towers with FiLM bring the adapters of their layers in a file of their own.
+
+def attach(model: nn.Module, adapter: Path, parts: Sequence[str], elsewhere: tuple[str, str] | None = None) -> None:
+    """Put a saved adapter on some parts of `model`, in place. Raises CheckpointError naming what does not fit.
+
+    `elsewhere`: how the names of layers begin that have their adapters in a file of their own; in the model, and in the
+    adapter's.
     """
     settings = read_config(adapter / ADAPTER_CONFIG)
     path = adapter / ADAPTER_WEIGHTS
@@ -173,19 +205,19 @@ def attach(model: nn.Module, adapter: Path, film: bool = False) -> None:
         name.removeprefix(_PREFIX).replace(f".{_NAME}.", "."): tensor for name, tensor in read_tensors(path).items()
     }
     check_types(path, tensors)
-    if film:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_FILM)}
-    matrices = {name: x for name, x in tensors.items() if ".lora_A." in name or ".lora_B." in name}
+    here, there = elsewhere or ((), ())
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(there)}
+    matrices = {name: x for name, x in tensors.items() if is_adapter(name)}
     _check_others(model, {name: x for name, x in tensors.items() if name not in matrices}, path)
     names = sorted({name.partition(".lora_")[0] for name in matrices})
-    adaptable = _adaptable(model)
+    adaptable = _adaptable(model, parts)
     unknown = [name for name in names if name not in adaptable]
     if unknown or not names:
         raise CheckpointError(
             f"{path}: adapters of {len(unknown)} layers that the policy has not: {unknown[:4]}; name the adapter of "
             "this base, or this adapter's base"
         )
-    _check_selected(settings, [x for x in adaptable if not (film and x.startswith("vision_backbone."))], names, path)
+    _check_selected(settings, [x for x in adaptable if not x.startswith(here)], names, path)
     _inject(model, settings.lora(names))
     expected = {name.replace(f".{_NAME}.", "."): parameter for name, parameter in _matrices(model)}
     checkpoint.check_shapes(checkpoint.shapes(expected), checkpoint.shapes(matrices), path)
@@ -194,13 +226,13 @@ def attach(model: nn.Module, adapter: Path, film: bool = False) -> None:
             parameter.copy_(matrices[name])
 
 
-def _adaptable(model: nn.Module) -> list[str]:
-    """Layers of the published main weights that an adapter may be on, by name."""
-    parts = tuple(f"{part}." for part in PARTS)
+def _adaptable(model: nn.Module, parts: Sequence[str]) -> list[str]:
+    """Layers of some parts that an adapter may be on, by name."""
+    beginnings = tuple(f"{part}." for part in parts)
     return [
         name
         for name, module in model.named_modules()
-        if name.startswith(parts) and isinstance(module, nn.Linear | nn.Conv2d)
+        if name.startswith(beginnings) and isinstance(module, nn.Linear | nn.Conv2d)
     ]
 
 
@@ -242,4 +274,4 @@ def _inject(model: nn.Module, config: LoraConfig) -> None:
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Both matrices of every adapter, by name."""
-    return ((name, p) for name, p in model.named_parameters() if ".lora_A." in name or ".lora_B." in name)
+    return ((name, p) for name, p in model.named_parameters() if is_adapter(name))
