@@ -201,6 +201,13 @@ class Policy(nn.Module, ABC):
         return {"kind": self.kind, "chunk": self.chunk, "action_dim": self.action_dim}
 
     @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Temperatures of sampling that are worth a trial before training, from little exploration to much; see
+        `runtime.preflight`.
+        """
+        return 0.5, 0.7, 1.0
+
+    @property
     def scaling(self) -> Scaling | None:
         """What demonstrations are compared with before they are imitated; None for a policy that does not say."""
         return None

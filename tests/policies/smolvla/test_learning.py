@@ -17,6 +17,7 @@ from treadle.algorithms.losses import PolicyBatch, PolicyObjective, policy_loss
 from treadle.config.schema import TinyModelConfig
 from treadle.data.noise import noise_key
 from treadle.data.step import EpisodeResult
+from treadle.policies.flow_matching.chain import integrate
 from treadle.policies.flow_matching.transitions import Transitions
 from treadle.policies.sampling import Sampling
 from treadle.policies.smolvla import SmolVLA
@@ -27,7 +28,14 @@ from update_samples import make_ppo, weights
 SPEC = SimulatorSpec("table", ("front",), IMAGE, IMAGE, tool_motions(0.02), 7, 5, 8, 5.0)
 MODEL = TinyModelConfig(kind="smolvla", width=32, mlp=64, tower_widths=((8, 16), (8, 16)), chunk=2)
 SCALE = {"mean": [0.1] * 7, "std": [0.5] * 7}
-METHODS = [{}, {"counted": "all"}, {"drawn": "all"}, {"noise": "cps"}, {"noise": "learned", "counted": "all"}]
+METHODS = [
+    {},
+    {"counted": "all"},
+    {"drawn": "all"},
+    {"noise": "cps"},
+    {"noise": "learned", "counted": "all"},
+    {"noise": "learned", "drawn": "last"},
+]
 NOISY = Sampling()
 
 
@@ -133,26 +141,26 @@ def test_another_reward_moves_the_expert_alone(policy: SmolVLA):
     assert metrics["update/log_prob_gap"] < 1e-4
 
 
-def scores(policy: SmolVLA, advantage: Callable[[Tensor], Tensor]) -> Tensor:
-    """[10, D] gradients of the policy's loss, by the last bias, of batches of 256 decisions on one observation."""
+def scores(policy: SmolVLA, *advantages: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """For each advantage, [10, D] gradients of the policy's loss by the last bias, of batches of 256 decisions on one
+    observation.
+    """
     rollout = make_rollout(policy, 1, 1)  # pyright: ignore[reportArgumentType]
     inputs: Any = rollout.inputs.of({n: x[0].expand(256, *x.shape[2:]) for n, x in rollout.inputs.tensors().items()})
     valid = torch.ones(256, policy.chunk, dtype=torch.bool)
     objective = PolicyObjective("chunk", policy.entries, 0.2, 0.2)
-    found: list[Tensor] = []
-    policy.freeze()
+    policy.requires_grad_(False)
+    bias = policy.model.action_out_proj.bias.requires_grad_()
+    found: list[list[Tensor]] = [[] for _ in advantages]
     for batch in range(10):
         keys = noise_key(batch, torch.arange(256).numpy())
         decision = policy.act(inputs, NOISY, keys)
-        policy.zero_grad()
         evaluation = policy.evaluate(inputs, decision.choice, NOISY)
-        own = advantage(decision.actions)
-        chunk = PolicyBatch(evaluation.log_probs, decision.log_probs, evaluation.entropy, own, valid)
-        policy_loss(chunk, objective)[0].backward()
-        bias = policy.model.action_out_proj.bias.grad
-        assert bias is not None
-        found.append(bias.clone())
-    return torch.stack(found)
+        for advantage, gradients in zip(advantages, found, strict=True):
+            own = advantage(decision.actions)
+            chunk = PolicyBatch(evaluation.log_probs, decision.log_probs, evaluation.entropy, own, valid)
+            gradients += torch.autograd.grad(policy_loss(chunk, objective)[0], bias, retain_graph=True)
+    return [torch.stack(gradients) for gradients in found]
 
 
 @pytest.mark.parametrize("settings", [{}, {"drawn": "all", "counted": "all"}, {"noise": "learned"}])
@@ -161,15 +169,49 @@ def test_the_expected_gradient_of_a_constant_advantage_is_zero(settings: dict[st
     the first action, the gradient of that number's bias is beyond them.
     """
     policy = make_tiny(trained="expert", **settings)
-    found = scores(policy, lambda actions: torch.ones(len(actions)))
+    found, growing = scores(
+        policy,
+        lambda actions: torch.ones(len(actions)),
+        lambda actions: actions[:, 0, 0] - actions[:, 0, 0].mean(),
+    )
     error = found.std(0) / len(found) ** 0.5
     assert bool((found.mean(0).abs() <= 4 * error).all())
-    other = scores(policy, lambda actions: actions[:, 0, 0] - actions[:, 0, 0].mean())[:, 0]
+    other = growing[:, 0]
     assert other.mean().abs() > 4 * other.std() / len(other) ** 0.5
 
 
+def test_later_actions_never_move_earlier_ones():
+    """So, without padding, log-probs of executed actions are all that they depend on."""
+    made = make_tiny()
+    rollout = make_rollout(made, 1, 3)  # pyright: ignore[reportArgumentType]
+    inputs: Any = rollout.inputs.of({name: x[0] for name, x in rollout.inputs.tensors().items()})
+    start = torch.randn(3, made.predicted, 7, generator=torch.Generator().manual_seed(0))
+    other = start.clone()
+    other[:, made.chunk :] += 1
+    with torch.no_grad():
+        ends = [integrate(lambda x, t: made.velocities(inputs, x, t), x, 4) for x in (start, other)]
+    assert torch.equal(ends[0][:, : made.chunk], ends[1][:, : made.chunk])
+    assert not torch.equal(ends[0], ends[1])
+
+
+@pytest.mark.parametrize(("noise", "moves"), [("learned", True), ("sde", False)])
+def test_an_entropy_bonus_moves_a_learned_deviation_alone(noise: str, moves: bool):
+    """Upwards; that of a level is a constant."""
+    made = make_tiny(trained="expert", noise=noise)
+    made.add_value_head(1)
+    if made.noise_head is not None:
+        # Its last layer starts at zero, and passes nothing on.
+        torch.nn.init.normal_(made.noise_head.last.weight, std=0.1)
+    before = None if made.noise_head is None else made.noise_head.last.bias.detach().clone()
+    _, moved = update(made, one_decision_each, entropy_coefficient=1.0)
+    assert bool(moved) == moves
+    assert ("noise_head.last.bias" in moved) == moves
+    if made.noise_head is not None:
+        assert bool((made.noise_head.last.bias > before).all())
+
+
 def test_decisions_keep_one_step_or_all():
-    for settings, count in (({}, 1), ({"drawn": "all"}, 4)):
+    for settings, count in (({}, 1), ({"drawn": "last"}, 1), ({"drawn": "all"}, 4)):
         made = make_tiny(**settings)
         rollout = make_rollout(made, 1, 2)  # pyright: ignore[reportArgumentType]
         assert rollout.choices.shape[-1] == Transitions.numbers(count, 4, 7)

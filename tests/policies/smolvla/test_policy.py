@@ -28,6 +28,7 @@ METHODS: list[dict[str, Any]] = [
     {"noise": "cps"},
     {"noise": "learned"},
     {"noise": "learned", "joined": "mean"},
+    {"noise": "learned", "drawn": "last"},
 ]
 
 
@@ -135,14 +136,14 @@ def test_what_noise_does_not_have_is_refused(load: Load, prepare: Prepare):
     policy = load()
     inputs = prepare(policy)
     choice = policy.act(inputs, NOISY, KEYS).choice
-    for sampling in (Sampling(temperature=0.7), Sampling(top_k=3), Sampling(top_p=0.5)):
-        with pytest.raises(ConfigError, match=r"temperature 0 .no noise. or 1"):
+    for sampling in (Sampling(top_k=3), Sampling(top_p=0.5)):
+        with pytest.raises(ConfigError, match="a temperature, which multiplies its noise, without top_k and top_p"):
             policy.act(inputs, sampling, KEYS)
     with pytest.raises(ConfigError, match="nothing is learned"):
         policy.evaluate(inputs, choice, STILL)
     with pytest.raises(ConfigError, match=r"choice \[2, 97\]; it must be \[3, 97\]"):
         policy.evaluate(inputs, choice[:2], NOISY)
-    with pytest.raises(ConfigError, match=r"noise\.level: found 0\.0"):
+    with pytest.raises(ConfigError, match=r"policy\.options\.level, times the temperature: found 0;"):
         load(level=0.0)
 
 
@@ -151,10 +152,22 @@ def test_settings_that_do_not_fit(load: Load, prepare: Prepare):
         load(cameras=3)
     with pytest.raises(ConfigError, match="smaller bound first"):
         load(noise="learned", deviation=[0.2, 0.1])
+    with pytest.raises(ConfigError, match=r"drawn: found 'last' .* whose last step has no noise"):
+        load(noise="cps", drawn="last")
     with pytest.raises(ConfigError, match="unknown key 'stepz'"):
         load(stepz=3)
     with pytest.raises(ConfigError, match="frames of 2 cameras, the policy sees 1"):
         prepare(load(cameras=1))
+
+
+def test_what_it_says_of_itself_and_the_temperatures_it_offers(load: Load):
+    facts = {"kind": "smolvla", "chunk": 3, "action_dim": 3, "predicted": 6, "steps": 5}
+    sde = load(chunk=3, steps=5, level=0.3)
+    assert sde.describe() == facts | {"noise": "sde", "drawn": "one", "level": 0.3}
+    assert sde.temperatures == (0.5, 1.0, 1.5, 2.0, 3.0)
+    learned = load(chunk=3, steps=5, noise="learned")
+    assert learned.describe() == facts | {"noise": "learned", "drawn": "all", "deviation": [0.08, 0.16]}
+    assert load(noise="cps", level=0.6).temperatures == (0.5, 1.0, 1.5)
 
 
 def test_deviations_keep_their_bounds(load: Load):

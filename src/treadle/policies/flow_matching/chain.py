@@ -45,7 +45,8 @@ class Noise:
         bounded = self.method == "cps"
         if not (0 < self.level <= 1 if bounded else 0 < self.level < math.inf):
             raise ConfigError(
-                f"noise.level: found {self.level}; allowed: above 0 and {'at most 1' if bounded else 'finite'}. "
+                f"policy.options.level, times the temperature: found {self.level:g}; allowed: above 0 and "
+                f"{'at most 1' if bounded else 'finite'}. "
                 "Without noise every log-prob is 0 and the policy never learns; evaluate without noise instead"
             )
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from treadle.config.section import Natural, NonNegative, Positive, Rate
 from treadle.errors import CheckpointError
 from treadle.policies.flow_matching.chain import Joined, Method
+from treadle.policies.flow_matching.sampler import Counted, Drawn
 from treadle.policies.smolvla.sizes import Sizes
 from treadle.tables import Table
 
@@ -111,16 +112,17 @@ class Settings(Table):
     cameras: Positive
     """Cameras that are seen: the first ones of those that the config names."""
     noise: Method = "sde"
-    """How steps are made stochastic at temperature 1; at temperature 0 none is."""
+    """How steps are made stochastic; at temperature 0 none is."""
     level: NonNegative = 0.5
-    """a, of `sde` and `cps`."""
-    drawn: Literal["one", "all"] | None = None
-    """Steps that are stochastic: one, drawn anew for each decision, or all; none is one, and all of `learned`."""
+    """a, of `sde` and `cps`, at temperature 1."""
+    drawn: Drawn | None = None
+    """Steps that are stochastic: one, drawn anew for each decision, the last, or all; none is one, and all of
+    `learned`."""
     deviation: Annotated[list[Rate], Field(min_length=2, max_length=2)] = [0.08, 0.16]
     """Bounds of a learned standard deviation, in normalised units."""
     joined: Joined = "sum"
     """Log-probs of the stochastic steps are summed, or their mean is taken, which makes a ratio a root of the true."""
-    counted: Literal["executed", "all"] = "executed"
+    counted: Counted = "executed"
     """Log-probs of the executed actions, for each position and dimension, or of all H x D numbers together."""
     trained: Literal["expert", "language"] = "expert"
     """What is trained besides the projections where vision is frozen: the expert, or the language model too."""
@@ -136,9 +138,9 @@ class Settings(Table):
     """Widths of its layers."""
 
     @property
-    def draws_all(self) -> bool:
-        """All steps are stochastic."""
-        return self.drawn == "all" or (self.drawn is None and self.noise == "learned")
+    def drawn_steps(self) -> Drawn:
+        """Which steps are stochastic."""
+        return self.drawn or ("all" if self.noise == "learned" else "one")
 
 
 def infer_sizes(shapes: Mapping[str, tuple[int, ...]], config: Published, settings: Settings) -> Sizes:

@@ -104,6 +104,11 @@ def read_settings(config: Published, own: Mapping[str, Any], source: str, overri
         )
     if not settings.deviation[0] < settings.deviation[1]:
         raise ConfigError(f"policy.options.deviation: found {settings.deviation}; allowed: the smaller bound first")
+    if settings.drawn == "last" and settings.noise == "cps":
+        raise ConfigError(
+            "policy.options.drawn: found 'last' with policy.options.noise 'cps', whose last step has no noise; use "
+            "'one' or 'all'"
+        )
     return settings
 
 

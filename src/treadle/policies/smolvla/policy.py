@@ -1,11 +1,12 @@
 """SmolVLA as a policy: it acts, says how likely its decisions were, imitates, and is saved.
 
-At temperature 0 a decision is the end of the chain without noise, from noise that belongs to its key. At temperature 1
-steps of the chain are stochastic, as the settings say.
-Shapes: B samples, H predicted actions, C executed ones, A action dimensions, D padded ones, J stochastic steps, P and E
-of log-probs, V values.
+At temperature 0 a decision is the end of the chain without noise, from noise that belongs to its key. At others steps
+of the chain are stochastic, as the settings say, and the temperature multiplies their noise.
+Shapes: B samples, H predicted actions, C executed ones, A action dimensions, D padded ones, P and E of log-probs, V
+values.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,26 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from treadle.data.noise import Keys, noise_key, normal
+from treadle.data.noise import Keys
 from treadle.errors import ConfigError
 from treadle.policies import checkpoint
 from treadle.policies.critic import ValueHead
-from treadle.policies.flow_matching.chain import (
-    Noise,
-    draw_steps,
-    gaussian_entropy,
-    gaussian_log_prob,
-    integrate,
-    join_steps,
-    run_chain,
-    step_times,
-    transition,
-)
+from treadle.policies.flow_matching.chain import Noise
+from treadle.policies.flow_matching.sampler import Sampler
 from treadle.policies.flow_matching.transitions import Transitions
 from treadle.policies.inspection import CheckpointContents, count_contents, count_types
 from treadle.policies.observations import check_proprioception
 from treadle.policies.protocol import Decision, Evaluation, Policy
-from treadle.policies.sampling import Sampling, check_sampling
+from treadle.policies.sampling import Sampling
 from treadle.policies.smolvla.config import ACTION, STATE, Settings
 from treadle.policies.smolvla.deviation import DeviationHead
 from treadle.policies.smolvla.directory import (
@@ -57,9 +49,6 @@ from treadle.policies.smolvla.tiny import describe_tiny
 if TYPE_CHECKING:
     from treadle.config.schema import TinyModelConfig
     from treadle.simulators.protocol import SimulatorSpec
-
-_START, _DRAWS = 0x5345, 0x4452
-"""Streams of a sample's random numbers: the chain's start, and its stochastic steps."""
 
 
 class SmolVLA(Policy):
@@ -194,9 +183,40 @@ class SmolVLA(Policy):
     @property
     def entries(self) -> tuple[int, int]:
         """See `Policy.entries`."""
-        if self.found.settings.counted == "all":
-            return 1, self.found.sizes.chunk * self.found.sizes.action
-        return self.chunk, self.action_dim
+        return self.sampler.entries
+
+    def describe(self) -> dict[str, Any]:
+        """See `Policy.describe`: also H, K and the noise."""
+        settings = self.found.settings
+        learned = self.noise.method == "learned"
+        return super().describe() | {
+            "predicted": self.predicted,
+            "steps": self.noise.steps,
+            "noise": self.noise.method,
+            "drawn": settings.drawn_steps,
+            **({"deviation": settings.deviation} if learned else {"level": self.noise.level}),
+        }
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """See `Policy.temperatures`: half of the noise, to three times. An angle stays below a quarter turn."""
+        bound = 1 / self.noise.level if self.noise.method == "cps" else math.inf
+        return tuple(temperature for temperature in (0.5, 1.0, 1.5, 2.0, 3.0) if temperature <= bound)
+
+    @property
+    def sampler(self) -> Sampler:
+        """How chains are drawn and scored."""
+        settings, sizes = self.found.settings, self.found.sizes
+        return Sampler(
+            self.noise,
+            settings.drawn_steps,
+            settings.joined,
+            settings.counted,
+            sizes.chunk,
+            sizes.action,
+            self.chunk,
+            self.action_dim,
+        )
 
     @property
     def value_outputs(self) -> int:
@@ -240,47 +260,28 @@ class SmolVLA(Policy):
     @torch.no_grad()
     def act(self, inputs: SmolVLAInputs, sampling: Sampling, keys: Keys | None = None) -> Decision:
         """See `Policy.act`."""
-        stochastic = self._is_stochastic(sampling)
         prefix = self.read_prefix(inputs)
         keys = self._fresh_keys(len(inputs)) if keys is None else keys
         if len(keys) != len(inputs):
             raise ConfigError(f"keys: {len(keys)} for {len(inputs)} samples; give each sample one")
-        shape = self.found.sizes.chunk, self.found.sizes.action
-        start = torch.from_numpy(normal(noise_key(keys, _START), *shape)).to(self.device)
-        expert = _Expert(self, prefix)
-        if not stochastic:
-            end = integrate(expert.velocity, start, self.noise.steps)
-            nothing = Transitions(start[:, None], torch.zeros(len(start), dtype=torch.long, device=self.device))
-            log_probs = start.new_zeros(len(start), *self.entries)
-            return Decision(self.actions_of(end), nothing.pack(), log_probs, self._values(prefix))
-        first, mask = self._draw_steps(keys)
-        draws = torch.from_numpy(normal(noise_key(keys, _DRAWS), self._drawn, *shape)).to(self.device)
-        chain = run_chain(
-            expert.velocity,
-            start,
-            self.noise,
-            mask,
-            draws.expand(-1, self.noise.steps, -1, -1),
-            expert.deviation if self.noise_head is not None else None,
-        )
-        transitions = Transitions.of(chain, first, self._drawn)
-        # By the trainer's own code: before any update, a ratio is 1 to the last digit.
-        log_probs, _ = self._score(expert, transitions)
-        return Decision(self.actions_of(chain[:, -1]), transitions.pack(), log_probs, self._values(prefix))
+        expert, sampler = _Expert(self, prefix), self.sampler
+        end, transitions = sampler.draw(expert, keys, sampling, self.device)
+        if sampling.temperature == 0:
+            log_probs = end.new_zeros(len(end), *self.entries)
+        else:
+            # By the trainer's own code: before any update, a ratio is 1 to the last digit.
+            log_probs, _ = sampler.score(expert, transitions, sampling)
+        return Decision(self.actions_of(end), transitions.pack(), log_probs, self._values(prefix))
 
     def evaluate(self, inputs: SmolVLAInputs, choice: Tensor, sampling: Sampling) -> Evaluation:
         """See `Policy.evaluate`."""
-        if not self._is_stochastic(sampling):
+        sampler, prefix = self.sampler, self.read_prefix(inputs)
+        if choice.shape != (len(inputs), sampler.numbers):
             raise ConfigError(
-                "sampling.temperature: 0; without noise every log-prob is 0 and nothing is learned: use 1"
+                f"choice {list(choice.shape)}; it must be {[len(inputs), sampler.numbers]}, as act returned it"
             )
-        sizes = self.found.sizes
-        wanted = (len(inputs), Transitions.numbers(self._drawn, sizes.chunk, sizes.action))
-        if choice.shape != wanted:
-            raise ConfigError(f"choice {list(choice.shape)}; it must be {list(wanted)}, as act returned it")
-        prefix = self.read_prefix(inputs)
-        transitions = Transitions.unpack(choice, sizes.chunk, sizes.action)
-        log_probs, entropy = self._score(_Expert(self, prefix), transitions)
+        transitions = Transitions.unpack(choice, sampler.rows, sampler.columns)
+        log_probs, entropy = sampler.score(_Expert(self, prefix), transitions, sampling)
         return Evaluation(log_probs, entropy, self._values(prefix))
 
     def values(self, inputs: SmolVLAInputs) -> Tensor:
@@ -389,53 +390,8 @@ class SmolVLA(Policy):
             )
         return self.found.scales
 
-    @property
-    def _drawn(self) -> int:
-        """J."""
-        return self.noise.steps if self.found.settings.draws_all else 1
-
-    def _is_stochastic(self, sampling: Sampling) -> bool:
-        """Whether steps are. Raises ConfigError for what a chain of noise does not have."""
-        check_sampling(sampling)
-        if sampling.temperature not in (0, 1) or sampling.top_k or sampling.top_p != 1:
-            raise ConfigError(
-                f"sampling: {sampling}; allowed for this policy: temperature 0 (no noise) or 1 (the noise of "
-                "policy.options), without top_k and top_p; set policy.options.level for another amount"
-            )
-        return sampling.temperature == 1
-
     def _fresh_keys(self, count: int) -> Keys:
         return torch.randint(2**62, (count,)).numpy().astype(np.uint64)
-
-    def _draw_steps(self, keys: Keys) -> tuple[Tensor, Tensor]:
-        """The first stochastic step of each sample [B], and which steps are stochastic [B, K]."""
-        if self.found.settings.draws_all:
-            first = torch.zeros(len(keys), dtype=torch.long)
-            return first.to(self.device), torch.ones(len(keys), self.noise.steps, dtype=torch.bool, device=self.device)
-        first = draw_steps(keys, self.noise).to(self.device)
-        return first, nn.functional.one_hot(first, self.noise.steps).bool()
-
-    def _score(self, expert: "_Expert", transitions: Transitions) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies [B, P, E] of stochastic steps, float32; one pass of the expert for each."""
-        log_probs: list[Tensor] = []
-        entropies: list[Tensor] = []
-        for j in range(transitions.states.shape[1] - 1):
-            before, after, index = transitions.states[:, j], transitions.states[:, j + 1], transitions.first + j
-            t = step_times(self.noise.steps, index, before.dtype)
-            velocity = expert.velocity(before, t)
-            learned = expert.deviation(before, t) if self.noise_head is not None else None
-            mean, deviation = transition(before, velocity, index, self.noise, learned)
-            log_probs.append(gaussian_log_prob(after, mean, deviation))
-            entropies.append(gaussian_entropy(deviation).expand_as(before))
-        joined = (join_steps(torch.stack(each, 1), self.found.settings.joined) for each in (log_probs, entropies))
-        own, entropy = (self._count(each) for each in joined)
-        return own, entropy
-
-    def _count(self, numbers: Tensor) -> Tensor:
-        """[B, H, D] to the entries [B, P, E] that count."""
-        if self.found.settings.counted == "all":
-            return numbers.flatten(1)[:, None]
-        return numbers[:, : self.chunk, : self.action_dim]
 
     def actions_of(self, end: Tensor) -> Tensor:
         """Un-normalised actions [B, C, A] of the end [B, H, D] of a chain."""
