@@ -66,12 +66,13 @@ docs: setup ## Write the pages that are generated from the code
 site: setup ## Build the site of the docs into site/; a broken link is an error
 	$(BIN)/mkdocs build -q
 
-base: setup ## Make the packaged base checkpoint again, from nothing (up to an hour)
-	rm -rf runs/tabletop-base
-	$(BIN)/treadle sft tabletop-base
-	rm -rf src/treadle/checkpoints/tabletop-base
+# The flow policy's eyes are those of the other base.
+base: setup ## Make the packaged base checkpoints again, from nothing (up to an hour each)
 	mkdir -p src/treadle/checkpoints
-	cp -r runs/tabletop-base/policy src/treadle/checkpoints/tabletop-base
+	for name in tabletop-base tabletop-base-flow; do \
+		rm -rf runs/$$name && $(BIN)/treadle sft $$name && \
+		rm -rf src/treadle/checkpoints/$$name && cp -r runs/$$name/policy src/treadle/checkpoints/$$name || exit 1; \
+	done
 
 bench: setup ## Measure the simulator and the policies
 	mkdir -p benchmarks/results

@@ -22,13 +22,15 @@ def test_recipe_loads_and_says_what_it_is(name: str) -> None:
     assert len(recipe_files()[name].read_text().splitlines()[0]) > 20
 
 
-def test_quickstart_starts_from_a_packaged_checkpoint() -> None:
-    assert load_recipe("quickstart").policy.checkpoint in checkpoints()
+@pytest.mark.parametrize("name", ["quickstart", "tabletop-flow"])
+def test_it_starts_from_a_packaged_checkpoint_which_is_small(name: str) -> None:
+    base = load_recipe(name).policy.checkpoint
+    assert base in checkpoints()
+    assert sum(path.stat().st_size for path in resolve_checkpoint(base).iterdir()) < 3e6
 
 
-def test_base_checkpoint_sometimes_succeeds_and_is_small() -> None:
+def test_base_checkpoint_sometimes_succeeds() -> None:
     folder = resolve_checkpoint("tabletop-base")
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
     simulator = SimulatorConfig(slots=32, horizon=60, threads=1)
     evaluation = EvaluationConfig(suites=("train",), episodes=32, slots=32)
     report = evaluate_checkpoint(folder, LoadingConfig(), simulator, evaluation, "cpu")
