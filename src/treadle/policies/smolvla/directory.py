@@ -1,16 +1,16 @@
 """Reading and writing the directory of a SmolVLA: lerobot's files, and Treadle's beside them."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from treadle.errors import CheckpointError, ConfigError
-from treadle.policies import checkpoint
+from treadle.policies import adapters, checkpoint
 from treadle.policies.smolvla.config import ACTION, OWN, STATE, Published, Settings, infer_sizes, published_settings
 from treadle.policies.smolvla.processors import Processors, is_statistic, read_processors, write_processors
 from treadle.policies.smolvla.prompt import find_tokenizer
@@ -23,6 +23,11 @@ NETWORK = "model."
 """In front of the names of the network's tensors."""
 PARTS = ("value_head", "noise_head")
 """Parts of Treadle's own, each in a file of its own, for lerobot to pass over."""
+LORA_TARGETS = (
+    *("q_proj", "v_proj", "state_proj", "action_in_proj", "action_out_proj"),
+    *("action_time_mlp_in", "action_time_mlp_out"),
+)
+"""Layers that lerobot puts adapters on, by the last part of their names."""
 _COMPILED = "_orig_mod."
 _OWN_KEYS = ("policy", "statistics")
 HEAD = "model.vlm_with_expert.vlm.lm_head.weight"
@@ -57,6 +62,10 @@ class Directory:
     tokenizer: dict[str, bytes]
     layout: dict[str, Stored]
     """Tensors of the network by their names in it."""
+    weights: Path | None = None
+    """The directory of the network: this one, or that of an adapter's base; None for a policy made from nothing."""
+    adapter: Path | None = None
+    """The folder of an adapter that is not merged into it."""
 
 
 def read_directory(
@@ -68,21 +77,23 @@ def read_directory(
     **overrides: Any,
 ) -> Directory:
     """Read a directory, but for its weights. `overrides` are settings. Raises CheckpointError or ConfigError."""
+    adapter = adapters.find_adapter(path)
+    weights = path if adapter is None else adapters.find_base(adapter)
     source = path / checkpoint.CONFIG
     config = checkpoint.read_json(source)
     published = read_table(Published, config, str(source))
     own = checkpoint.read_json(path / OWN) if (path / OWN).is_file() else {}
     settings = read_settings(published, own, str(path / OWN), overrides)
-    layout, others = _read_layout(path)
+    layout, others = _read_layout(weights)
     sizes = infer_sizes({name: stored.shape for name, stored in layout.items()}, published, settings)
-    old = checkpoint.read_weights(path, layout=others)
+    old = checkpoint.read_weights(weights, layout=others)
     processors = read_processors(path, published, old)
     named = None if statistics == own.get("statistics") else statistics
     scales = None
     if not without_statistics:
         scales = read_scales(processors, published, named, own.get("statistics") or statistics)
     files = find_tokenizer(path, config.get("vlm_model_name"), tokenizer)
-    return Directory(config, published, settings, sizes, processors, scales, files, layout)
+    return Directory(config, published, settings, sizes, processors, scales, files, layout, weights, adapter)
 
 
 def read_settings(config: Published, own: Mapping[str, Any], source: str, overrides: Mapping[str, Any]) -> Settings:
@@ -180,12 +191,12 @@ def read_part(path: Path, name: str) -> dict[str, Tensor] | None:
     return read_tensors(file) if file.is_file() else None
 
 
-def write_directory(
-    path: Path, found: Directory, kind: str, state: Iterable[tuple[str, Tensor]], *, export: Any = None
-) -> None:
-    """Write a directory that lerobot 0.4.4 and `read_directory` read; `state` are the policy's tensors by name.
+def write_directory(path: Path, found: Directory, kind: str, module: nn.Module, *, merge: bool = True) -> None:
+    """Write a directory that lerobot 0.4.4 and `read_directory` read, with the weights of a policy of this kind.
+    Adapters are merged; or, without `merge`, saved alone beside the path of their base.
 
-    Raises ConfigError for a policy without statistics, and OutputError where it cannot be written.
+    Raises ConfigError for a policy without statistics, or an adapter without a base, and OutputError where it cannot be
+    written.
     """
     if found.scales is None:
         raise ConfigError("policy.options.without_statistics: statistics are missing yet, so the policy is not saved")
@@ -199,16 +210,24 @@ def write_directory(
     }
     files, tensors = write_processors(found.processors, others | found.scales.statistics, config)
     main: dict[str, Tensor] = {}
-    for name, tensor in state:
+    for name, tensor in adapters.plain_state(module).items():
         part, _, rest = name.partition(".")
         if part in PARTS:
             tensors.setdefault(f"{part}.safetensors", {})[rest] = tensor
         else:
             main[name] = tensor
+    if merge or not adapters.layers(module):
+        tensors[checkpoint.WEIGHTS] = main
+    else:
+        if found.weights is None:
+            raise ConfigError("an adapter is saved alone beside a base, and this policy was made, not loaded")
+        texts, matrices = adapters.written(module, found.weights)
+        files |= {f"{adapters.FOLDER}/{name}": text for name, text in texts.items()}
+        tensors[f"{adapters.FOLDER}/{adapters.ADAPTER_WEIGHTS}"] = matrices
     # The order of features is that of cameras.
     files |= {
         checkpoint.CONFIG: checkpoint.dump_json(config, ordered=True),
         OWN: checkpoint.dump_json(own),
         **found.tokenizer,
     }
-    checkpoint.write_directory(path, files, {checkpoint.WEIGHTS: main, **tensors}, export=export)
+    checkpoint.write_directory(path, files, tensors, export=adapters.exporter(module))

@@ -7,7 +7,7 @@ values.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from treadle.data.noise import Keys
 from treadle.errors import ConfigError
-from treadle.policies import checkpoint
+from treadle.policies import adapters, checkpoint
 from treadle.policies.critic import ValueHead
 from treadle.policies.flow_matching.chain import Noise
 from treadle.policies.flow_matching.sampler import Sampler
@@ -32,6 +32,7 @@ from treadle.policies.smolvla.config import ACTION, STATE, Settings
 from treadle.policies.smolvla.deviation import DeviationHead
 from treadle.policies.smolvla.directory import (
     HEAD,
+    LORA_TARGETS,
     NETWORK,
     Directory,
     fit_features,
@@ -127,7 +128,8 @@ class SmolVLA(Policy):
         folder, and `without_statistics`, for a policy that is to be given statistics before it acts.
         """
         made = cls.outline(directory, statistics=statistics, **overrides)
-        weights = checkpoint.read_weights(directory, dtype, device, made.found.layout)
+        assert made.found.weights is not None
+        weights = checkpoint.read_weights(made.found.weights, dtype, device, made.found.layout)
         head = made.model.vlm_with_expert.vlm
         if HEAD.removeprefix(NETWORK) not in weights:
             head.lm_head = None
@@ -138,6 +140,10 @@ class SmolVLA(Policy):
                 part.to(device)
                 if tensors is not None:
                     checkpoint.assign(part, {key: x.to(device) for key, x in tensors.items()}, directory)
+        if made.found.adapter is not None:
+            adapters.attach(made, made.found.adapter, ("model",))
+            if merge:
+                adapters.merge(made)
         return made
 
     @classmethod
@@ -328,16 +334,30 @@ class SmolVLA(Policy):
 
     def freeze(self, vision: bool = True) -> dict[str, list[nn.Parameter]]:
         """See `Policy.freeze`. `vision` freezes vision, and the language model too unless the settings say otherwise;
-        expert and projections are trained. What takes no part in the output is always frozen.
+        expert and projections are trained. What takes no part in the output is always frozen. Of a policy with adapters
+        they alone are trained, and the heads of values and deviations.
         """
-        frozen: tuple[str, ...] = tuple(self.unused())
+        frozen, adapted = self._frozen(vision=vision), bool(adapters.layers(self))
+        for name, parameter in self.named_parameters():
+            kept = name.startswith(frozen) or (adapted and name.startswith("model.") and not adapters.is_adapter(name))
+            parameter.requires_grad_(not kept)
+        return self._trainable()
+
+    def add_lora(
+        self, rank: int, alpha: float | None = None, targets: Sequence[str] = (), vision: bool = False
+    ) -> None:
+        """See `Policy.add_lora`, and `adapters.add_lora`. What `freeze` keeps as it is gets none."""
+        frozen = self._frozen(vision=not vision)
+        adapters.add_lora(self, rank, alpha, targets, published=LORA_TARGETS, parts=("model",), frozen=frozen)
+
+    def _frozen(self, *, vision: bool) -> tuple[str, ...]:
+        """Beginnings of names of what is not trained."""
+        frozen = tuple(self.unused())
         if vision:
             whole = "model.vlm_with_expert.vlm."
             parts = ("model.vision_model.", "model.connector.", "model.eyes.")
             frozen += tuple(whole + p for p in parts) if self.found.settings.trained == "language" else (whole,)
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(not name.startswith(frozen))
-        return self._trainable()
+        return frozen
 
     def unused(self) -> list[str]:
         """Beginnings of names of parameters that take no part in the output: of the last layer that reads images and
@@ -371,7 +391,7 @@ class SmolVLA(Policy):
 
     def save(self, directory: Path, *, merge: bool = True) -> None:
         """See `Policy.save`: in lerobot's layout, with the settings in `treadle.json`."""
-        write(Path(directory), self.found, self.kind, self.state_dict().items())
+        write(Path(directory), self.found, self.kind, self, merge=merge)
 
     def read_prefix(self, inputs: SmolVLAInputs) -> Prefix:
         """What the expert reads of inputs, with gradient where enabled."""
