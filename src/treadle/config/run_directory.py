@@ -41,7 +41,10 @@ DECAY = "optimizer.final_share"
 """The key that lets rates depend on the length, unless it is 1."""
 FOLDERS = ("checkpoints", "evaluation", "videos", "tensorboard")
 """What a run writes into, looked at before hours of work."""
-PREPARED = {CONFIG, LOCK, "machine.json", "plan.json", "run.log", "evaluation", "videos", "tensorboard", "wandb"}
+PREPARED = {
+    *(CONFIG, LOCK, "machine.json", "plan.json", "preflight.json", "run.log"),
+    *("evaluation", "videos", "tensorboard", "wandb"),
+}
 """What a folder may hold before its first iteration; then it is nobody's."""
 
 

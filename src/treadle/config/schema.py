@@ -9,6 +9,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from treadle.config.algorithm import AlgorithmConfig, DataNeeds
 from treadle.config.on_policy import PPOConfig
 from treadle.config.placement import PlacementConfig, RuntimeConfig
+from treadle.config.preflight import PreflightConfig
 from treadle.config.robot import ColumnsConfig, RobotConfig
 from treadle.config.section import Natural, NonNegative, Positive, Rate, Section, Share
 
@@ -241,6 +242,7 @@ class TrainConfig(RunConfig):
     placement: PlacementConfig = PlacementConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     policy: PolicyConfig = PolicyConfig()
+    preflight: PreflightConfig = PreflightConfig()
     algorithm: SerializeAsAny[AlgorithmConfig] = PPOConfig()
     critic: CriticConfig = CriticConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -276,6 +278,16 @@ class TrainConfig(RunConfig):
                     f"collection.{name} {count} with simulator.slots {self.simulator.slots}: each needs a slot at "
                     f"least; use collection.{name} of at most {self.simulator.slots}, or more slots"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _preflight_fits(self) -> Self:
+        if self.preflight.episodes and self.runtime.address is not None:
+            raise ValueError(
+                f"preflight.episodes {self.preflight.episodes} with runtime.address: it is played in the process that "
+                "begins the run, which may have no device; try it in a run without an address, and use "
+                "preflight.episodes=0"
+            )
         return self
 
     @property

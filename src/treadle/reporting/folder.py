@@ -101,12 +101,26 @@ class _Prediction(LooseTable):
     source: str
 
 
+class _Trial(LooseTable):
+    success: Share
+    episodes: Natural = 0
+    temperature: NonNegative = 0.0
+
+
+class _Preflight(LooseTable):
+    still: _Trial
+    trials: list[_Trial]
+    temperature: NonNegative
+
+
 class _Trace(LooseTable):
     traceEvents: list[_Event]  # noqa: N815 - Chrome's word
 
 
 PREDICTION_FILE = "plan.json"
 """What a plan predicted of a run, where it was made with a profile."""
+PREFLIGHT_FILE = "preflight.json"
+"""What a run tried before its first update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +141,8 @@ class RunFolder:
     """`trace.json`"""
     prediction: dict[str, Any] | None = None
     """`plan.json`"""
+    preflight: dict[str, Any] | None = None
+    """`preflight.json`"""
     warnings: list[str] = field(default_factory=list[str])
     """Lines of `run.log`."""
 
@@ -171,6 +187,7 @@ def read_run(run_dir: Path) -> RunFolder:
         machine=_read(run_dir / MACHINE_FILE, _Machine),
         trace=_read(run_dir / TRACE_FILE, _Trace),
         prediction=_read(run_dir / PREDICTION_FILE, _Prediction),
+        preflight=_read(run_dir / PREFLIGHT_FILE, _Preflight),
         warnings=read_warnings(run_dir),
     )
 

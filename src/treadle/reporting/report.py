@@ -88,7 +88,19 @@ def _headline(run: RunFolder) -> str:
     which = "that training never saw" if held_out else "that training plays too, as in published work on them"
     return (
         f'<div class="headline">{numbers}</div><p class="note">Success in distribution on {episodes:,} scenarios '
-        f"{which}; below each number its 95&nbsp;% interval, in percent.</p>"
+        f"{which}; below each number its 95&nbsp;% interval, in percent.{_preflight(run)}</p>"
+    )
+
+
+def _preflight(run: RunFolder) -> str:
+    """What the run tried before its first update."""
+    if run.preflight is None:
+        return ""
+    still, chosen = run.preflight["still"], run.preflight["temperature"]
+    tried = "".join(f", {percent(t['success'])} at temperature {t['temperature']:g}" for t in run.preflight["trials"])
+    return (
+        f" Before the first update, of {still['episodes']:,} training scenarios as rollouts play them: "
+        f"{percent(still['success'])} without exploration{tried}. It was trained at temperature {chosen:g}."
     )
 
 

@@ -25,6 +25,7 @@ from treadle.runtime.overlap import OverlappedPlayers
 from treadle.runtime.placement import CPU, Machines, Placement, describe, place
 from treadle.runtime.planning.prediction import write_prediction
 from treadle.runtime.planning.profile import read_profile
+from treadle.runtime.preflight import at_temperature, fly, read_preflight, write_preflight
 from treadle.runtime.recorder import Recorder
 from treadle.runtime.roles import Players, Trainers
 from treadle.runtime.weights import Weights
@@ -161,6 +162,12 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
         directory = opened.enter_context(hold_run_directory(config, console.message))
         last = last_whole(directory / "checkpoints", console.message)
         state, start = _saved(last, config), _start(last, base)
+        asked, preflight, flown = config, None, False
+        if config.preflight.episodes:
+            preflight = read_preflight(directory, config, begun=last is not None)
+            flown = preflight is None
+            preflight = preflight or fly(config, base, device, console.message)
+            config = at_temperature(config, preflight["temperature"])
         version: int = state["iteration"]
         cluster: Cluster | None = None
         if placement is not None and placement.alone:
@@ -184,18 +191,22 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
             opened.callback(overlapped.close)
             overlapped.begin(version, _published(trainer, state))
         # Only now: if checkpoint or simulator cannot be used, no folder is left behind.
-        claim_run_directory(directory, config)
+        claim_run_directory(directory, asked)
+        if preflight is not None and flown:
+            write_preflight(directory, preflight)
         if profile is not None:
             whole = cluster.team.placement if cluster is not None else placement
             assert whole is not None
             write_prediction(directory, config, whole, profile)
         recorder = Recorder(config, directory, trainer.alarms, console)
-        evaluator = Evaluator(config, directory, player, console)
+        evaluator = Evaluator(config, directory, player, console, {} if preflight is None else {"preflight": preflight})
         recorder.load_state_dict(state["recorder"], version)
         # Its tensors are not needed any more.
         del state
         write_machine(directory, str(device))
         opened.enter_context(recorder)
+        if preflight is not None and flown and preflight["warning"] is not None:
+            _log.warning("%s", preflight["warning"])
         yield Run(directory, base, version, version, player, trainer, evaluator, recorder, cluster, overlapped)
 
 

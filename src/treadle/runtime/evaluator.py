@@ -35,13 +35,22 @@ class Evaluator:
         directory: its folder.
         players: they play in the simulators that training uses.
         console: where progress is shown.
+        facts: what manifests say besides.
     """
 
-    def __init__(self, config: TrainConfig, directory: Path, players: Players, console: RunConsole) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        directory: Path,
+        players: Players,
+        console: RunConsole,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
         self._config = config
         self._directory = directory
         self._players = players
         self._console = console
+        self._facts = dict(facts or {})
         self._latest: tuple[int, _Measured] | None = None
         """The iteration that was evaluated last, by this process, and what came of it."""
 
@@ -58,7 +67,8 @@ class Evaluator:
         known = self._latest[1] if self._latest is not None and self._latest[0] == iteration else None
         suites, episodes = self._measure(name, known)
         report: dict[str, Any] = {"suites": suites, "held_out": self._players.spec.held_out}
-        report["manifest"] = manifest(checkpoint, self._config.policy, self._config.simulator, self._config.evaluation)
+        made = manifest(checkpoint, self._config.policy, self._config.simulator, self._config.evaluation)
+        report["manifest"] = made | {"policy_facts": self._players.policy_facts} | self._facts
         self._film(name, episodes)
         self._write(name, report, start)
 

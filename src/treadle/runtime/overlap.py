@@ -120,6 +120,11 @@ class OverlappedPlayers:
         """See `Players.spec`."""
         return self._players.spec
 
+    @property
+    def policy_facts(self) -> dict[str, Any]:
+        """See `Players.policy_facts`."""
+        return self._players.policy_facts
+
     def settle(self) -> None:
         """Wait until everything that was begun is played."""
         wait(self._jobs)

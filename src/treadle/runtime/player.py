@@ -210,6 +210,11 @@ class Player:
         """The fixed facts of the simulator."""
         return self.crew.spec
 
+    @property
+    def policy_facts(self) -> dict[str, Any]:
+        """See `Policy.describe`."""
+        return self.policy.describe()
+
     def state_dict(self) -> dict[str, Any]:
         """Where every own slot stands, as plain data."""
         return self._collector.state_dict()

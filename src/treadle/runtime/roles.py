@@ -58,6 +58,11 @@ class Players(Protocol):
         """The fixed facts of the simulator."""
         ...
 
+    @property
+    def policy_facts(self) -> dict[str, Any]:
+        """See `Policy.describe`."""
+        ...
+
 
 class StepwisePlayers(Players, Protocol):
     """Players that also play their rollouts one at a time, as a thread asks for them."""

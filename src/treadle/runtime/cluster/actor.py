@@ -217,6 +217,10 @@ class MemberActor:
         """See `Player.spec`."""
         return self._here.player.spec
 
+    def policy_facts(self) -> dict[str, Any]:
+        """See `Player.policy_facts`."""
+        return self._here.player.policy_facts
+
     def save(self, directory: Path, version: int, state: dict[str, Any]) -> None:
         """See `Trainer.save`."""
         self._here.trainer.save(directory, version, state)

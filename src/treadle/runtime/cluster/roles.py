@@ -118,6 +118,11 @@ class RemotePlayers:
         """See `Players.spec`."""
         return self._team.engine.ask(self._team.players()[:1], "spec")[0]
 
+    @property
+    def policy_facts(self) -> dict[str, Any]:
+        """See `Players.policy_facts`."""
+        return self._team.engine.ask(self._team.players()[:1], "policy_facts")[0]
+
     def _collect(self) -> tuple[Shares, PlayReport, dict[str, Any]]:
         with self._team.playing():
             shares = Shares(self._team.collect())
