@@ -64,7 +64,7 @@ def curves(
         typer.Option(
             "--variant",
             help="ppo, apart, apart-async, ppo-half, openvla, grpo, grpo-scores, grpo-20-percent, grpo-filter, "
-            "grpo-refill; repeatable.",
+            "grpo-refill, flow, flow-sde; repeatable.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each.")] = 2,
@@ -120,6 +120,23 @@ def prefix(
     from treadle.files import to_json
 
     typer.echo(to_json(benchmark.run(json, cameras, batch, repeats)))
+
+
+@app.command("smolvla")
+def smolvla(
+    cameras: Annotated[int, typer.Option(min=1, help="Images of each observation.")] = 2,
+    decisions: Annotated[int, typer.Option(min=1, help="Decisions that the update learns from.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Steps from noise to actions.")] = 4,
+    lora: Annotated[int, typer.Option(min=0, help="Rank of adapters; 0 trains the expert itself.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 takes every core.")] = 0,
+    json: JsonFile = None,
+) -> None:
+    """Measure what it takes to load a SmolVLA of published size, to act, and to make an update of PPO."""
+    check_destination(json)
+    from benchmarks import smolvla as benchmark
+    from treadle.files import to_json
+
+    typer.echo(to_json(benchmark.run(json, cameras, decisions, steps, lora, threads)))
 
 
 @app.command("runtime")

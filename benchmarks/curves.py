@@ -32,6 +32,8 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "grpo-20-percent": ("quickstart-grpo", ("algorithm.chunk_share=0.2",)),
     "grpo-filter": ("quickstart-grpo", _FILTER),
     "grpo-refill": ("quickstart-grpo", (*_FILTER, "algorithm.filter.refills=2")),
+    "flow": ("tabletop-flow", ()),
+    "flow-sde": ("tabletop-flow", ("policy.options.noise=sde", "policy.options.level=0.6")),
     "maniskill-pushcube": ("maniskill-pushcube", ()),
     "libero-object": ("libero-object", ()),
 }

@@ -16,14 +16,15 @@ from torch import nn
 
 from benchmarks.gpu_task import Task
 from benchmarks.policy import INSTRUCTIONS, make_inputs, make_policy
+from benchmarks.random_rollout import random_rollout
 from benchmarks.timing import peak_memory, synchronize, time_once, time_rounds
 from treadle.config.loading import read_config
 from treadle.config.on_policy import OnPolicyConfig
 from treadle.config.schema import TrainConfig
 from treadle.data.noise import noise_key
 from treadle.data.rollout import Rollout
-from treadle.data.scenario import Scenario
 from treadle.errors import CheckpointError
+from treadle.policies.prismatic.model import PrismaticInputs
 from treadle.policies.prismatic.policy import PrismaticPolicy
 from treadle.policies.protocol import Policy, Sampling
 from treadle.runtime.trainer import Trainer
@@ -205,40 +206,14 @@ def _no_reference() -> Policy:
     raise CheckpointError("these updates have no reference")
 
 
-def _play(policy: PrismaticPolicy, version: int, decisions: int = 2, slots: int = 4) -> Rollout:
-    """Decisions on random frames, with random rewards; all episodes are cut at the end."""
-    rng = np.random.default_rng(version)
-    shape = (decisions, slots, policy.chunk)
-    prepared, decided = [], []
-    policy.eval()
-    for step in range(decisions):
+def _play(policy: PrismaticPolicy, version: int) -> Rollout:
+    """Decisions on random frames."""
+
+    def observe(rng: np.random.Generator, slots: int) -> PrismaticInputs:
         frames = rng.integers(0, 256, (slots, 1, *policy.config.image_size, 3), dtype=np.uint8)
-        prepared.append(policy.prepare(frames, [INSTRUCTIONS[slot % len(INSTRUCTIONS)] for slot in range(slots)]))
-        decided.append(policy.act(prepared[-1], Sampling(), noise_key(version, step, np.arange(slots))))
-    tensors = [inputs.tensors() for inputs in prepared]
-    truncated = torch.zeros(shape, dtype=torch.bool)
-    truncated[-1, :, -1] = True
-    scenario = Scenario("random", "train", "random", "train", 0, INSTRUCTIONS[0])
-    return Rollout(
-        inputs=prepared[0].of({name: torch.stack([each[name] for each in tensors]) for name in tensors[0]}),
-        choices=torch.stack([decision.choice.cpu() for decision in decided]),
-        log_probs=torch.stack([decision.log_probs.cpu() for decision in decided]),
-        values=torch.stack([d.values.cpu() for d in decided if d.values is not None]),
-        state=torch.zeros(*shape, 0),
-        reward=torch.from_numpy(rng.normal(size=shape).astype(np.float32)),
-        terminated=torch.zeros(shape, dtype=torch.bool),
-        truncated=truncated,
-        success=torch.zeros(shape, dtype=torch.bool),
-        valid=torch.ones(shape, dtype=torch.bool),
-        final_values=torch.zeros(shape[:2]),
-        next_values=torch.zeros(slots),
-        final_states=torch.zeros(*shape[:2], 0),
-        next_states=torch.zeros(slots, 0),
-        versions=torch.full(shape[:2], version),
-        scenarios=np.full(shape[:2], scenario),
-        episodes=[],
-        seconds={},
-    )
+        return policy.prepare(frames, [INSTRUCTIONS[slot % len(INSTRUCTIONS)] for slot in range(slots)])
+
+    return random_rollout(policy, observe, version)
 
 
 def _check_gap(task: Task, trainer: Trainer, metrics: dict[str, float]) -> None:

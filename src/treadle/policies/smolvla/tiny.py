@@ -30,15 +30,15 @@ def describe_tiny(
     """The directory that the policy will have, without weights. Raises ConfigError for images that are not square."""
     if spec.height != spec.width:
         raise ConfigError(f"simulator: images of {spec.height} x {spec.width}; a tiny policy takes square ones")
-    tokenizer, words = _build_tokenizer(texts)
-    cameras = {f"observation.images.{name}": _feature("VISUAL", 3, spec.height, spec.width) for name in spec.cameras}
+    tokenizer, words = build_tokenizer(texts)
+    cameras = {f"observation.images.{name}": feature("VISUAL", 3, spec.height, spec.width) for name in spec.cameras}
     config: dict[str, Any] = {
         "type": "smolvla",
         "chunk_size": 2 * model.chunk,
         "n_action_steps": model.chunk,
         "num_steps": STEPS,
-        "input_features": {STATE: _feature("STATE", spec.proprioception_dim), **cameras},
-        "output_features": {ACTION: _feature("ACTION", spec.action_dim)},
+        "input_features": {STATE: feature("STATE", spec.proprioception_dim), **cameras},
+        "output_features": {ACTION: feature("ACTION", spec.action_dim)},
         "max_state_dim": spec.proprioception_dim,
         "max_action_dim": spec.action_dim,
         "resize_imgs_with_padding": [spec.height, spec.width],
@@ -77,11 +77,12 @@ def describe_tiny(
     return Directory(config, published, settings, sizes, processors, scales, tokenizer, {})
 
 
-def _feature(kind: str, *shape: int) -> dict[str, Any]:
+def feature(kind: str, *shape: int) -> dict[str, Any]:
+    """A feature of config.json."""
     return {"type": kind, "shape": list(shape)}
 
 
-def _build_tokenizer(texts: Iterable[str]) -> tuple[dict[str, bytes], int]:
+def build_tokenizer(texts: Iterable[str]) -> tuple[dict[str, bytes], int]:
     """Files of a tokenizer of the words of `texts`, and how many there are."""
     tokenizer = Tokenizer(models.WordLevel({}, unk_token=_UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
