@@ -207,6 +207,7 @@ def test_an_entropy_bonus_moves_a_learned_deviation_alone(noise: str, moves: boo
     assert bool(moved) == moves
     assert ("noise_head.last.bias" in moved) == moves
     if made.noise_head is not None:
+        assert before is not None
         assert bool((made.noise_head.last.bias > before).all())
 
 
