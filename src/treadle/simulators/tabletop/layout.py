@@ -138,7 +138,8 @@ def _positions(rng: np.random.Generator, objects: int, plates: int, low: float, 
         if low:
             fits &= np.abs(points[:, 0]).max(-1) > low
         if fits.any():
-            return points[int(fits.argmax())]
+            # A view would keep all candidates for as long as the layout is cached.
+            return points[int(fits.argmax())].copy()
 
 
 def _different(rng: np.random.Generator, names: tuple[str, ...], count: int) -> tuple[str, ...]:
