@@ -226,11 +226,14 @@ def _disturb(
         if code and before > 1 and not kept:
             return "no checkpoint is left"
         if code and (code := Disturbed(folder, settings).end()):
-            return f"the same command ended with {code}"
+            return f"the same command ended with {code}; {_last_lines(folder)}"
     except subprocess.TimeoutExpired:
-        said = (folder / "output.txt").read_text().splitlines()[-3:]
-        return f"no end within {PATIENCE:g} s; its last lines: {said}"
+        return f"no end within {PATIENCE:g} s; {_last_lines(folder)}"
     return "" if numbers(run.folder) == expected else "the numbers are not those of a run that was left alone"
+
+
+def _last_lines(folder: Path) -> str:
+    return f"its last lines: {(folder / 'output.txt').read_text().splitlines()[-3:]}"
 
 
 def _left(folder: Path) -> str:
