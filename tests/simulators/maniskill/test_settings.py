@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from treadle.errors import ConfigError
 from treadle.simulators.maniskill.put_on_plate import placements
-from treadle.simulators.maniskill.put_on_plate.settings import PHRASES, SETTINGS, axes
+from treadle.simulators.maniskill.put_on_plate.settings import FIRST_EPISODE, PHRASES, SETTINGS, axes
 from treadle.simulators.maniskill.put_on_plate.task import PutOnPlateTask, drawn_numbers
 
 
@@ -21,6 +22,11 @@ def test_there_are_sixteen_settings_beside_training():
     assert len(set(PHRASES)) == 21
     assert PHRASES[0] == "put {object} on {plate}", "in training"
     assert PHRASES[16] == "the {object} should be placed on the {plate}.", "the last of the sixteen that are evaluated"
+
+
+def test_the_first_episode_is_the_one_that_a_published_constructor_draws():
+    drawn = torch.randint(0, SETTINGS["train"].length, (1,), generator=torch.Generator().manual_seed(2022))
+    assert drawn.item() == FIRST_EPISODE
 
 
 def test_places():

@@ -17,7 +17,7 @@ from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env import Wid
 from mani_skill.sensors.camera import CameraConfig
 from mani_skill.utils.geometry.rotation_conversions import quaternion_to_matrix
 from mani_skill.utils.registration import register_env
-from mani_skill.utils.sapien_utils import look_at, set_render_material
+from mani_skill.utils.sapien_utils import look_at, set_articulation_render_material
 from mani_skill.utils.structs.actor import Actor
 from mani_skill.utils.structs.pose import Pose
 from mani_skill.utils.structs.types import SimConfig
@@ -26,7 +26,7 @@ from sapien.physx import PhysxMaterial
 from treadle.simulators.maniskill.put_on_plate import rules
 from treadle.simulators.maniskill.put_on_plate.assets import Assets, Thing
 from treadle.simulators.maniskill.put_on_plate.placements import TABLE_TOP
-from treadle.simulators.maniskill.put_on_plate.settings import SETTINGS, Layout
+from treadle.simulators.maniskill.put_on_plate.settings import FIRST_EPISODE, SETTINGS, Layout
 
 CONTROL = "arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos"
 ENVIRONMENT = "TreadlePutOnPlate-v1"
@@ -34,13 +34,15 @@ ENVIRONMENT = "TreadlePutOnPlate-v1"
 _BASE = sapien.Pose([0.147, 0.028, TABLE_TOP], [0, 0, 0, 1])
 _AWAY = sapien.Pose([0.147, 0.028, TABLE_TOP + 1], [0, 0, 0, 1])
 """Where the arm waits while things settle."""
+_UNUSED = [0, 0, 0, 1]
+"""Quaternion of things that are not used."""
 _STILL = (1e-3, 1e-2)
 """Speeds, in m/s and rad/s, below which things have settled."""
 _MOVE_AT = 5
 """Control steps after which the object is moved, where the setting says so."""
 _FRICTION = 1.0
 _SPECULAR, _ROUGHNESS = 0.9, 0.3
-"""Of the arm's surface."""
+"""Of the arm's surface, where it is a mesh."""
 
 
 @register_agent()
@@ -63,8 +65,9 @@ class PutOnPlate(BaseEnv):
 
     def __init__(self, assets: Assets, num_envs: int = 1, **kwargs: Any) -> None:
         self._assets = assets
-        # ManiSkill resets before any layout can be asked for.
-        self.layouts: list[Layout] = [SETTINGS["train"].layout(0)] * num_envs
+        # ManiSkill resets before any layout can be asked for. What lies where at that time decides for good in which
+        # order PhysX lists the contacts of a thing of several pieces, and so the last bits of how it comes to rest.
+        self.layouts: list[Layout] = [SETTINGS["train"].published_layout(FIRST_EPISODE)] * num_envs
         """What each row plays."""
         arm = type("WidowX", (WidowX,), {"urdf_path": str(assets.arm)})
         super().__init__(num_envs=num_envs, robot_uids=arm, **kwargs)
@@ -77,10 +80,8 @@ class PutOnPlate(BaseEnv):
         super()._load_agent(options, _BASE)
 
     def _load_scene(self, options: dict[str, Any]) -> None:
-        for link in (link for arm in self.agent.robot._objs for link in arm.get_links()):  # noqa: SLF001
-            body = link.entity.find_component_by_type(sapien.render.RenderBodyComponent)
-            for part in (part for shape in (body.render_shapes if body else ()) for part in shape.parts):
-                set_render_material(part.material, specular=_SPECULAR, roughness=_ROUGHNESS)
+        for arm in self.agent.robot._objs:  # noqa: SLF001
+            set_articulation_render_material(arm, specular=_SPECULAR, roughness=_ROUGHNESS)
         builder = self.scene.create_actor_builder()
         if self._assets.stage:
             turned = sapien.Pose(q=[0.707, 0.707, 0, 0])
@@ -151,8 +152,7 @@ class PutOnPlate(BaseEnv):
         elif layout.effect == "plate":
             used[self.plates[layout.other]] = (at[2], [1, 0, 0, 0])
         for actor, parked in self._parked.items():
-            position, quaternion = used.get(actor, (parked, [0, 0, 0, 1]))
-            actor.set_pose(Pose.create_from_pq(torch.tensor(np.array(position, np.float32)), quaternion))
+            self._put(actor, *used.get(actor, (parked, _UNUSED)))
             actor.set_linear_velocity(torch.zeros(3))
             actor.set_angular_velocity(torch.zeros(3))
         self._settle(0.5)
@@ -167,6 +167,9 @@ class PutOnPlate(BaseEnv):
         self._plate_half[rows] = _half(self._assets.plates[layout.plate], self.plates[layout.plate], rows)
         self._held[rows] = 0
         self._grasped[rows] = self._held_long[rows] = False
+
+    def _put(self, actor: Actor, position: Any, quaternion: Any) -> None:
+        actor.set_pose(Pose.create_from_pq(torch.tensor(np.array(position, np.float32)), quaternion))
 
     def _settle(self, control_steps: float) -> None:
         if self.gpu_sim_enabled:
@@ -190,9 +193,11 @@ class PutOnPlate(BaseEnv):
         for row in moving:
             layout = self.layouts[row]
             self.scene._reset_mask = torch.arange(self.num_envs, device=self.device) == row  # noqa: SLF001
-            place = torch.tensor(np.array([*layout.places[2], layout.drops[2]], np.float32))
-            turn = [np.cos(layout.yaw / 2), 0, 0, np.sin(layout.yaw / 2)]
-            self.objects[layout.object].set_pose(Pose.create_from_pq(place, turn))
+            moved = self.objects[layout.object]
+            there = [*layout.places[2], layout.drops[2]], [np.cos(layout.yaw / 2), 0, 0, np.sin(layout.yaw / 2)]
+            for actor in self.objects:
+                # Unused ones fall once more from where they began, as published.
+                self._put(actor, *(there if actor is moved else (self._parked[actor], _UNUSED)))
         self.scene._reset_mask = kept  # noqa: SLF001
         self._settle(0.5)
 

@@ -90,6 +90,8 @@ class PutOnPlateTask:
             num_envs=rows,
             reward_mode="none",
             control_mode=CONTROL,
+            # As published; ManiSkill's own rounds colours otherwise, and lights them a little more brightly.
+            sensor_configs={"shader_pack": "default"},
             **{"obs_mode": "state_dict", **settings},
         ).unwrapped
 
