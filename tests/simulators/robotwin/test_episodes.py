@@ -129,15 +129,23 @@ def test_success_ends_an_episode_with_its_reward(interpreter):
     assert done.stdout.splitlines()[-1] == f"{reward} {terminated} {success}"
 
 
-def test_tasks_of_blocks_alone_need_no_assets(interpreter):
-    options = {"tasks": ["handover_block", "stack_blocks_two"], "cameras": ["head_camera"], "path_actions": 4}
+# Blocks alone, then a box and a pot of several links.
+FAST = ("handover_block", "stack_blocks_two", "move_can_pot")
+SLOW = ("pick_dual_bottles", "place_container_plate", "place_empty_cup", "lift_pot")
+
+
+@pytest.mark.parametrize("tasks", [FAST, pytest.param(SLOW, marks=pytest.mark.full)])
+def test_published_tasks_play_on_miniature_assets(interpreter, tasks):
+    options = {"tasks": tasks, "cameras": ["head_camera"], "path_actions": 4}
     made = open_simulator(SimulatorConfig(name="robotwin", slots=1, horizon=12, options=options))
     slot, seen = np.arange(1), made.spec.observation(1)
     try:
-        for scenario in made.scenarios("train", "train")[:2]:
+        for scenario in made.scenarios("train", "train")[: len(tasks)]:
             made.reset(slot, [scenario])
             made.observe(slot, seen)
-            assert len(red(seen.frames[0, 0])) > 10
+            assert "{" not in worded(made, 0)
+            if "block" in scenario.task:
+                assert len(red(seen.frames[0, 0])) > 10
             actions = np.repeat(seen.proprioception[:, None], 4, 1)
             actions[:, :, 0] += np.linspace(0.05, 0.2, 4)
             assert not made.step(slot, actions, np.array([4])).success.any()

@@ -86,7 +86,10 @@ def test_a_file_without_the_task(tmp_path):
         ({"path_actions": 0}, "options.path_actions: found 0; it is 1 or more"),
         ({"shader": "raster"}, "choose from auto, rt, default"),
         ({"embodiment": ["piper", "piper"]}, "two arms' and their distance"),
-        ({"tasks": "lift_pot"}, "not enough for tasks ['lift_pot'], only for beat_block_hammer, handover_block, "),
+        (
+            {"tasks": "open_laptop"},
+            "not enough for tasks ['open_laptop'], only for beat_block_hammer, handover_block, ",
+        ),
         ({"variation": "randomized"}, "not enough for variation 'randomized'"),
         ({"embodiment": ["aloha-agilex"]}, "not enough for arms ['aloha-agilex']"),
     ],

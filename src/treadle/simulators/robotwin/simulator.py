@@ -23,14 +23,15 @@ from treadle.simulators.robotwin.assets import check_assets
 from treadle.simulators.robotwin.instructions import Wording, describe
 from treadle.simulators.robotwin.scene import CAMERAS, FRAME_HEIGHT, FRAME_WIDTH, Scene, Shader, Workshop
 from treadle.simulators.robotwin.seeds import read_seeds
-from treadle.simulators.robotwin.tasks import TASKS, task_source
+from treadle.simulators.robotwin.tasks import HORIZONS, TASKS, task_source
+from treadle.simulators.robotwin.things import write_things
 from treadle.simulators.vulkan import describe_vulkan
 
 NAME = "robotwin"
 MINIATURE = "miniature"
-"""The assets that lie beside this file: two arms of boxes and a hammer of two, for `MINIATURE_TASKS`; blocks
-need none."""
-MINIATURE_TASKS = ("beat_block_hammer", "handover_block", "stack_blocks_two")
+"""The assets that lie beside this file, two arms of boxes and a hammer of two, and those of `things`; blocks need
+none."""
+MINIATURE_TASKS = (*HORIZONS["rlinf"], "stack_blocks_two")
 ACTIONS = tuple(
     ActionDimension(f"{arm}_{name}", "gripper" if name == "gripper" else "absolute")
     for arm in ("left", "right")
@@ -135,6 +136,7 @@ class RoboTwin:
             root = Path(self._copied.name)
             # SAPIEN writes beside the meshes that it reads.
             shutil.copytree(Path(__file__).parent / MINIATURE, root, dirs_exist_ok=True)
+            write_things(root / "assets" / "objects")
         sources = [task_source(task) for task in self.tasks]
         check_assets(root, sources, arms, randomized=variation == "randomized")
         self._workshop = Workshop(root, embodiment, shader, wrists=bool(set(cameras) - {"head_camera"}))
