@@ -4,6 +4,7 @@ import os
 import platform
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,13 @@ def play(lanes: Lanes) -> list[Arrival]:
         elif not lanes.begin(arrival.lane):
             open_lanes -= 1
     return arrivals
+
+
+def test_checks_in_a_simulators_python_need_numpy_alone():
+    code = "import sys, benchmarks.elsewhere; print(sorted({'torch', 'pydantic', 'rich'} & sys.modules.keys()))"
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @KINDS

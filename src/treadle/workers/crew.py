@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from treadle.config.schema import EvaluationConfig
 from treadle.data.scenario import Scenario, Split
 from treadle.errors import ConfigError, did_you_mean
 from treadle.simulators.factory import SimulatorFactory
@@ -25,6 +24,10 @@ from treadle.workers.failure import Failure
 from treadle.workers.handles import GONE, ProcessWorker, ThreadWorker, WorkerHandle
 from treadle.workers.messages import Answer, Call, Hello, Part, Play, Report, Restore, Session, WorkerPlan
 from treadle.workers.partition import partition, share_devices
+
+if TYPE_CHECKING:
+    # What a simulator's own Python imports of this lacks the packages of settings.
+    from treadle.config.schema import EvaluationConfig
 
 ATTEMPTS = 3
 """The run ends after so many failures of a part with nothing played in between."""
@@ -349,7 +352,7 @@ class Crew:
         return f"playing {', '.join(named[:shown]) or 'nothing yet'}{more}"
 
 
-def check_suites(crew: Crew, evaluation: EvaluationConfig) -> None:
+def check_suites(crew: Crew, evaluation: "EvaluationConfig") -> None:
     """Raises ConfigError for suites of an evaluation that the simulator does not have."""
     for key, named in (("suites", evaluation.suites), ("horizons", evaluation.horizons)):
         for suite in named:
