@@ -13,6 +13,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -52,17 +53,22 @@ PROTOCOLS = {
 """How each resets and settles a scene."""
 
 
+class ChunkPolicy(Protocol):
+    """What plays here and there."""
+
+    def act(self, frames: np.ndarray, proprioception: np.ndarray) -> np.ndarray:
+        """[1, CHUNK, 7] of frames [2, 256, 256, 3] and proprioception [8]."""
+        ...
+
+
 class RandomPolicy:
-    """A perceptron with random weights, from frames and proprioception to a chunk: frames that differ a little give
-    other actions.
-    """
+    """A perceptron with random weights: frames that differ a little give other actions."""
 
     def __init__(self, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         self._first, self._second = rng.normal(size=(2 * 16 * 16 * 3 + 8, 64)), rng.normal(size=(64, CHUNK * 7)) / 8
 
     def act(self, frames: np.ndarray, proprioception: np.ndarray) -> np.ndarray:
-        """[1, CHUNK, 7] of frames [2, 256, 256, 3] and proprioception [8]."""
         pooled = frames.reshape(2, 16, 16, 16, 16, 3).mean(axis=(2, 4)) / 255
         hidden = np.tanh(np.r_[pooled.ravel(), proprioception] @ self._first)
         actions = np.tanh(hidden @ self._second).reshape(1, CHUNK, 7)
@@ -74,7 +80,7 @@ Track = dict[str, list[np.ndarray]]
 """Frames, proprioception and actions of an episode, a chunk at a time."""
 
 
-def play_here(simulator: Libero, scenario: Scenario, policy: RandomPolicy, horizon: int) -> tuple[Track, int]:
+def play_here(simulator: Libero, scenario: Scenario, policy: ChunkPolicy, horizon: int) -> tuple[Track, int]:
     """An episode of Treadle: what was seen and done, and the control step of its success, 0 for none."""
     slot, out, track = np.arange(1), simulator.spec.observation(1), Track(frames=[], proprioception=[], actions=[])
     simulator.reset(slot, [scenario])
@@ -89,7 +95,7 @@ def play_here(simulator: Libero, scenario: Scenario, policy: RandomPolicy, horiz
 
 
 def play_directly(
-    simulator: Libero, scenarios: Sequence[Scenario], policy: RandomPolicy, horizon: int, options: dict
+    simulator: Libero, scenarios: Sequence[Scenario], policy: ChunkPolicy, horizon: int, options: dict
 ) -> list[tuple[Track, int]]:
     """The same of states of one task in the public evaluation loop: LIBERO's own resets, observations and steps."""
     task, found = simulator._suites.task(scenarios[0]), []  # noqa: SLF001
@@ -120,6 +126,16 @@ def play_directly(
     return found
 
 
+def differences(ours: Track, theirs: Track) -> dict[str, float]:
+    """How far two episodes are apart at most. Raises ValueError where one is longer."""
+    return {
+        f"{name}_difference": float(
+            max(np.abs(a.astype(float) - b).max() for a, b in zip(ours[name], theirs[name], strict=True))
+        )
+        for name in ours
+    }
+
+
 def note(track: Track, *values: np.ndarray) -> None:
     for name, value in zip(track, values, strict=True):
         track[name].append(value.copy())
@@ -138,11 +154,7 @@ def parity(suite: str, count: int, protocol: str, tasks: Sequence[int], horizon:
         directly = play_directly(simulator, scenarios, policy, horizon, options)
         for scenario, (theirs, their_success) in zip(scenarios, directly, strict=True):
             ours, our_success = play_here(simulator, scenario, policy, horizon)
-            apart = {
-                f"{name}_difference": float(max(np.abs(a.astype(float) - b).max() for a, b in zip(*pair, strict=True)))
-                for name, pair in ((name, (ours[name], theirs[name])) for name in ours)
-            }
-            rows.append({"scenario": scenario.id, "looks": len(ours["frames"]), **apart})
+            rows.append({"scenario": scenario.id, "looks": len(ours["frames"]), **differences(ours, theirs)})
             rows[-1] |= {"success_at": our_success, "success_at_directly": their_success}
             print(rows[-1], flush=True)
     simulator.close()
