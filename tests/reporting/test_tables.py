@@ -1,6 +1,6 @@
 """Tables in three forms."""
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from treadle.reporting.tables import Grid, Row, interval, percent, points
 
@@ -30,22 +30,43 @@ def test_html_is_escaped():
     )
 
 
-def test_a_narrow_terminal_leaves_optional_columns_out():
-    def shown(width: int) -> str:
-        console = Console(width=width, force_terminal=False)
-        with console.capture() as captured:
-            console.print(GRID.to_rich(width))
-        return captured.get()
+def printed(table: RenderableType, width: int) -> str:
+    console = Console(width=width, force_terminal=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
 
-    assert "count" in shown(100)
-    assert "count" not in shown(60)
-    assert "By [weight]." in shown(60)
-    assert "  half" in shown(60)
+
+def test_optional_columns_are_left_out_where_they_do_not_fit():
+    assert "count" in printed(GRID.to_rich(30), 30)
+    narrow = printed(GRID.to_rich(29), 29)
+    assert "count" not in narrow
+    assert "By [weight]." in narrow
+    assert "  half" in narrow
+
+
+def test_names_stay_whole_where_they_leave_room():
+    grid = Grid("", ["setting", "value"], [Row(["simulator.options.settle_gripper", "x " * 40])], text=("value",))
+    assert "simulator.options.settle_gripper" in printed(grid.to_rich(80), 80)
+    assert grid.least_width(80) == 32 + 12 + 2 * 3
+
+
+def test_records_fit_any_width():
+    said = printed(GRID.to_records(), 24)
+    assert [line.rstrip() for line in said.splitlines()] == [
+        "Fruit <b>",
+        "  apple | pear: count 3,",
+        "  note a<b",
+        "    half: count 1.5",
+        "By [weight].",
+        "",
+    ]
 
 
 def test_text_is_never_squeezed_to_nothing_nor_numbers_cut():
     grid = Grid("", ["what", *"abcdefgh"], [Row(["apples and pears", *(["123456"] * 8)])])
-    assert grid.least_width(60) == 12 + 8 * 6 + 9 * 3
+    assert grid.least_width(60) == 16 + 8 * 6 + 9 * 3
+    assert grid.least_width(30) == 12 + 8 * 6 + 9 * 3
     console = Console(width=grid.least_width(60), force_terminal=False)
     with console.capture() as captured:
         console.print(grid.to_rich(60))

@@ -169,10 +169,12 @@ def show_protocol(name: str, console: Console) -> None:
 
 
 def show(console: Console, grids: Sequence[Grid]) -> None:
-    """Print the tables that have rows, on a line that is longer than a narrow terminal's rather than cut."""
+    """Print the tables that have rows: as records on a terminal that is too narrow, on longer lines in a pipe."""
     width = console.width
     for grid in grids:
-        if grid.rows:
+        if grid.rows and console.is_terminal and grid.least_width(width) > width:
+            console.print(grid.to_records())
+        elif grid.rows:
             console.width = max(width, grid.least_width(width))
             console.print(grid.to_rich(width))
     console.width = width

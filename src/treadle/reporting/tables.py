@@ -7,12 +7,11 @@ from typing import Literal
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 Kind = Literal["plain", "strong", "faint"]
-NARROW = 72
-"""Terminals with fewer columns are not shown optional columns."""
 NAMES = 0.45
 """Share of a terminal that names take at most before they are broken."""
 SHORT = 12
@@ -39,7 +38,7 @@ class Grid:
     note: str = ""
     """A sentence or two below the table."""
     optional: Sequence[str] = ()
-    """Columns that a narrow terminal leaves out."""
+    """Columns that a terminal leaves out where they do not fit."""
     text: Sequence[str] = ()
     """Further columns that are text."""
 
@@ -52,15 +51,12 @@ class Grid:
         )  # fmt: skip
         for i in shown:
             is_text = self._is_text(i)
-            longest = max(len(line[i]) for line in [self.head, *(row.cells for row in self.rows)])
-            # Names stay whole where they leave room for the rest.
-            whole = longest if i == 0 and longest <= NAMES * width else None
             table.add_column(
                 self.head[i],
                 justify="left" if is_text else "right",
                 no_wrap=not is_text,
                 overflow="fold",
-                min_width=whole,
+                min_width=self._least(i, width),
             )
         for row in self.rows:
             indent = "  " if row.kind == "faint" else ""
@@ -68,13 +64,20 @@ class Grid:
             table.add_row(*cells, style=_STYLES[row.kind])
         return Group(table, Text(f"{self.note}\n", style="dim")) if self.note else table
 
+    def to_records(self) -> RenderableType:
+        """For a terminal that is narrower than the table: each row in lines, with the names of what it has."""
+        parts: list[RenderableType] = [Text(self.title, "bold")] if self.title else []
+        for row in self.rows:
+            indent = 4 if row.kind == "faint" else 2
+            name, *cells = row.cells
+            said = ", ".join(f"{head} {cell}".strip() for head, cell in zip(self.head[1:], cells, strict=True) if cell)
+            line = Text.assemble((name, "" if row.kind == "faint" else "bold"), f": {said}" if said else "")
+            parts.append(Padding(line, (0, 0, 0, indent)))
+        return Group(*parts, Text(f"{self.note}\n" if self.note else "", style="dim"))
+
     def least_width(self, width: int) -> int:
         """Columns that a terminal of `width` columns would need at least, so that no number is cut."""
-        most = [
-            max(len(line[i]) for line in [self.head, *(row.cells for row in self.rows)]) for i in self._shown(width)
-        ]
-        least = [min(SHORT, n) if self._is_text(i) else n for i, n in zip(self._shown(width), most, strict=True)]
-        return sum(least) + 3 * len(least)
+        return self._needed(self._shown(width), width)
 
     def to_markdown(self) -> str:
         """A heading, the table and its note."""
@@ -96,7 +99,20 @@ class Grid:
         return f'<div class="scroll"><table class="evaluation">{"".join(rows)}</table></div>{note}'
 
     def _shown(self, width: int) -> list[int]:
-        return [i for i, name in enumerate(self.head) if width >= NARROW or name not in self.optional]
+        every = range(len(self.head))
+        fits = self._needed(every, width) <= width
+        return [i for i in every if fits or self.head[i] not in self.optional]
+
+    def _needed(self, columns: Sequence[int], width: int) -> int:
+        return sum(self._least(i, width) + 3 for i in columns)
+
+    def _least(self, column: int, width: int) -> int:
+        """Characters of a column at least: numbers stay whole, and names where they leave room for the rest."""
+        indent = 2 * any(row.kind == "faint" for row in self.rows)
+        most = max(len(line[column]) for line in [self.head, *(row.cells for row in self.rows)])
+        if column == 0:
+            return most + indent if most + indent <= NAMES * width else min(SHORT, most)
+        return min(SHORT, most) if self._is_text(column) else most
 
     def _is_text(self, column: int) -> bool:
         return column == 0 or self.head[column] in self.text
