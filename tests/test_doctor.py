@@ -57,6 +57,13 @@ def test_a_simulator_that_fails_is_named_with_its_last_words():
     assert not check.core
 
 
+def test_a_family_of_simulators_is_looked_at_by_id():
+    """`gymnasium` alone is no environment, and was broken on every machine."""
+    check = doctor._simulator("gymnasium")
+    assert (check.state, check.fix) == ("works", "")
+    assert check.detail.endswith("treadle simulators doctor gymnasium:ID")
+
+
 def test_a_simulator_that_hangs_is_given_up(monkeypatch):
     monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.01)
     assert "no answer" in doctor._simulator("tabletop").detail

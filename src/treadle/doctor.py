@@ -24,7 +24,7 @@ from treadle.commands.simulators import assets_text
 from treadle.config.schema import SimulatorConfig
 from treadle.environments.install import missing_packages, packages_fix
 from treadle.errors import TreadleError
-from treadle.simulators.build import installed_simulators, simulator_environment
+from treadle.simulators.build import installed_simulators, is_family, simulator_environment
 
 State = Literal["works", "missing", "absent"]
 
@@ -269,6 +269,9 @@ def _simulator(name: str) -> Check:
     title, core = f"simulator {name}", name == SimulatorConfig().name
     if needed := _needs(name):
         return Check(title, *needed, core=core)
+    if is_family(name):
+        said = f"plays environments by their ID; one of them: treadle simulators doctor {name}:ID"
+        return Check(title, "works", said, core=core)
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "treadle.commands.probe", name],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,

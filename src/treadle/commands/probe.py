@@ -27,7 +27,8 @@ def probe(name: str) -> str:
             raise SimulatorError(f"simulator {name!r} draws frames of one colour; look at its renderer")
         lanes.play(0)
         lanes.ready(1)
-        found = f"{len(crew.suites)} suites, frames {spec.height} x {spec.width} from {', '.join(spec.cameras)}"
+        count = len(crew.suites)
+        found = f"{count} suite{'s' * (count != 1)}, frames {spec.height} x {spec.width} from {', '.join(spec.cameras)}"
         return "; ".join([found, *(f"but {caution}" for caution in spec.cautions)])
 
 

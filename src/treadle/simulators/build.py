@@ -36,7 +36,7 @@ def find_simulator(name: str) -> tuple[str, dict[str, str]]:
     family, _, identity = name.partition(":")
     if identity and family in installed:
         target = installed[family].value
-        if "id" not in inspect.signature(import_callable("simulator.name", target, "class")).parameters:
+        if not _takes_id(target):
             raise ConfigError(f"simulator.name: {name!r:.120}: {family!r} takes no id behind a colon; write {family}")
         return target, {"id": identity}
     if not identity:
@@ -45,6 +45,15 @@ def find_simulator(name: str) -> tuple[str, dict[str, str]]:
             f"installed: {', '.join(installed) or 'none'}; or name a class as package.module:Class"
         )
     return name, {}
+
+
+def is_family(name: str) -> bool:
+    """Whether an installed simulator's name stands for many, `NAME:ID` for each of them. Raises ConfigError."""
+    return name in (installed := installed_simulators()) and _takes_id(installed[name].value)
+
+
+def _takes_id(target: str) -> bool:
+    return "id" in inspect.signature(import_callable("simulator.name", target, "class")).parameters
 
 
 def simulator_environment(name: str) -> Environment | None:
