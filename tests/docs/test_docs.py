@@ -95,6 +95,14 @@ def test_links_lead_somewhere():
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_lists_are_apart_from_the_text_above_them():
+    """Below a line of text the site's generator takes a list for more text."""
+    for page in (ROOT / "docs").glob("*.md"):
+        prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+        run_on = re.findall(r"^(?!- |\d+\. |#| |\n)(.+)\n(?:- |\d+\. )", prose, re.MULTILINE)
+        assert not run_on, (page.name, run_on)
+
+
 def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:

@@ -87,7 +87,7 @@ def _films(folder: Path) -> str:
         title = f"{escape(str(entry['instruction']))}<small>{escape(str(entry['scenario']))}</small>"
         video = film(folder / VIDEOS, str(entry["file"])) or missing("The film is missing.")
         caption = f'<span class="outcome"><i class="{kind}">{outcome}</i> {entry["length"]} steps</span>'
-        figures.append(f"<figure><figcaption>{title}</figcaption>{video}{caption}</figure>")
+        figures.append(f'<figure class="pair"><figcaption>{title}</figcaption>{video}{caption}</figure>')
     return f'<div class="pairs">{"".join(figures)}</div>' if figures else ""
 
 

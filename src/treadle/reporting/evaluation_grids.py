@@ -104,7 +104,7 @@ def _cells(result: Result, rule: str) -> list[str]:
     ]
 
 
-_MEANS = (("mean_return", "{:.2f}"), ("mean_length", "{:.1f}"))
+_MEANS = (("mean_return", "{:z.2f}"), ("mean_length", "{:.1f}"))
 
 
 def _rule(report: Mapping[str, Any]) -> str:
