@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from treadle.cli import app
 from treadle.config.algorithm import known_algorithms
-from treadle.config.checkpoints import CHECKPOINTS
+from treadle.config.checkpoints import CHECKPOINTS, checkpoints
 from treadle.config.loading import load_recipe
 from treadle.cores import usable_cores
 from treadle.policies.load import installed_policies
@@ -18,6 +18,7 @@ CORES = len(usable_cores())
 SIMULATORS = f"installed: {', '.join(installed_simulators())}; or name a class as package.module:Class"
 POLICIES = f"installed: {', '.join(installed_policies())}; or name a class as package.module:Class"
 ALGORITHMS = f"known: {', '.join(known_algorithms())}; or name a class of settings as package.module:Class"
+PACKAGED = f"packaged: {', '.join(checkpoints())}"
 RECIPES = "`treadle recipes` lists those there are"
 PROTOCOLS = "`treadle protocols` lists those there are; or give a path to a .toml file"
 SUITES = (
@@ -122,13 +123,13 @@ PLACES = {
     "train quickstart policy.checkpoint=openvla/openvla-7b": "no checkpoint folder 'openvla/openvla-7b', and the "
     "Hugging Face cache holds no model of that id; if it is one, download it first: hf download openvla/openvla-7b",
     "train quickstart policy.checkpoint=tabletop-bse": "no checkpoint folder 'tabletop-bse', did you mean "
-    "'tabletop-base'?; packaged: tabletop-base",
-    "train quickstart policy.checkpoint=settings.yaml": "'settings.yaml' is a file, not a checkpoint folder; packaged: "
-    "tabletop-base",
+    f"'tabletop-base' or 'tabletop-base-flow'?; {PACKAGED}",
+    "train quickstart policy.checkpoint=settings.yaml": "'settings.yaml' is a file, not a checkpoint folder; "
+    + PACKAGED,
     "train quickstart policy.checkpoint=taken": "taken: this run has saved no policy yet; the same command that began "
     "it goes on",
     "eval": "no checkpoint to evaluate; name a folder, or a checkpoint that ships with Treadle",
-    "eval nowhere": "no checkpoint folder 'nowhere'; packaged: tabletop-base",
+    "eval nowhere": f"no checkpoint folder 'nowhere'; {PACKAGED}",
     "eval quickstart": "'quickstart' is a recipe, not a checkpoint; name the run that it made: runs/quickstart",
     "eval taken": "taken: this run has saved no policy yet; the same command that began it goes on",
     "policy inspect empty": "empty/config.json: missing; the directory has: nothing",
@@ -138,7 +139,7 @@ PLACES = {
     "optimizer says; run `treadle train quickstart`",
     "sft tabletop-base dataset=nowhere checkpoint=tabletop-base": "nowhere is no LeRobot dataset: it has no "
     "meta/info.json",
-    "sft tabletop-base checkpoint=nope": "no checkpoint folder 'nope'; packaged: tabletop-base",
+    "sft tabletop-base checkpoint=nope": f"no checkpoint folder 'nope'; {PACKAGED}",
     "report nowhere": "nowhere: no such folder; give the folder of a run, as in runs/quickstart",
     "report empty": f"empty: neither metrics.jsonl nor a run's config.json is here, {NO_RUN}",
     f"report {shlex.quote(str(CHECKPOINTS / 'tabletop-base'))}": f"{CHECKPOINTS / 'tabletop-base'}: neither "
