@@ -128,6 +128,10 @@ def smolvla(
     decisions: Annotated[int, typer.Option(min=1, help="Decisions that the update learns from.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Steps from noise to actions.")] = 4,
     lora: Annotated[int, typer.Option(min=0, help="Rank of adapters; 0 trains the expert itself.")] = 0,
+    dtype: Annotated[
+        Literal["auto", "float32"],
+        typer.Option(help="Of the weights; `auto` keeps the published ones, most of them bfloat16."),
+    ] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 takes every core.")] = 0,
     json: JsonFile = None,
 ) -> None:
@@ -136,7 +140,7 @@ def smolvla(
     from benchmarks import smolvla as benchmark
     from treadle.files import to_json
 
-    typer.echo(to_json(benchmark.run(json, cameras, decisions, steps, lora, threads)))
+    typer.echo(to_json(benchmark.run(json, cameras, decisions, steps, lora, threads, dtype)))
 
 
 @app.command("runtime")

@@ -50,9 +50,12 @@ def run(
     steps: int,
     lora: int,
     threads: int,
+    dtype: str = "auto",
     sizes: Sizes | None = None,
 ) -> dict[str, Any]:
-    """Write, load, act and update; returns the record. `sizes` None are the published ones."""
+    """Write, load, act and update; returns the record. `dtype` auto keeps the published types, and `sizes` None are the
+    published ones.
+    """
     prepare_cpu(threads)
     torch.manual_seed(0)
     cpu, seconds, memory = torch.device("cpu"), dict[str, float](), dict[str, float]()
@@ -74,7 +77,7 @@ def run(
         options: dict[str, Any] = {"steps": steps, "chunk": min(CHUNK, (sizes or Sizes()).chunk)}
         if sizes is not None:
             options |= {"head": sizes.head, "vision_head": sizes.vision_width // sizes.vision_heads}
-        policy = measure("load", lambda: load_policy(directory, device="cpu", **options))
+        policy = measure("load", lambda: load_policy(directory, device="cpu", dtype=dtype, **options))
         assert isinstance(policy, SmolVLA)
         if lora:
             policy.add_lora(lora)

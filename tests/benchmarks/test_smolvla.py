@@ -16,7 +16,7 @@ SIZES = Sizes(
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_it_is_written_loaded_acts_and_is_updated(tmp_path: Path, rank: int):
-    record = smolvla.run(tmp_path / "smolvla.json", 2, 3, 2, rank, 1, SIZES)
+    record = smolvla.run(tmp_path / "smolvla.json", 2, 3, 2, rank, 1, sizes=SIZES)
     assert record["seconds"].keys() == {"write", "load", "read_one", "act_one", "play", "update"}
     assert record["seconds"].keys() == record["peak_memory_mb"].keys()
     assert record["types"] == ["bfloat16", "float32"]
