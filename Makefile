@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.treadle-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup simulators quickstart test test-full faults fuzz resumes lint format types docs site base bench gpu curves clean
+.PHONY: help setup simulators quickstart test test-full faults fuzz resumes soak lint format types docs site base bench gpu curves clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ fuzz: setup ## Read files that Hypothesis makes up, MINUTES long (30)
 
 resumes: setup ## Interrupt runs at random points, resume them, and compare bit by bit; results in benchmarks/results/resumes.json
 	$(BIN)/python -m benchmarks.resumes --count $(or $(COUNT),40) --json benchmarks/results/resumes.json
+
+soak: setup ## Let a run go on for MINUTES (60), and see whether it stays as it is; results in benchmarks/results/soak.json
+	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),60) --json benchmarks/results/soak.json
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check .
