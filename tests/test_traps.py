@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fake_lanes import make_collector, opened, plan
-from fakes import FakePolicy, FakeSimulator, Script, StateCritic, scenario
+from fakes import FakePolicy, FakeSimulator, Script, scenario
 from miniature import INSTRUCTIONS, learning_config, make_policy, make_rollout
 from played import valid_actions
 from rank_samples import on_threads, shards
@@ -165,7 +165,7 @@ def test_9_values_of_last_observations_take_no_generation_and_only_rows_that_end
 def test_10_frames_travel_as_bytes():
     with opened(plan(2)) as (lanes, stream):
         assert lanes.buffer.observation.frames.dtype == np.uint8
-        rollout = make_collector(lanes, stream, FakePolicy(), StateCritic()).collect(2, version=0)
+        rollout = make_collector(lanes, stream, FakePolicy()).collect(2, version=0)
     frames = rollout.inputs.tensors()["frames"]
     assert frames.dtype == torch.uint8
     assert frames[0].nbytes == 2 * 4 * 4 * 3

@@ -65,7 +65,7 @@ def test_each_part_is_found_by_its_name():
     assert {"filtered_bc", "awr"} <= known_algorithms().keys()
     assert set(RECIPES) <= recipes().keys()
     assert all(name in treadle("recipes").output for name in RECIPES)
-    assert probe("reach") == "1 suites, frames 16 x 16 from top"
+    assert probe("reach") == "1 suite, frames 16 x 16 from top"
 
 
 @pytest.mark.parametrize(

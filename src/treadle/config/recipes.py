@@ -10,7 +10,7 @@ has the settings of `treadle train` or `treadle sft`, and these keys beside them
 | `[about]` | what is no setting: where its checkpoint is found, what it was published on, what differs |
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,10 @@ def recipes() -> dict[str, str]:
 
 def find_recipe(name_or_path: str) -> Path:
     """The file of a recipe's name, or of a path to a `.toml` or `.json`. Raises ConfigError."""
-    path, files = check_path(name_or_path, "recipe", ConfigError), recipe_files()
+    path = check_path(name_or_path, "recipe", ConfigError)
+    if path.suffix in SUFFIXES and path.is_file():
+        return path
+    files = recipe_files()
     if name_or_path in files:
         return files[name_or_path]
     if path.suffix not in SUFFIXES and not path.is_absolute() and not path.exists():
@@ -92,26 +95,24 @@ def find_recipe(name_or_path: str) -> Path:
         raise ConfigError(
             f"recipe {name_or_path!r} is a folder; for the settings of a run give its file: {path / CONFIG} name=..."
         )
-    if not path.is_file():
+    if path.suffix in SUFFIXES or not path.is_file():
         found = "is a folder, not a recipe file" if path.is_dir() else "does not exist"
         raise ConfigError(f"recipe {name_or_path!r} {found}; `treadle recipes` lists those there are")
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"recipe {name_or_path!r} is no {' or '.join(SUFFIXES)} file; write it as TOML")
-    return path
+    raise ConfigError(f"recipe {name_or_path!r} is no {' or '.join(SUFFIXES)} file; write it as TOML")
 
 
 def read_recipe(name_or_path: str) -> Recipe:
     """The recipe of a name, or of a path. Raises ConfigError for a file that cannot be read."""
-    return _read(name_or_path, find_recipe(name_or_path), protocol_files())
+    return _read(name_or_path, find_recipe(name_or_path), protocol_files)
 
 
 def read_recipes() -> list[Recipe]:
     """All recipes that are installed. Raises ConfigError for a file that cannot be read."""
     protocols = protocol_files()
-    return [_read(name, path, protocols) for name, path in recipe_files().items()]
+    return [_read(name, path, lambda: protocols) for name, path in recipe_files().items()]
 
 
-def _read(name: str, path: Path, protocols: Mapping[str, Path]) -> Recipe:
+def _read(name: str, path: Path, protocols: Callable[[], Mapping[str, Path]]) -> Recipe:
     own = read_extended(path)
     protocol, about = own.pop(PROTOCOL, None), own.pop(ABOUT, {})
     try:
@@ -131,10 +132,11 @@ def _read(name: str, path: Path, protocols: Mapping[str, Path]) -> Recipe:
     )
 
 
-def _below(path: Path, protocol: object, files: Mapping[str, Path]) -> Table:
+def _below(path: Path, protocol: object, protocols: Callable[[], Mapping[str, Path]]) -> Table:
     """The settings of a protocol. Raises ConfigError for one that is not there."""
     if protocol is None:
         return {}
+    files = protocols()
     if not isinstance(protocol, str) or protocol not in files:
         near = did_you_mean(protocol, files) if isinstance(protocol, str) else ""
         raise ConfigError(
