@@ -112,12 +112,13 @@ def show_time_plan(console: Console, plan: TimePlan) -> None:
 def picture(timeline: Timeline) -> str:
     """Two iterations, a row for each device: s simulating, g generating, T training."""
     first, last = timeline.published[-3], timeline.published[-1]
-    devices = sorted({device for bar in timeline.bars for device in bar.devices})
+    bars = [bar for bar in timeline.bars if bar.ended > first and bar.began < last]
+    devices = sorted({device for bar in bars for device in bar.devices})
     rows: list[str] = []
     for device in devices:
         marks = [" "] * _WIDTH
-        for bar in timeline.bars:
-            if device in bar.devices and bar.ended > first and bar.began < last:
+        for bar in bars:
+            if device in bar.devices:
                 left = max(0, round((bar.began - first) / (last - first) * _WIDTH))
                 right = min(_WIDTH, max(left + 1, round((bar.ended - first) / (last - first) * _WIDTH)))
                 marks[left:right] = _MARKS[bar.role] * max(0, right - left)

@@ -8,7 +8,15 @@ import pytest
 from treadle.config.loading import load_recipe
 from treadle.runtime.placement import Machines, place
 from treadle.runtime.planning.profile import Affine, Profile
-from treadle.runtime.planning.timeline import PlayerShape, RankShape, Shape, shape_of, simulate_timeline
+from treadle.runtime.planning.timeline import (
+    PlayerShape,
+    RankShape,
+    Shape,
+    _Simulation,
+    one_of_each,
+    shape_of,
+    simulate_timeline,
+)
 
 A, B, C = (frozenset({("device", 0, number)}) for number in range(3))
 PROFILE = Profile("by hand", {1: Affine(0, 1.0)}, {1: Affine(0, 0.5)}, {1: Affine(0, 0.25)})
@@ -138,3 +146,29 @@ def test_the_shape_of_a_run_follows_its_placement():
     assert (player.generate, player.workers) == (A, shares), "whole the machine's processors"
     players = found(cards, profile=host).players
     assert [player.workers for player in players] == [shares[:1], shares[1:]]
+
+
+def test_of_groups_that_are_alike_one_is_played():
+    """Two players on two devices each, with a rank on each device of theirs, and a third that has more slots."""
+    devices = [frozenset({("device", 0, number)}) for number in range(6)]
+    players = tuple(PlayerShape(slots, 2, devices[2 * i], (devices[2 * i + 1],)) for i, slots in enumerate((4, 4, 6)))
+    ranks = tuple(RankShape(1 / 6, own) for own in devices)
+    first, alike = one_of_each(Shape(players, ranks, 3))
+    assert first == Shape((players[0], players[2]), (*ranks[:2], *ranks[4:]), 3)
+    assert alike[("device", 0, 1)] == (("device", 0, 1), ("device", 0, 3))
+    assert alike[("device", 0, 4)] == (("device", 0, 4),)
+
+
+@pytest.mark.parametrize("overlap", [{}, {"overlap": "async", "staleness": 1}, {"overlap": "stream", "streams": True}])
+@pytest.mark.parametrize("train", [(0, 1, 2, 3), (4,), (1, 2)])
+def test_what_is_played_for_all_is_what_each_would_have_played(overlap: dict[str, Any], train: tuple[int, ...]):
+    devices = [frozenset({("device", 0, number)}) for number in range(5)]
+    players = tuple(PlayerShape(4, 2, devices[2 * i], (devices[2 * i + 1], devices[2 * i])) for i in range(2))
+    ranks = tuple(RankShape(1 / len(train), devices[number]) for number in train)
+    shape = Shape(players, ranks, 3, rollouts=2, **overlap)
+    each = {device: (device,) for own in devices for device in own}
+    found, whole = simulate_timeline(shape, PROFILE), _Simulation(shape, PROFILE, 6, 8, each).run()
+    assert found.seconds == pytest.approx(whole.seconds)
+    assert found.busy() == pytest.approx(whole.busy())
+    first = [[bar for bar in timeline.bars if bar.iteration < 3] for timeline in (found, whole)]
+    assert sorted(map(str, first[0])) == sorted(map(str, first[1]))

@@ -7,7 +7,7 @@ training where training has.
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from treadle.config.schema import TrainConfig
@@ -16,10 +16,15 @@ from treadle.runtime.planning.profile import Profile
 from treadle.workers.partition import partition, share_devices
 from treadle.workers.plan import are_apart, default_lanes
 
-Devices = frozenset[tuple[str, int, int]]
-"""Kind (`device`, or `host` for a processor core beside graphics cards), machine and number of each."""
+Device = tuple[str, int, int]
+"""Kind (`device`, or `host` for a processor core beside graphics cards), machine and number."""
+Devices = frozenset[Device]
+Alike = dict[Device, tuple[Device, ...]]
+"""A device, and those on which the same happens at the same time, itself first."""
 ITERATIONS = 6
 """That are simulated: the first fill the pipeline."""
+REPEATED = 3
+"""Where rollouts wait for the weights before, and so all iterations after the first are alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +95,21 @@ class Shape:
 class Timeline:
     """What came of it."""
 
-    bars: list[Bar]
+    played: list[Bar]
+    """Of one of each kind of processes that are alike."""
     published: list[float]
     """When the weights of each update were there."""
+    alike: Alike
+    """The devices of all others, for each device of `played`."""
+
+    @property
+    def bars(self) -> list[Bar]:
+        """Of all processes."""
+        found: list[Bar] = []
+        for bar in self.played:
+            columns = zip(*(self.alike[device] for device in bar.devices), strict=True)
+            found += [replace(bar, devices=frozenset(devices)) for devices in columns]
+        return found
 
     @property
     def seconds(self) -> float:
@@ -102,12 +119,14 @@ class Timeline:
     def busy(self) -> dict[str, float]:
         """The share of time in which the devices of each role were at work for it, once the pipeline is full."""
         first, last = self.published[1], self.published[-1]
-        found: dict[str, tuple[float, set[tuple[str, int, int]]]] = {}
-        for bar in self.bars:
-            seconds, devices = found.get(bar.role, (0.0, set()))
+        seconds: dict[str, float] = {}
+        devices: dict[str, set[Device]] = {}
+        for bar in self.played:
             inside = max(0.0, min(bar.ended, last) - max(bar.began, first))
-            found[bar.role] = seconds + inside * len(bar.devices), devices | bar.devices
-        return {role: seconds / len(devices) / (last - first) for role, (seconds, devices) in found.items()}
+            seconds[bar.role] = seconds.get(bar.role, 0.0) + inside * sum(len(self.alike[d]) for d in bar.devices)
+            devices.setdefault(bar.role, set()).update(bar.devices)
+        counts = {role: sum(len(self.alike[device]) for device in own) for role, own in devices.items()}
+        return {role: seconds[role] / counts[role] / (last - first) for role in seconds}
 
 
 def shape_of(config: TrainConfig, placement: Placement, profile: Profile) -> Shape:
@@ -157,9 +176,59 @@ def _own_share(placement: Placement, player: ProcessPlace) -> tuple[int, ...]:
     return share_devices(placement.machines.devices[player.node], here.index(player.name), len(here))
 
 
-def simulate_timeline(shape: Shape, profile: Profile, iterations: int = ITERATIONS) -> Timeline:
-    """Play some iterations on paper."""
-    return _Simulation(shape, profile, iterations).run()
+def simulate_timeline(shape: Shape, profile: Profile) -> Timeline:
+    """Play some iterations on paper. Of processes that share no device and are alike, one is played."""
+    slots = sum(player.slots for player in shape.players)
+    first, alike = one_of_each(shape)
+    return _Simulation(first, profile, ITERATIONS if shape.staleness else REPEATED, slots, alike).run()
+
+
+def one_of_each(shape: Shape) -> tuple[Shape, Alike]:
+    """The shape with one of each kind of groups of processes, and the devices of the groups that are alike. Processes
+    that share a device, or that others tie together, are a group.
+    """
+    groups: list[tuple[set[Device], list[PlayerShape | RankShape]]] = []
+    for process in (*shape.players, *shape.ranks):
+        devices, members = set(_in_order(process)), [process]
+        for group in [group for group in groups if group[0] & devices]:
+            groups.remove(group)
+            devices, members = devices | group[0], [*group[1], *members]
+        groups.append((devices, members))
+    kinds: dict[object, list[list[PlayerShape | RankShape]]] = {}
+    for _, members in groups:
+        kinds.setdefault(_kind(members), []).append(members)
+    chosen = [same[0] for same in kinds.values()]
+    alike = {
+        places[0]: places
+        for same in kinds.values()
+        for places in zip(*([d for member in members for d in _in_order(member)] for members in same), strict=True)
+    }
+    first = [member for members in chosen for member in members]
+    players = tuple(member for member in first if isinstance(member, PlayerShape))
+    ranks = tuple(member for member in first if isinstance(member, RankShape))
+    return replace(shape, players=players, ranks=ranks), alike
+
+
+def _in_order(process: PlayerShape | RankShape) -> list[Device]:
+    """All devices of a process, by what they do."""
+    if isinstance(process, RankShape):
+        return sorted(process.devices)
+    return [device for own in (process.generate, *process.workers) for device in sorted(own)]
+
+
+def _kind(members: Sequence[PlayerShape | RankShape]) -> object:
+    """What is equal for groups that are alike, whatever their devices."""
+    numbers: dict[Device, tuple[str, int]] = {}
+
+    def named(devices: Devices) -> tuple[tuple[str, int], ...]:
+        return tuple(numbers.setdefault(device, (device[0], len(numbers))) for device in sorted(devices))
+
+    return tuple(
+        (member.share, named(member.devices))
+        if isinstance(member, RankShape)
+        else (member.slots, member.lanes, named(member.generate), tuple(named(own) for own in member.workers))
+        for member in members
+    )
 
 
 @dataclass(slots=True)
@@ -177,6 +246,9 @@ class _Simulation:
     shape: Shape
     profile: Profile
     iterations: int
+    slots: int
+    """Of all players."""
+    alike: Alike
     waiting: list[tuple[float, int, _Task]] = field(default_factory=list[tuple[float, int, _Task]])
     free: dict[tuple[str, int, int], float] = field(default_factory=dict[tuple[str, int, int], float])
     doing: dict[tuple[str, int, int], str] = field(default_factory=dict[tuple[str, int, int], str])
@@ -190,6 +262,8 @@ class _Simulation:
     """When each part of an update was done."""
     learning: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
     numbers: "count[int]" = field(default_factory=count)
+    slower: dict[tuple[str, Devices], float] = field(default_factory=dict[tuple[str, Devices], float])
+    """How many times as long work takes, by role and devices."""
 
     def run(self) -> Timeline:
         """Take what is ready first, until nothing is left."""
@@ -203,7 +277,7 @@ class _Simulation:
                 self.free[device] = ended
             self.bars.append(Bar(task.role, task.devices, began, ended, task.iteration, task.lane))
             task.done(ended)
-        return Timeline(self.bars, self.published)
+        return Timeline(self.bars, self.published, self.alike)
 
     def _begin(self, ready: float, task: _Task) -> tuple[float, float]:
         """When its devices are free for it, and how long it takes."""
@@ -211,8 +285,10 @@ class _Simulation:
         before = {device: self.doing.get(device, task.role) for device in task.devices}
         others = [device for device, role in before.items() if role != task.role]
         self.doing |= dict.fromkeys(task.devices, task.role)
-        slower = self.profile.contention if self.shape.is_contended(task.role, task.devices) else 1.0
-        return began + (self.profile.switch if others else 0.0), task.seconds * slower
+        work = (task.role, task.devices)
+        if work not in self.slower:
+            self.slower[work] = self.profile.contention if self.shape.is_contended(*work) else 1.0
+        return began + (self.profile.switch if others else 0.0), task.seconds * self.slower[work]
 
     def _submit(self, ready: float, task: _Task) -> None:
         heapq.heappush(self.waiting, (ready, next(self.numbers), task))
@@ -304,8 +380,7 @@ class _Simulation:
     def _learn(self, here: tuple[int, int], rollouts: int, *, last: bool, now: float) -> None:
         """A part of an update, on all ranks; the last one publishes."""
         shape = self.shape
-        slots = sum(player.slots for player in shape.players)
-        decisions = rollouts * sum(slots * self.profile.share_playing(t) for t in range(shape.decisions))
+        decisions = rollouts * sum(self.slots * self.profile.share_playing(t) for t in range(shape.decisions))
         left = len(shape.ranks)
 
         def learnt(at: float) -> None:
