@@ -133,31 +133,34 @@ class Caster:
         self._normals = np.zeros(size * size * 3)
         self._boxes: dict[mujoco.MjModel, NDArray[np.float64]] = {}
 
-    def _corners(self, model: mujoco.MjModel) -> NDArray[np.float64]:
-        """[geoms - 1, 8, 3] corners of each geom's bounding box, in the geom's own frame, without the table's."""
+    def _corners(self, model: mujoco.MjModel, data: mujoco.MjData) -> NDArray[np.float64]:
+        """[geoms - 1, 8, 3] corners of the bounding box of each geom but the table."""
         if model not in self._boxes:
             centre, half = model.geom_aabb[1:, None, :3], model.geom_aabb[1:, None, 3:]
             signs = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(-1, 3)
             self._boxes[model] = centre + signs * half
-        return self._boxes[model]
+        rotations = data.geom_xmat[1:].reshape(-1, 3, 3)
+        return self._boxes[model] @ rotations.transpose(0, 2, 1) + data.geom_xpos[1:, None]
 
-    def cast(self, model: mujoco.MjModel, data: mujoco.MjData, rays: Rays) -> "Cast":
-        """Pixels [k] that show something else than the table, the geom ids [k] there and the normals [k, 3].
-
-        Only rays near a geom are cast: those inside the rectangle around its bounding box in the picture.
-        """
+    def _inside(self, corners: NDArray[np.float64], rays: Rays) -> NDArray[np.intp]:
+        """Pixels [k] in the rectangles around boxes in the picture, whose corners are [boxes, 8, 3]."""
         mask, size = self._mask, self._size
         mask[:] = False
-        rotations = data.geom_xmat[1:].reshape(-1, 3, 3)
-        corners = self._corners(model) @ rotations.transpose(0, 2, 1) + (data.geom_xpos[1:, None] - rays.origin)
-        view = corners @ rays.axes.T
+        view = (corners - rays.origin) @ rays.axes.T
         picture = view[:, :, :2] / view[:, :, 2:] * (size / 2 / HALF_FIELD)
         low, high = np.floor(picture.min(1) + size / 2), np.ceil(picture.max(1) + size / 2)
         # Rows count downward, the picture's second axis points up.
         boxes = np.stack([size - high[:, 1], size - low[:, 1], low[:, 0], high[:, 0]], 1)
         for top, bottom, left, right in np.clip(boxes, 0, size).astype(int).tolist():
             mask[top:bottom, left:right] = True
-        pixels = np.flatnonzero(mask)
+        return np.flatnonzero(mask)
+
+    def cast(self, model: mujoco.MjModel, data: mujoco.MjData, rays: Rays) -> "Cast":
+        """Pixels [k] that show something else than the table, the geom ids [k] there and the normals [k, 3].
+
+        Only rays near a geom are cast: those inside the rectangle around its bounding box in the picture.
+        """
+        pixels = self._inside(self._corners(model, data), rays)
         count = len(pixels)
         ids, normals = self._ids[:count], self._normals[: 3 * count]
         directions = rays.directions[pixels].ravel()
@@ -166,6 +169,26 @@ class Caster:
         )
         hit = np.flatnonzero(ids >= 0)
         return pixels[hit], ids[hit], normals.reshape(-1, 3)[hit]
+
+    def shadow(
+        self, model: mujoco.MjModel, data: mujoco.MjData, rays: Rays, light: NDArray[np.float64]
+    ) -> NDArray[np.intp]:
+        """Pixels [k] where a far lamp in direction `light` does not reach the table; the stem throws no shadow.
+
+        Only rays near a geom's shadow are cast, as in `cast`.
+        """
+        lamp = light * 3.0
+        thrown = np.delete(self._corners(model, data), STEM_GEOM - 1, axis=0) - lamp
+        # Where the lamp's rays through the corners meet the table.
+        pixels = self._inside(lamp + thrown * (-lamp[2] / thrown[:, :, 2:]), rays)
+        count = len(pixels)
+        ids = self._ids[:count]
+        toward = np.c_[rays.ground[pixels], np.zeros(count)] - lamp
+        toward /= np.linalg.norm(toward, axis=1, keepdims=True)
+        mujoco.mj_multiRay(
+            model, data, lamp, toward.ravel(), _NOT_TABLE, 1, -1, ids, self._distances[:count], None, count, 10.0
+        )
+        return pixels[(ids > 0) & (ids != STEM_GEOM)]
 
 
 Cast = tuple[NDArray[np.intp], NDArray[np.int32], NDArray[np.float64]]
@@ -207,28 +230,16 @@ def portrait(
     model: mujoco.MjModel, data: mujoco.MjData, layout: Layout, size: int, samples: int = 2
 ) -> NDArray[np.uint8]:
     """A frame for people [size, size, 3]: supersampled, with a shadow cast by a second ray toward the light."""
-    fine = size * samples
-    rays = rays_of(layout.look, fine)
-    pixels, ids, normals = Caster(fine).cast(model, data, rays)
+    fine, look = size * samples, layout.look
+    rays, caster = rays_of(look, fine), Caster(fine)
+    pixels, ids, normals = caster.cast(model, data, rays)
     frame = np.zeros((fine * fine, 3), np.float32)
-    frame[:] = background(layout.look, rays)
-    light = np.broadcast_to(lighting(layout.look), (len(ids), 7))
+    frame[:] = background(look, rays)
+    frame[caster.shadow(model, data, rays, np.array(look.light))] *= look.ambient / (
+        look.ambient + look.diffuse * look.light[2]
+    )
+    light = np.broadcast_to(lighting(look), (len(ids), 7))
     frame[pixels] = shade(palette(layout)[ids], normals.astype(np.float32), light)
-    frame *= _shadow(model, data, rays, layout.look, pixels)[:, None]
-    soft = frame.reshape(size, samples, size, samples, 3).mean((1, 3))
+    grid = frame.reshape(fine, fine, 3)
+    soft = sum(grid[i::samples, j::samples] for i in range(samples) for j in range(samples)) / samples**2
     return np.clip(soft, 0, 255).astype(np.uint8)
-
-
-def _shadow(
-    model: mujoco.MjModel, data: mujoco.MjData, rays: Rays, look: Look, hits: NDArray[np.intp]
-) -> NDArray[np.float32]:
-    """[N] share of light that reaches the table at each pixel: rays from a far lamp that are stopped before it."""
-    reaches = np.ones(len(rays.ground), np.float32)
-    table = np.setdiff1d(np.arange(len(rays.ground)), hits, assume_unique=True)
-    lamp = np.array(look.light) * 3.0
-    toward = np.c_[rays.ground[table], np.zeros(len(table))] - lamp
-    toward /= np.linalg.norm(toward, axis=1, keepdims=True)
-    ids, distances = np.zeros(len(table), np.int32), np.zeros(len(table))
-    mujoco.mj_multiRay(model, data, lamp, toward.ravel(), _NOT_TABLE, 1, -1, ids, distances, None, len(table), 10.0)
-    reaches[table[(ids > 0) & (ids != STEM_GEOM)]] = look.ambient / (look.ambient + look.diffuse * look.light[2])
-    return reaches
