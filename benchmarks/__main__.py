@@ -63,18 +63,22 @@ def curves(
         list[str] | None,
         typer.Option(
             "--variant",
-            help="ppo, apart, apart-async, ppo-half, openvla, grpo, grpo-scores, grpo-20-percent, grpo-filter, "
-            "grpo-refill, flow, flow-sde; repeatable.",
+            help="A name of benchmarks/curves.py, as ppo, grpo, openvla, flow; repeatable.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each.")] = 2,
+    experiment: Annotated[
+        str | None,
+        typer.Option("--experiment", help="In place of variants and seeds, those of: four-way, ablations."),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", help="Folder of the plots and their numbers.")] = Path("curves"),
     runs: Annotated[Path, typer.Option("--runs", help="Folder of the runs.")] = Path("runs/curves"),
 ) -> None:
     """Train algorithms on the tabletop, and plot success over samples and over wall time."""
     from benchmarks import curves as benchmark
 
-    benchmark.run(output, variant or ["ppo", "grpo"], range(seeds), runs, overrides or [])
+    plan = benchmark.find_experiment(experiment) if experiment else dict.fromkeys(variant or ["ppo", "grpo"], seeds)
+    benchmark.run(output, plan, runs, overrides or [])
 
 
 @app.command("update")

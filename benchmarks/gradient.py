@@ -2,9 +2,10 @@
 
 import shlex
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -46,6 +47,10 @@ class Signal:
     standard_error: float
     norm: float
     """Root mean square of the gradients' norms."""
+    cosine: float | None
+    """With the recipe's gradient as it would be without noise; none where noise hides that."""
+    cosine_error: float | None
+    """Its standard error."""
 
 
 def run(
@@ -68,7 +73,7 @@ def run(
         _check_collects_the_same(name, cases[0], case)
     gradients = _measure(cases, batches)
     found = [
-        Signal(name, *signal_share(rows), float(rows.square().sum(1).mean().sqrt()))
+        Signal(name, *signal_share(rows), float(rows.square().sum(1).mean().sqrt()), *cosine(rows, gradients[0]))
         for name, rows in zip(names, gradients, strict=True)
     ]
     Console().print(_table(recipe, found))
@@ -86,24 +91,48 @@ def run(
 
 
 def signal_share(gradients: Tensor) -> tuple[float, float]:
-    """`|E g|^2 / E |g|^2` of independent gradients [N, P], and its standard error by the jackknife (Efron 1982).
+    """`|E g|^2 / E |g|^2` of independent gradients [N, P], and its standard error by the jackknife.
 
-    |E g|^2 is the mean product of two different ones, which noise leaves unbiased. The share is about the cosine
-    between two gradients of this size: 1 without noise, 0 where there is nothing to learn from.
+    The share is about the cosine between two gradients of this size: 1 without noise, 0 where there is nothing to learn
+    from.
     """
     products = (gradients @ gradients.T).double()
-    count = len(products)
+    return _jackknife(len(products), lambda kept: _common(products, kept) / _square(products, kept))
 
-    def share(kept: Tensor) -> Tensor:
-        part = products[kept][:, kept]
-        square = part.diagonal()
-        common = (part.sum() - square.sum()) / (len(part) * (len(part) - 1))
-        return common / square.mean().clamp(min=1e-30)
 
+def cosine(gradients: Tensor, reference: Tensor) -> tuple[float, float] | tuple[None, None]:
+    """The cosine between one of independent gradients [N, P] and the expectation of others [N, P] of the same N
+    rollouts, and its standard error by the jackknife; none where noise hides the expectation.
+
+    Where the reference is unbiased, this is what a step along a gradient is worth: a large share of signal may be that
+    of a bias, and points elsewhere.
+    """
+    own, across, theirs = ((a @ b.T).double() for a, b in ((gradients,) * 2, (gradients, reference), (reference,) * 2))
+
+    def found(kept: Tensor) -> Tensor:
+        # The root of a negative number is NaN.
+        return _common(across, kept) / _common(theirs, kept).sqrt() / _square(own, kept).sqrt()
+
+    value, error = _jackknife(len(own), found)
+    return (value, error) if isfinite(value) and isfinite(error) else (None, None)
+
+
+def _common(products: Tensor, kept: Tensor) -> Tensor:
+    """The mean product of two different rollouts, which noise leaves unbiased."""
+    part = products[kept][:, kept]
+    return (part.sum() - part.diagonal().sum()) / (len(part) * (len(part) - 1))
+
+
+def _square(products: Tensor, kept: Tensor) -> Tensor:
+    return products[kept, kept].mean().clamp(min=1e-30)
+
+
+def _jackknife(count: int, estimate: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+    """An estimate from rows, and its standard error from leaving each out in turn (Efron 1982)."""
     every = torch.arange(count)
-    without = torch.stack([share(every[every != left_out]) for left_out in range(count)])
+    without = torch.stack([estimate(every[every != left_out]) for left_out in range(count)])
     variance = (count - 1) / count * (without - without.mean()).square().sum()
-    return float(share(every)), float(variance.sqrt())
+    return float(estimate(every)), float(variance.sqrt())
 
 
 def one_step(config: TrainConfig) -> TrainConfig:
@@ -206,8 +235,10 @@ def _measure(cases: Sequence[TrainConfig], batches: int) -> list[Tensor]:
 
 
 def _table(recipe: str, found: Sequence[Signal]) -> Table:
-    columns = ("share of signal", "standard error", "norm")
+    columns = ("share of signal", "norm", "cosine")
     table = make_table(f"signal in the policy gradient of {recipe}", ["settings"], columns)
     for signal in found:
-        table.add_row(signal.settings, f"{signal.share:.2%}", f"{signal.standard_error:.2%}", f"{signal.norm:.3g}")
+        share = f"{signal.share:.1%} +- {signal.standard_error:.1%}"
+        along = "-" if signal.cosine is None else f"{signal.cosine:.2f} +- {signal.cosine_error:.2f}"
+        table.add_row(signal.settings, share, f"{signal.norm:.3g}", along)
     return table

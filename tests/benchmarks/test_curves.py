@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import curves
+from treadle.config.loading import load_recipe
 from treadle.config.run_directory import claim_run_directory
 from treadle.errors import ConfigError, OutputError
 
@@ -53,7 +54,7 @@ def test_runs_of_each_variant_and_seed_are_written_down(tmp_path: Path, monkeypa
         return directory
 
     monkeypatch.setattr(curves, "train", train)
-    curves.run(tmp_path / "out", ["ppo", "grpo-20-percent"], range(2), tmp_path / "runs", ["iterations=7"])
+    curves.run(tmp_path / "out", {"ppo": 2, "grpo-20-percent": 2}, tmp_path / "runs", ["iterations=7"])
     assert trained == [
         ("ppo-seed0", 0, "ppo", 1.0),
         ("ppo-seed1", 1, "ppo", 1.0),
@@ -63,12 +64,24 @@ def test_runs_of_each_variant_and_seed_are_written_down(tmp_path: Path, monkeypa
     result = json.loads((tmp_path / "out" / "curves.json").read_text())
     assert result["runs"].keys() == {name for name, *_ in trained}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("curves.json", "success-over-samples.svg", "success-over-time.svg")
+        *("curves.json", "success.md", "success-over-samples.svg", "success-over-time.svg")
     }
-    curves.run(tmp_path / "out", ["ppo"], range(3), tmp_path / "runs", ["iterations=7"])
+    curves.run(tmp_path / "out", {"ppo": 3}, tmp_path / "runs", ["iterations=7"])
     assert [name for name, *_ in trained[4:]] == ["ppo-seed2"], "finished runs are not repeated"
     assert len(json.loads((tmp_path / "out" / "curves.json").read_text())["runs"]) == 3
+    assert (tmp_path / "out" / "success.md").read_text().splitlines()[2:] == [
+        "| ppo | 50.0% -> 50.0%, 50.0%, 50.0% | 250, 250, 250; 2.0, 2.0, 2.0 |"
+    ]
     with pytest.raises(OutputError, match="already holds another run"):
-        curves.run(tmp_path / "out", ["ppo"], range(1), tmp_path / "runs", ["iterations=8"])
+        curves.run(tmp_path / "out", {"ppo": 1}, tmp_path / "runs", ["iterations=8"])
     with pytest.raises(ConfigError, match="unknown 'pppo'; known: ppo, apart, apart-async, ppo-half"):
-        curves.run(tmp_path, ["pppo"], [0], tmp_path, [])
+        curves.run(tmp_path, {"pppo": 1}, tmp_path, [])
+
+
+def test_experiments_name_variants_and_every_variant_is_a_recipe():
+    for variants in curves.EXPERIMENTS.values():
+        assert variants.keys() <= curves.VARIANTS.keys()
+    for recipe, changes in curves.VARIANTS.values():
+        load_recipe(recipe, changes)
+    with pytest.raises(ConfigError, match="unknown 'fourway'; known: four-way, ablations"):
+        curves.find_experiment("fourway")

@@ -34,6 +34,23 @@ def test_equal_gradients_are_all_signal_and_noise_is_none():
     assert abs(gradient.signal_share(noise)[0]) < 0.01
 
 
+def test_the_cosine_is_with_what_the_recipe_expects():
+    rows, reference = torch.tensor([[1.0, 0.0], [3.0, 0.0]]).repeat(2, 1), torch.tensor([[4.0, 3.0]]).repeat(4, 1)
+    # The reference is of length 5 without noise; products are 4 and 12, in the mean 8; squares in the mean 5.
+    found, _ = gradient.cosine(rows, reference)
+    assert found == pytest.approx(8 / 5 / 5**0.5)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(60, 4000, generator=generator)
+    towards, across = torch.zeros(4000), torch.zeros(4000)
+    towards[0], across[1] = 30.0, 30.0
+    # Half of what is in common points elsewhere: 30 of a length of sqrt(30^2 + 30^2 + 4000).
+    found, error = gradient.cosine(noise + towards + across, torch.randn(60, 4000, generator=generator) + towards)
+    assert found == pytest.approx(30 / (2 * 30**2 + 4000) ** 0.5, abs=3 * error + 0.01)
+    share, _ = gradient.signal_share(noise + towards + across)
+    assert share == pytest.approx(1800 / 5800, abs=0.02), "as if all of it were signal"
+    assert gradient.cosine(noise + towards, noise + towards)[0] == pytest.approx((900 / 4900) ** 0.5, abs=0.02)
+
+
 def test_an_algorithm_tells_its_gradient_and_changes_nothing(tmp_path: Path):
     policy = make_policy(tmp_path, chunk=2, action_dim=3)
     settings = learning_config(algorithm={"kind": "grpo", "group_size": 3, "minibatch": 64})
@@ -70,6 +87,8 @@ def test_a_recipe_and_its_variants_are_measured_on_the_same_rollouts(tmp_path: P
     assert [row["settings"] for row in written] == ["as the recipe", *variants]
     one, same, other = found
     assert (one.share, one.norm) == (same.share, same.norm), "trajectory weights are GRPO's default"
+    assert one.cosine is None
+    assert one.share < 0, "noise hides the direction"
     assert one.norm > 0
     assert other.share != one.share
     with pytest.raises(ConfigError, match=r"--against 'simulator.slots=2': simulator is .* only what an update makes"):
