@@ -1,4 +1,4 @@
-"""A published recipe of RoboTwin trains two iterations in RoboTwin itself, on the miniature assets and their task."""
+"""Published recipes of RoboTwin train two iterations in RoboTwin itself, on miniature assets."""
 
 import json
 
@@ -13,15 +13,22 @@ pytestmark = pytest.mark.simulator
 TASK = "beat_block_hammer"
 
 
+def _task(name: str) -> str:
+    return name.removeprefix("rlinf/robotwin-").removesuffix("-grpo")
+
+
 @pytest.fixture
 def seeds(tmp_path):
     path = tmp_path / "seeds.json"
-    path.write_text(json.dumps({TASK: {"success_seeds": [100_000, 100_001, 100_002]}}))
+    tasks = {_task(name) for name in names("robotwin")}
+    path.write_text(json.dumps({task: {"success_seeds": [100_000, 100_001, 100_002]} for task in tasks}))
     return path
 
 
-# Tasks differ in their name, horizon and rate; the others have no miniature assets.
-@pytest.mark.parametrize("name", [name for name in names("robotwin") if TASK in name])
+# Recipes differ in task, horizon and rate.
+@pytest.mark.parametrize(
+    "name", [name if TASK in name else pytest.param(name, marks=pytest.mark.full) for name in names("robotwin")]
+)
 def test_two_iterations(name, tmp_path, seeds):
     recipe = read_recipe(name)
     options = {"assets": "miniature", "variation": "clean", "train_seeds": seeds, "evaluation_seeds": seeds}
