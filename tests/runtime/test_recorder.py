@@ -3,10 +3,15 @@
 import io
 from pathlib import Path
 
+import numpy as np
+import torch
 from rich.console import Console
 
 from miniature import grouped, make_policy
 from treadle.config.schema import TrainConfig
+from treadle.data.rollout import Rollout
+from treadle.data.scenario import Scenario
+from treadle.data.step import EpisodeResult
 from treadle.reporting.console import RunConsole
 from treadle.reporting.folder import read_run
 from treadle.reporting.log import LOG_FILE
@@ -43,3 +48,25 @@ def test_a_warning_is_said_once_and_again_after_a_while(tmp_path: Path):
     ]
     assert [line.partition(" WARNING ")[2] for line in (tmp_path / LOG_FILE).read_text().splitlines()] == wanted
     assert read_run(tmp_path).warnings == wanted
+
+
+def test_summarize_averages_over_episodes():
+    what = Scenario("fake", "train", "task", "train", 0, "do")
+    episodes = [EpisodeResult(what, True, False, 2.0, 3), EpisodeResult(what, False, False, 1.0, 6)]
+    x = torch.zeros(1, 1)
+    rollout = Rollout(
+        *(x, x, x, x, x, x, x, x, x, torch.tensor([[[True, True, False]]]), x, x[0], x, x, x),  # type: ignore[arg-type]
+        scenarios=np.full((1, 1), what),
+        episodes=episodes,
+        seconds={"simulate": 0.5},
+    )
+    assert summarize(PlayReport.of([rollout], [])) == {
+        "rollout/episodes": 2,
+        "rollout/control_steps": 2,
+        "time/simulate": 0.5,
+        "rollout/success": 0.5,
+        "rollout/return": 1.5,
+        "rollout/length": 4.5,
+    }
+    rollout.episodes = []
+    assert "rollout/success" not in summarize(PlayReport.of([rollout], []))
