@@ -27,6 +27,7 @@ from treadle.policies.prismatic.policy import PrismaticPolicy
 from treadle.policies.prismatic.prompt import build_tokenizer
 from treadle.policies.prismatic.sizes import make_statistics
 from treadle.policies.sampling import Sampling
+from treadle.simulators.protocol import ActionDimension
 
 IMAGE = 32
 INSTRUCTIONS = ["put the red cube on the white plate", "lift the ball"]
@@ -35,6 +36,12 @@ SIMULATOR = SimulatorConfig(slots=4, horizon=8, threads=1, options={"image_size"
 # Scenario 4: one success of three; 7: none of two; 9: both of two.
 SUCCESSES = [True, False, False, False, False, True, True]
 SCENARIOS = [4, 4, 4, 7, 7, 9, 9]
+TWO_ARMS = tuple(
+    ActionDimension(f"{arm}_{what}", kind)
+    for arm in ("left", "right")
+    for what, kind in (("joint", "absolute"), ("gripper", "gripper"))
+)
+"""Targets of two arms, with a gripper in the middle."""
 
 
 def make_policy(folder: Path, *, chunk: int = 4, action_dim: int = 7, **settings: Any) -> OpenVLAOFT:
