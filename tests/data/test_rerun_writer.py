@@ -21,21 +21,29 @@ def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
 def test_an_episode_is_read_back(tmp_path: Path):
     pytest.importorskip("rerun.chunk", reason="pip install 'treadle[rerun]', of 0.41 or later")
     rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (3, 2, 8, 8, 3), dtype=np.uint8)
+    frames = (
+        rng.integers(0, 40, (3, 2, 8, 8, 3), dtype=np.uint8)
+        + np.arange(3, dtype=np.uint8)[:, None, None, None, None] * 80
+    )
     state, actions = rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=(3, 2)).astype(np.float32)
+    rewards = np.array([0, 0.25, 1], np.float32)
     writer = RerunWriter(tmp_path, ["front", "wrist"], ["x", "gripper"], 10)
-    path = writer.add_episode(frames, state, actions, "lift the cube", True, "vision/light 3:7")
+    path = writer.add_episode(frames, state, actions, rewards, "lift the cube", True, "vision/light 3:7")
     assert path.name == "00000-vision-light-3-7.rrd"
-    assert writer.add_episode(frames, state, actions, "again", False, "b").name == "00001-b.rrd"
+    assert writer.add_episode(frames, state, actions, rewards, "again", False, "b").name == "00001-b.rrd"
     found = columns(path)
     assert np.allclose(found["/action", "Scalars:scalars"], actions)
     assert np.allclose(found["/proprioception", "Scalars:scalars"], state)
+    assert found["/reward", "Scalars:scalars"] == [[0], [0.25], [1]]
     assert found["/action", "SeriesLines:names"] == [["x", "gripper"]]
     ((text,),) = found["/instruction", "TextDocument:text"]
     assert text == "lift the cube\n\nsuccess, 3 control steps, vision/light 3:7"
     assert found["/camera/wrist", "control step"] == [0, 1, 2]
-    pictures = [Image.open(BytesIO(bytes(blob))).size for (blob,) in found["/camera/front", "EncodedImage:blob"]]
-    assert pictures == [(8, 8)] * 3
+    pictures = [Image.open(BytesIO(bytes(blob))) for (blob,) in found["/camera/front", "EncodedImage:blob"]]
+    assert [picture.size for picture in pictures] == [(8, 8)] * 3
+    # JPEG keeps the mean of a picture, and these have means that tell them apart.
+    means = np.array([np.asarray(picture).mean() for picture in pictures])
+    assert np.abs(means - frames[:, 0].mean((1, 2, 3))).max() < 2
 
 
 def columns(path: Path) -> dict[tuple[str, str], list]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 from rich.progress import Progress
 
 from treadle.commands.completion import complete_checkpoint, complete_settings, complete_suite
@@ -62,7 +63,8 @@ def record(
     from treadle.supervised.recording import Choice, record_rollouts
 
     choice = Choice(suite, split, first, episodes, success_only)
-    with Progress(transient=True) as shown:
+    # Where there is no terminal, an empty line would be all that is left of it.
+    with Progress(transient=True, disable=not Console().is_terminal) as shown:
         task = shown.add_task("episodes", total=episodes)
         found = record_rollouts(
             folder,

@@ -54,11 +54,14 @@ class RerunWriter:
         frames: NDArray[np.uint8],
         proprioception: NDArray[np.float32],
         actions: NDArray[np.float32],
+        rewards: NDArray[np.float32],
         instruction: str,
         success: bool,
         scenario: str,
     ) -> Path:
-        """Write an episode: frames [T, K, H, W, 3], proprioception [T, P] and actions [T, A]. Raises OutputError."""
+        """Write an episode: frames [T, K, H, W, 3], proprioception [T, P], the actions [T, A] taken at each, and the
+        rewards [T] that came of them. Raises OutputError.
+        """
         rerun = self._rerun
         name = f"{self._count:05d}-{re.sub(r'[^a-zA-Z0-9_.-]+', '-', scenario)}"
         path = self._directory / f"{name}.rrd"
@@ -70,18 +73,18 @@ class RerunWriter:
             raise OutputError(f"cannot write {path}: {error}; choose another folder by --rerun") from error
         outcome = f"{instruction}\n\n{'success' if success else 'failure'}, {len(actions)} control steps, {scenario}"
         recording.log("instruction", rerun.TextDocument(outcome), static=True)
-        series = {"action": self._action_names, "proprioception": [f"p{i}" for i in range(proprioception.shape[1])]}
-        for entity, names in series.items():
-            if names:
-                recording.log(entity, rerun.SeriesLines(names=list(names)), static=True)
+        states = [f"p{i}" for i in range(proprioception.shape[1])]
+        series = {"action": (actions, self._action_names), "proprioception": (proprioception, states)}
+        series = {name: each for name, each in series.items() if each[1]} | {"reward": (rewards[:, None], ["reward"])}
+        for entity, (_, names) in series.items():
+            recording.log(entity, rerun.SeriesLines(names=list(names)), static=True)
         for step in range(len(actions)):
             recording.set_time(STEP, sequence=step)
             recording.set_time(TIME, duration=step / self._hz)
             for camera, frame in zip(self._cameras, frames[step], strict=True):
                 recording.log(f"camera/{camera}", rerun.Image(frame).compress(jpeg_quality=_QUALITY))
-            recording.log("action", rerun.Scalars(actions[step]))
-            if proprioception.shape[1]:
-                recording.log("proprioception", rerun.Scalars(proprioception[step]))
+            for entity, (values, _) in series.items():
+                recording.log(entity, rerun.Scalars(values[step]))
         recording.flush()
         recording.disconnect()
         return path

@@ -20,7 +20,7 @@ from treadle.policies.load import load_configured
 from treadle.policies.sampling import Sampling
 from treadle.rollout.actor import Actor
 from treadle.rollout.sources import ScenarioList
-from treadle.supervised.tracks import ChunkPlayer, Moment, open_writer, play_tracks, write_track
+from treadle.supervised.tracks import ChunkPlayer, Moment, open_writer, play_tracks, show_track, write_track
 from treadle.workers.crew import Crew, check_dimensions, require_suite
 from treadle.workers.lanes import Lanes
 from treadle.workers.messages import Session
@@ -119,10 +119,11 @@ def record_rollouts(
                 played.append(result)
                 if result.success_once or not choice.success_only:
                     # A simulator takes what lies beyond open or closed as that; a reader of data would be misled.
-                    for _, _, action in track:
-                        np.clip(action, 0, 1, out=action, where=grippers)
-                    for each in (writer, *([] if viewed is None else [viewed])):
-                        write_track(each, result.scenario, result.success_once, track)
+                    for moment in track:
+                        np.clip(moment.action, 0, 1, out=moment.action, where=grippers)
+                    write_track(writer, result.scenario, result.success_once, track)
+                    if viewed is not None:
+                        show_track(viewed, result.scenario, result.success_once, track)
                     written, frames = written + 1, frames + len(track)
                 progress(len(played), len(scenarios))
 

@@ -104,16 +104,16 @@ def _compare(
         said = f"recorded as {words[bool(told[episode])]}, and {words[success]} when its actions are played again"
         yield Finding("replay", False, said, None, episode)
     state = demonstrations.state
-    if not state.shape[1] or state.shape[1] != len(track[0][1]):
+    if not state.shape[1] or state.shape[1] != len(track[0].proprioception):
         return
     margin = _OFF * (state.max(axis=0) - state.min(axis=0)) + 1e-4
     for frame, (row, moment) in enumerate(zip(rows.tolist(), track, strict=False)):
-        off = np.abs(moment[1] - state[row])
+        off = np.abs(moment.proprioception - state[row])
         if (off > margin).any():
             place = int((off - margin).argmax())
             said = (
-                f"proprioception {place} is {moment[1][place]:g} when the actions are played again, and was recorded "
-                f"as {state[row, place]:g}"
+                f"proprioception {place} is {moment.proprioception[place]:g} when the actions are played again, "
+                f"and was recorded as {state[row, place]:g}"
             )
             yield Finding("replay", False, said, None, episode, frame)
             return

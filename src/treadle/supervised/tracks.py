@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,19 @@ from treadle.rollout.actor import Actor
 from treadle.simulators.protocol import SimulatorSpec
 from treadle.workers.lanes import Lanes
 
-Moment = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]
-"""Frames [cameras, H, W, 3], proprioception [P], and the action [A] taken there."""
+
+class Moment(NamedTuple):
+    """What was seen at a control step, what was done there, and what came of it."""
+
+    frames: NDArray[np.uint8]
+    """[cameras, H, W, 3]"""
+    proprioception: NDArray[np.float32]
+    """[P]"""
+    action: NDArray[np.float32]
+    """[A]"""
+    reward: np.float32
+
+
 Ended = Callable[[EpisodeResult, list[Moment]], None]
 Decide = Callable[[Lanes, int], None]
 """It puts the next actions of a lane on the buffer."""
@@ -58,7 +70,8 @@ def play_tracks(lanes: Lanes, order: Sequence[Scenario], ended: Ended, decide: D
             for slot in range(rows.start, rows.stop):
                 if slot in before and buffer.valid[slot, 0]:
                     scenario, frames, proprioception = before.pop(slot)
-                    tracks.setdefault(scenario, []).append((frames, proprioception, buffer.actions[slot, 0].copy()))
+                    moment = Moment(frames, proprioception, buffer.actions[slot, 0].copy(), buffer.reward[slot, 0])
+                    tracks.setdefault(scenario, []).append(moment)
                 scenario, seen = lanes.scenarios[slot], buffer.observation
                 if scenario is not None:
                     before[slot] = scenario, seen.frames[slot].copy(), seen.proprioception[slot].copy()
@@ -88,9 +101,20 @@ def open_writer(directory: Path, spec: SimulatorSpec) -> DemonstrationWriter:
     )
 
 
-def write_track(
-    writer: DemonstrationWriter | RerunWriter, scenario: Scenario, success: bool, track: Sequence[Moment]
-) -> None:
-    """Append an episode. Raises OutputError."""
-    frames, proprioception, actions = (np.stack(x) for x in zip(*track, strict=True))
+def write_track(writer: DemonstrationWriter, scenario: Scenario, success: bool, track: Sequence[Moment]) -> None:
+    """Append an episode to a data set. Raises OutputError."""
+    frames, proprioception, actions, _ = _stack(track)
     writer.add_episode(frames, proprioception, actions, scenario.instruction, success, scenario.id)
+
+
+def show_track(writer: RerunWriter, scenario: Scenario, success: bool, track: Sequence[Moment]) -> None:
+    """Write an episode for Rerun's viewer. Raises OutputError."""
+    writer.add_episode(*_stack(track), scenario.instruction, success, scenario.id)
+
+
+def _stack(
+    track: Sequence[Moment],
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Frames [T, cameras, H, W, 3], proprioception [T, P], actions [T, A] and rewards [T]."""
+    frames, proprioception, actions, rewards = zip(*track, strict=True)
+    return np.stack(frames), np.stack(proprioception), np.stack(actions), np.stack(rewards)
