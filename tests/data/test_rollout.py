@@ -31,6 +31,14 @@ def test_parts_join_to_the_whole(whole: Rollout, cuts: set[int]):
     assert joined.next_inputs is not None
 
 
+def test_what_no_head_valued_has_no_values_in_its_parts_either(whole: Rollout):
+    unvalued = replace(whole, values=None, final_values=None, next_values=None)
+    parts = [unvalued.take_slots(0, 2), unvalued.take_slots(2, 6)]
+    for each in (*parts, Rollout.join(parts)):
+        assert (each.values, each.final_values, each.next_values) == (None, None, None)
+    assert_same(unvalued, Rollout.join(parts))
+
+
 def test_slots_are_counted_from_the_parts_first(whole: Rollout):
     part = whole.take_slots(2, 5)
     assert part.valid.shape[1] == 3

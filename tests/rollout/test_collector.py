@@ -243,4 +243,4 @@ def test_states_before_each_action(make: Make):
     assert rollout.state[0, :, :, 1].tolist() == [[0, 1]] * 2
     assert rollout.state[1, :, :, 1].tolist() == [[2, 3]] * 2
     assert not policy.valued
-    assert not any(x.any() for x in (rollout.values, rollout.final_values, rollout.next_values))
+    assert (rollout.values, rollout.final_values, rollout.next_values) == (None, None, None), "not zeros"

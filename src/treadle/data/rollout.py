@@ -31,6 +31,8 @@ _STEPS = (
     "versions",
 )
 """The tensors [T, B, ..] of a rollout."""
+_HEAD = ("values", "final_values")
+"""Those of them that are there only where the policy's head values what it sees."""
 
 
 @dataclass(slots=True)
@@ -43,8 +45,10 @@ class Rollout:
     """[T, B, ...] what it decided, as `Decision.choice` has it."""
     log_probs: Tensor
     """[T, B, P, E] float32, of the policy that acted."""
-    values: Tensor
-    """[T, B, V] float32, of the policy's head; 0 where a network of its own values, when it learns."""
+    values: Tensor | None
+    """[T, B, V] float32, of the policy's head. None, with `final_values` and `next_values`, where no head values what
+    is seen: a network of its own does, when the algorithm asks `Training.critic`, or nothing does.
+    """
     state: Tensor
     """[T, B, C, S] float32, the privileged state before each action; zero where that action was not played."""
     reward: Tensor
@@ -57,12 +61,16 @@ class Rollout:
     """[T, B, C] bool, the goal held after this action."""
     valid: Tensor
     """[T, B, C] bool."""
-    final_values: Tensor
-    """[T, B] float32, the value of the last observation where an episode ended and is to be bootstrapped, else 0."""
-    next_values: Tensor
-    """[B] float32, the value of the observation after the last decision."""
+    final_values: Tensor | None
+    """[T, B] float32, the head's value of the last observation where an episode ended and is to be bootstrapped, else
+    0.
+    """
+    next_values: Tensor | None
+    """[B] float32, the head's value of the observation after the last decision."""
     final_states: Tensor
-    """[T, B, S] float32, the privileged state of the last observation where `final_values` has its value, else 0."""
+    """[T, B, S] float32, the privileged state of the last observation where an episode ended and is to be bootstrapped,
+    else 0.
+    """
     next_states: Tensor
     """[B, S] float32, the privileged state of the observation after the last decision."""
     versions: Tensor
@@ -92,8 +100,8 @@ class Rollout:
             self,
             inputs=inputs,
             next_inputs=of_batch(self.next_inputs),
-            **{name: getattr(self, name)[:, rows] for name in _STEPS},
-            next_values=self.next_values[rows],
+            **{name: tensor[:, rows] for name, tensor in _steps(self).items()},
+            next_values=None if self.next_values is None else self.next_values[rows],
             next_states=self.next_states[rows],
             scenarios=self.scenarios[:, rows],
             episodes=[replace(e, slot=e.slot - first) for e in self.episodes if first <= e.slot < stop],
@@ -121,6 +129,8 @@ class Rollout:
 
         inputs = of_batches([part.inputs for part in parts])
         assert inputs is not None
+        steps = [_steps(part) for part in parts]
+        follows = [part.next_values for part in parts if part.next_values is not None]
         firsts = accumulate((part.valid.shape[1] for part in parts), initial=0)
         scenarios = [np.full((decisions, part.valid.shape[1]), None, np.object_) for part in parts]
         for whole, part in zip(scenarios, parts, strict=True):
@@ -128,8 +138,8 @@ class Rollout:
         return Rollout(
             inputs=inputs,
             next_inputs=of_batches([part.next_inputs for part in parts]),
-            **{name: torch.cat([fill(getattr(part, name)) for part in parts], 1) for name in _STEPS},
-            next_values=torch.cat([part.next_values for part in parts]),
+            **(dict.fromkeys(_HEAD) | {name: torch.cat([fill(x[name]) for x in steps], 1) for name in steps[0]}),
+            next_values=torch.cat(follows) if follows else None,
             next_states=torch.cat([part.next_states for part in parts]),
             scenarios=np.concatenate(scenarios, 1),
             episodes=[
@@ -142,3 +152,9 @@ class Rollout:
                 for name in {k: 0 for p in parts for k in p.seconds}
             },
         )
+
+
+def _steps(rollout: Rollout) -> dict[str, Tensor]:
+    """The tensors [T, B, ..] that are there, by name."""
+    found = {name: getattr(rollout, name) for name in _STEPS}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}

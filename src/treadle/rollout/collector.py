@@ -271,16 +271,17 @@ class _Unfinished:
         self.spans.append(Span("generate", 0, lanes, began, time.perf_counter()))
 
     def rollout(self, version: int, seconds: dict[str, float]) -> Rollout:
-        decisions, slots, storage = max(self.decided), len(self.next_values), self.storage
+        decisions, storage = max(self.decided), self.storage
+        valued = storage.has("values")
         self.episodes.sort(key=lambda ended: ended[:2])
         return Rollout(
             inputs=storage.batch("inputs", decisions),
             **{name: storage.get(name, decisions) for name in ("choices", "log_probs")},
-            values=storage.get("values", decisions) if storage.has("values") else torch.zeros(decisions, slots, 1),
+            values=storage.get("values", decisions) if valued else None,
             state=torch.from_numpy(self.state[:decisions]),
             **{name: torch.from_numpy(array[:decisions]) for name, array in self.outcome.items()},
-            final_values=self.final_values[:decisions],
-            next_values=self.next_values,
+            final_values=self.final_values[:decisions] if valued else None,
+            next_values=self.next_values if valued else None,
             final_states=self.final_states[:decisions],
             next_states=self.next_states,
             versions=torch.full(self.scenarios[:decisions].shape, version),

@@ -27,7 +27,8 @@ def check_rollouts(rollouts: Sequence[Rollout]) -> None:
     """Stop if a number of a rollout is not finite. Raises DivergenceError."""
     for rollout in rollouts:
         for name in ("reward", "log_probs", "values", "final_values", "next_values"):
-            check_finite(f"rollout.{name}", getattr(rollout, name))
+            if (tensor := getattr(rollout, name)) is not None:
+                check_finite(f"rollout.{name}", tensor)
 
 
 def check_gradients(

@@ -252,24 +252,35 @@ def _order(number: int, rollout: Rollout, first: int) -> Tensor:
     return rows * _PLACES + first + torch.arange(slots)
 
 
+def _values(rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, final and next values as a `Rollout` has them; 0 without a critic."""
+    found = rollout.values, rollout.final_values, rollout.next_values
+    zeros = torch.zeros(*rollout.reward.shape[:2], 1)
+    values, final, follows = (
+        default if x is None else x for x, default in zip(found, (zeros, zeros[..., 0], zeros[0, :, 0]), strict=True)
+    )
+    return values, final, follows
+
+
 def _timeline(rollout: Rollout, algorithm: OnPolicyConfig) -> Timeline:
     chunk = rollout.reward.shape[2]
     ended = rollout.terminated | rollout.truncated
-    follows = torch.where(ended, rollout.final_values[..., None], 0.0)
+    values, final_values, next_values = _values(rollout)
+    follows = torch.where(ended, final_values[..., None], 0.0)
     scenarios = number_scenarios(rollout.scenarios)
     if algorithm.advantages_per_action:
-        values = rollout.values.expand_as(rollout.reward)
+        values = values.expand_as(rollout.reward)
         rewards, values, ended, follows = (flatten_actions(x) for x in (rollout.reward, values, ended, follows))
         valid, scenarios = flatten_actions(rollout.valid), scenarios.repeat_interleave(chunk, 0)
     else:
         rewards, ended, valid = reduce_to_chunk(rollout.reward, ended, rollout.valid)
-        values, follows = rollout.values[..., 0], follows.sum(-1)
+        values, follows = values[..., 0], follows.sum(-1)
     return Timeline(
         rewards=rewards,
         values=values,
         ended=ended,
         bootstrap_values=follows,
-        last_values=rollout.next_values,
+        last_values=next_values,
         valid=valid,
         scenarios=scenarios,
         gamma=algorithm.gamma,
@@ -295,7 +306,7 @@ def _samples(
         rollout.state,
         rollout.choices,
         rollout.log_probs,
-        rollout.values,
+        _values(rollout)[0],
         returns,
         advantages,
         rollout.valid,
