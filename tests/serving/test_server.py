@@ -197,6 +197,21 @@ def test_noise_belongs_to_the_decision_of_a_connection():
     assert torch.equal(torch.from_numpy(second), wanted)
 
 
+@pytest.mark.parametrize(
+    ("cameras", "said"),
+    [
+        (["a", "b", "c"], "found a, b, c, but the policy sees 2 cameras; give --camera NAME for each, in the order"),
+        (["a"], "found a, but the policy sees 2 cameras"),
+        ([], "found none, but the policy sees 2 cameras"),
+        (["a", "a"], "found 'a' twice; give each camera once"),
+    ],
+)
+def test_names_of_cameras_are_one_for_each_that_the_policy_sees(cameras: list[str], said: str):
+    policy = load_policy(SMOLVLA, device="cpu", head=8, vision_head=8)
+    with pytest.raises(ConfigError, match=f"^--camera: {said}"):
+        PolicyService(policy, Sampling(temperature=0), tuple(cameras))
+
+
 def test_differences_become_targets(checkpoint: Path):
     policy = load_policy(checkpoint, device="cpu")
     kinds = ["absolute"] * 6 + ["gripper"]

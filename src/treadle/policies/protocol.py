@@ -187,6 +187,11 @@ class Policy(nn.Module, ABC):
         return self.chunk
 
     @property
+    def cameras(self) -> int:
+        """How many cameras it sees, 0 for one that takes any number."""
+        return 0
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device

@@ -62,6 +62,8 @@ class PolicyService:
         embodiment: of a policy that was trained for a robot of your own.
         seed: of noise, where the policy starts from noise or draws actions. Decision n of a connection has the noise
             of (seed, n).
+
+    Raises ConfigError where the policy sees another number of cameras than there are names.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class PolicyService:
         self.policy, self._sampling, self._seed = policy.eval(), sampling, seed
         self._embodiment = embodiment
         self.cameras = cameras or (tuple(embodiment.cameras) if embodiment else ())
+        _check_cameras(self.cameras, policy.cameras)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -106,6 +109,18 @@ class PolicyService:
             return pack({"actions": actions, "server_timing": timing})
         except TreadleError as error:
             return f"{type(error).__name__}: {error}"
+
+
+def _check_cameras(names: tuple[str, ...], seen: int) -> None:
+    """Raises ConfigError for names that are not one for each of the `seen` cameras of a policy, 0 for any number."""
+    if doubled := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError(f"--camera: found {doubled[0]!r} twice; give each camera once")
+    # A policy of one camera takes the picture of a message, whatever its name.
+    if seen and len(names) != seen and (names or seen > 1):
+        raise ConfigError(
+            f"--camera: found {', '.join(names) or 'none'}, but the policy sees {seen} camera{'s' * (seen > 1)}; give "
+            "--camera NAME for each, in the order in which the policy sees them"
+        )
 
 
 def serve(

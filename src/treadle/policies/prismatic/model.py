@@ -165,6 +165,11 @@ class PrismaticModel(Policy):
         self.proprio_projector = Mlp(proprioception, width, width) if proprioception else None
         self.value_head = ValueHead(width, config.value_hidden, values) if values else None
 
+    @property
+    def cameras(self) -> int:
+        """See `Policy.cameras`."""
+        return self.config.cameras
+
     def prepare(
         self,
         frames: NDArray[np.uint8] | list[NDArray[np.uint8]],

@@ -229,6 +229,11 @@ class SmolVLA(Policy):
         """See `Policy.value_outputs`."""
         return self.found.settings.value_outputs
 
+    @property
+    def cameras(self) -> int:
+        """See `Policy.cameras`."""
+        return self.found.settings.cameras
+
     def rescale(self, name: str, statistics: dict[str, Any]) -> None:
         """See `Policy.rescale`. The data set may have other numbers of actions and proprioception, up to those that
         both are padded to.
