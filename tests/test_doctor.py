@@ -168,8 +168,8 @@ def test_graphics_cards_have_counts_names_memory_and_versions(monkeypatch):
 @pytest.mark.parametrize(
     ("driver", "cuda", "state", "detail", "fix"),
     [
-        (None, None, "absent", "torch was built without it; driver unknown, torch for CUDA none", "runs on a CPU"),
-        (None, "13.0", "absent", "no device or driver was found; driver unknown, torch for CUDA 13.0", "on a CPU"),
+        (None, None, "absent", "torch was built without it", "runs on a CPU"),
+        (None, "13.0", "absent", "no driver was found; torch for CUDA 13.0", "on a CPU"),
         ("550.54", None, "missing", "torch does not see the graphics card; driver 550.54", "CUDA that driver 550.54"),
     ],
 )
@@ -218,3 +218,12 @@ def test_the_table_fits(width):
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     console.print(check_table([Check("a" * 30, "works", "b" * 90)]))
     assert all(len(line) <= width for line in console.export_text().splitlines())
+
+
+def test_the_command_that_shows_all_can_be_typed(monkeypatch):
+    """`python` is another one where the environment is not activated."""
+    monkeypatch.setattr(doctor.sys, "executable", "/envs/a b/bin/python")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/python")
+    assert doctor._again("x") == "see all of it with: '/envs/a b/bin/python' -m treadle.commands.probe x"
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/envs/a b/bin/python")
+    assert doctor._again("x") == "see all of it with: python -m treadle.commands.probe x"

@@ -74,6 +74,18 @@ SPELLING = {
     "recipes --keys evl": "--keys: found 'evl'; allowed: train, sft, eval",
     "sft tabletop-base model.kind=x": f"model.kind: unknown policy 'x'; {POLICIES}",
     "simulators install liberro": f"simulator.name: unknown simulator 'liberro', did you mean 'libero'?; {SIMULATORS}",
+    "simulators doctor tabeltop": "simulator.name: unknown simulator 'tabeltop', did you mean 'tabletop'?; "
+    + SIMULATORS,
+    "simulators doctor tabletop libero:x": "simulator.name: 'libero:x': 'libero' takes no id behind a colon; write "
+    "libero",
+    "simulators view gymnasum:CartPole-v1": "simulator.name: unknown simulator 'gymnasum:CartPole-v1', did you mean "
+    f"'gymnasium'?; {SIMULATORS}",
+    "plan quickstart simulator.name=tabeltop": "simulator.name: unknown simulator 'tabeltop', did you mean "
+    f"'tabletop'?; {SIMULATORS}",
+    "plan quickstart policy.kind=openvla_oftt": "policy.kind: unknown policy 'openvla_oftt', did you mean "
+    f"'openvla_oft' or 'openvla'?; {POLICIES}",
+    "train quickstart --dry-run simulator.options.image_sze=3": "simulator.options: 'tabletop' takes no option "
+    "'image_sze', did you mean 'image_size'?; options: image_size, reward",
     "record tabletop-base sampling.temprature=1": "unknown key 'sampling.temprature', did you mean "
     "'sampling.temperature'?",
     "data check x columns.actoin=a": "unknown key 'columns.actoin', did you mean 'columns.action'?",
@@ -131,6 +143,11 @@ PLACES = {
     "eval": "no checkpoint to evaluate; name a folder, or a checkpoint that ships with Treadle",
     "eval nowhere": f"no checkpoint folder 'nowhere'; {PACKAGED}",
     "eval quickstart": "'quickstart' is a recipe, not a checkpoint; name the run that it made: runs/quickstart",
+    "eval takn": "no checkpoint folder 'takn', did you mean 'taken'?; " + PACKAGED,
+    "eval runs/one-tow": "no checkpoint folder 'runs/one-tow', did you mean 'runs/one-two'?; the Hugging Face cache "
+    "holds no model of that id either",
+    "report takn": "takn: no such folder, did you mean 'taken'?; give the folder of a run, as in runs/quickstart",
+    "compare takn": f"takn: neither a run nor an evaluation, did you mean 'taken'?; {NO_RESULT}",
     "eval taken": "taken: this run has saved no policy yet; the same command that began it goes on",
     "policy inspect empty": "empty/config.json: missing; the directory has: nothing",
     "train tabletop-base": "recipe 'tabletop-base' is for `treadle sft`, as its demonstrations, grounding, imitation "
@@ -151,6 +168,8 @@ PLACES = {
     "folder, or the file of its --json",
     "plan quickstart --profile none.json": "none.json: cannot be read: No such file or directory",
     "data check nowhere": "nowhere is no LeRobot dataset: it has no meta/info.json",
+    "serve tabletop-base --camera front --camera wrist": "--camera: found front, wrist, but the policy sees 1 camera; "
+    "give --camera NAME for each, in the order in which the policy sees them",
     "simulators install": "name a simulator, or give --all; those with an environment of their own: libero, maniskill, "
     "robotwin",
 }
@@ -209,7 +228,7 @@ MISTAKES = {
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a run that has begun, one whose films cannot be written, and things that are neither."""
     folder = tmp_path / "here"
-    for name in ("empty", "taken/checkpoints", "films"):
+    for name in ("empty", "taken/checkpoints", "films", "runs/one-two"):
         (folder / name).mkdir(parents=True)
     config = load_recipe("quickstart", ["name=taken", "seed=5", *SMALL.split()])
     (folder / "taken" / "config.json").write_text(config.model_dump_json())

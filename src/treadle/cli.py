@@ -92,9 +92,12 @@ def train(
         dry_run(written, config, Console())
         return
     resolve_checkpoint(config.policy.checkpoint, written.about.checkpoint)
+    from treadle.policies.load import policy_class
     from treadle.simulators.build import simulator_factory
 
     simulator_factory(config.simulator)
+    if config.policy.kind is not None:
+        policy_class(config.policy.kind)
     from treadle.runtime import loop
 
     loop.train(config)

@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from treadle.commands.simulators import assets_text
 from treadle.config.schema import SimulatorConfig
 from treadle.environments.install import missing_packages, packages_fix
 from treadle.errors import TreadleError
-from treadle.simulators.build import installed_simulators, is_family, simulator_environment
+from treadle.simulators.build import find_simulator, installed_simulators, is_family, simulator_environment
 
 State = Literal["works", "missing", "absent"]
 
@@ -69,7 +70,11 @@ def examine_devices() -> list[Check]:
 
 
 def examine_simulators(names: Sequence[str]) -> list[Check]:
-    """A check for each simulator, or for all that are installed where none is named."""
+    """A check for each simulator, or for all that are installed where none is named. Raises ConfigError for a name that
+    is no simulator's.
+    """
+    for name in names:
+        find_simulator(name)
     return [_simulator(name) for name in names or installed_simulators()]
 
 
@@ -136,6 +141,7 @@ def _torch() -> list[Check]:
 
 def _cuda(torch: Any) -> Check:
     driver = _driver()
+    built = torch.version.cuda is not None
     versions = f"driver {driver or 'unknown'}, torch for CUDA {torch.version.cuda or 'none'}"
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -146,9 +152,9 @@ def _cuda(torch: Any) -> Check:
     if driver is not None:
         fix = f"install a torch for CUDA that driver {driver} runs"
         return Check("CUDA", "missing", f"torch does not see the graphics card; {versions}", fix, core=False)
-    problem = "torch was built without it" if torch.version.cuda is None else "no device or driver was found"
+    problem = f"no driver was found; torch for CUDA {torch.version.cuda}" if built else "torch was built without it"
     fix = "needed for large policies only; the quickstart runs on a CPU"
-    return Check("CUDA", "absent", f"{problem}; {versions}", fix, core=False)
+    return Check("CUDA", "absent", problem, fix, core=False)
 
 
 def _driver() -> str | None:
@@ -281,7 +287,8 @@ def _simulator(name: str) -> Check:
         except subprocess.TimeoutExpired:
             # Its workers end with it. `-P`: modules of the current folder are not imported in place of installed ones.
             os.killpg(process.pid, signal.SIGKILL)
-            return Check(title, "missing", f"no answer in {PROBE_SECONDS:.0f} s", _again(name), core)
+            late = f"no answer in {PROBE_SECONDS:.0f} s; a machine that is busy with other work may need longer"
+            return Check(title, "missing", late, _again(name), core)
     if process.returncode == 0:
         return Check(title, "works", json.loads(out.splitlines()[-1])["detail"], core=core)
     last = (said.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
@@ -307,7 +314,11 @@ def _needs(name: str) -> tuple[State, str, str] | None:
 
 
 def _again(name: str) -> str:
-    return f"see all of it with: {Path(sys.executable).name} -m treadle.commands.probe {name}"
+    python = Path(sys.executable)
+    # The command as it can be typed: its name alone means another Python where the environment is not activated.
+    found = shutil.which(python.name)
+    typed = python.name if found is not None and Path(found) == python else shlex.quote(str(python))
+    return f"see all of it with: {typed} -m treadle.commands.probe {shlex.quote(name)}"
 
 
 def _disk() -> Check:

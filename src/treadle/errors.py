@@ -5,6 +5,7 @@ A message names the key or file, what was found, what is allowed, and what to do
 
 import difflib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -78,5 +79,18 @@ class DivergenceError(TreadleError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A phrase that suggests the nearest known words, or nothing where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
-    return f", did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    return _suggest(difflib.get_close_matches(word, list(known), n=2, cutoff=0.6))
+
+
+def did_you_mean_folder(path: Path) -> str:
+    """A phrase that suggests the folders beside `path` whose names are nearest to its own, or nothing."""
+    try:
+        beside = [other.name for other in path.parent.iterdir() if other.is_dir()]
+    except OSError:
+        return ""
+    return _suggest(str(path.parent / name) for name in difflib.get_close_matches(path.name, beside, n=2, cutoff=0.6))
+
+
+def _suggest(near: Iterable[str]) -> str:
+    said = " or ".join(map(repr, near))
+    return f", did you mean {said}?" if said else ""

@@ -10,6 +10,12 @@ from typing import Any
 from treadle.errors import ConfigError
 
 
+def names_code(name: str) -> bool:
+    """Whether a text is of the form `package.module:attribute`."""
+    module_name, _, attribute = name.partition(":")
+    return all(part.isidentifier() for part in (*module_name.split("."), attribute))
+
+
 def import_callable(key: str, name: str, kind: str) -> Callable[..., Any]:
     """What `name` means, the value of setting `key`; `kind` says in errors what it should be: class, function.
 
@@ -17,7 +23,7 @@ def import_callable(key: str, name: str, kind: str) -> Callable[..., Any]:
     """
     module_name, _, attribute = name.partition(":")
     form = f"package.module:{'Class' if kind == 'class' else kind}"
-    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+    if not names_code(name):
         raise ConfigError(f"{key}: {name!r:.120} is not of the form {form}")
     try:
         module = _import(module_name)

@@ -45,6 +45,14 @@ def test_a_simulator_without_stored_states_is_refused():
         probe_settling("fake_simulator:CautionedSimulator", ["train"], 1, None, lambda _: None)
 
 
+def test_a_misspelt_suite_is_named_before_anything_rests():
+    result = CliRunner().invoke(app, ["simulators", "settle", NAME, "--suite", "trian"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(
+        "error: --suite: fake has no suite 'trian', did you mean 'train'?; choose from train"
+    )
+
+
 def test_the_thing_that_slides_in_one_state_is_named_where_the_others_rest():
     moved = [{"cup": 0.0001, "ball": 0.0}, {"cup": 0.0001, "ball": 0.0}, {"cup": 0.0001, "ball": 0.09}]
     found = TaskSettling.of(scenario(0), 0, moved)

@@ -24,6 +24,7 @@ from treadle.policies.protocol import Policy
 from treadle.runtime.build import machine_of
 from treadle.runtime.memory import TIGHT, Plan, ProcessMemory, advise
 from treadle.runtime.placement import CPU, Machines, Placement, describe, place
+from treadle.simulators.build import check_simulator
 
 CARD_GB = 80.0
 """Of a graphics card that is not here, unless something else is said."""
@@ -114,6 +115,9 @@ def plan_run(
     Raises:
         TreadleError: A mistake that the user can mend.
     """
+    check_simulator(config.simulator)
+    if config.policy.kind is not None:
+        policy_class(config.policy.kind)
     about, notes = about or About(), list[str]()
     if devices is None and (devices := _recipe_devices(config, about)) is not None:
         notes.append(f"No graphics card is here; planned for the {devices} of {CARD_GB:.0f} GB that the recipe is for.")

@@ -14,7 +14,7 @@ from treadle.config.schema import CollectionConfig, SimulatorConfig
 from treadle.data.scenario import Scenario
 from treadle.errors import ConfigError
 from treadle.workers import queries
-from treadle.workers.crew import Crew
+from treadle.workers.crew import Crew, require_suite
 from treadle.workers.plan import plan_crew
 
 SLIDES = 0.03
@@ -65,6 +65,8 @@ def probe_settling(
         physics: str | None = crew.call(queries.PHYSICS)
         if physics is None:
             raise ConfigError(f"simulator {name!r} has no stored states that come to rest: its class lacks `settling`")
+        for suite in suites:
+            require_suite(crew, "--suite", suite)
         tasks: list[TaskSettling] = []
         for suite in suites:
             numbers = Counter[str]()

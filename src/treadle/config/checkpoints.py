@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 
 from treadle.config.named_files import read_extended, recipe_files
-from treadle.errors import CheckpointError, did_you_mean
+from treadle.errors import CheckpointError, did_you_mean, did_you_mean_folder
 from treadle.reading import check_path
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 """Those that ship with the package."""
-_HUB = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_HUB = re.compile(r"\w[\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 
 
 def checkpoints() -> list[str]:
@@ -36,13 +36,13 @@ def resolve_checkpoint(name: str, source: str = "") -> Path:
         raise CheckpointError(f"no checkpoint folder {name!r}; get it by: hf download {source} --local-dir {name}")
     if (maker := _maker(path)) is not None:
         raise CheckpointError(f"no checkpoint folder {name!r}; make it with: {maker}")
+    near = did_you_mean(name, packaged) or did_you_mean_folder(path)
     if _HUB.fullmatch(name):
-        return _of_hub(name)
+        return _of_hub(name, near)
     if name in (recipes := recipe_files()):
         raise CheckpointError(
             f"{name!r} is a recipe, not a checkpoint; name the run that it made: {_folder(recipes[name])}"
         )
-    near = did_you_mean(name, packaged)
     raise CheckpointError(f"no checkpoint folder {name!r}{near}; packaged: {', '.join(packaged) or 'none'}")
 
 
@@ -75,14 +75,17 @@ def _folder(recipe: Path) -> Path:
     return Path(str(settings.get("output", "runs"))) / str(settings.get("name", "run"))
 
 
-def _of_hub(name: str) -> Path:
+def _of_hub(name: str, near: str) -> Path:
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType] (overloads of dictionaries)
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError) as error:
-        raise CheckpointError(
-            f"no checkpoint folder {name!r}, and the Hugging Face cache holds no model of that id; if it is one, "
-            f"download it first: hf download {name}"
-        ) from error
+        absent = "the Hugging Face cache holds no model of that id"
+        what = (
+            f"{near}; {absent} either"
+            if near
+            else f", and {absent}; if it is one, download it first: hf download {name}"
+        )
+        raise CheckpointError(f"no checkpoint folder {name!r}{what}") from error

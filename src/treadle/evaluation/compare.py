@@ -7,7 +7,7 @@ from typing import Any
 
 from treadle.config.protocols import WHERE
 from treadle.config.run_directory import CONFIG, PLACE, flatten
-from treadle.errors import ConfigError
+from treadle.errors import ConfigError, did_you_mean_folder
 from treadle.evaluation.curves import comparison_curves, group_runs
 from treadle.evaluation.episodes import EPISODES_FILE, Episodes, read_episodes
 from treadle.evaluation.folder import RESULT_FILE
@@ -144,8 +144,8 @@ def _read(path: Path, *, both: bool) -> list[Item]:
 def _report(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(
-            f"{path}: neither a run nor an evaluation; give a folder that `treadle train` or `treadle eval` made, or "
-            "the file of its --json"
+            f"{path}: neither a run nor an evaluation{did_you_mean_folder(path)}; give a folder that `treadle "
+            "train` or `treadle eval` made, or the file of its --json"
         )
     report = read_report(path)
     assert report is not None, "it is a file"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from treadle.config.section import Natural, NonNegative, Share
-from treadle.errors import OutputError
+from treadle.errors import OutputError, did_you_mean_folder
 from treadle.reading import read_json
 from treadle.reporting.log import read_warnings
 from treadle.reporting.machine import MACHINE_FILE
@@ -168,7 +168,9 @@ class RunFolder:
 def read_run(run_dir: Path) -> RunFolder:
     """Read the folder of a run. Raises OutputError where it is none, or a file of it cannot be read."""
     if not run_dir.is_dir():
-        raise OutputError(f"{run_dir}: no such folder; give the folder of a run, as in runs/quickstart")
+        raise OutputError(
+            f"{run_dir}: no such folder{did_you_mean_folder(run_dir)}; give the folder of a run, as in runs/quickstart"
+        )
     config = _read(run_dir / "config.json", _Config)
     has_metrics = (run_dir / METRICS_FILE).exists()
     if not has_metrics and "simulator" not in (config or {}):

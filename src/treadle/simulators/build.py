@@ -12,7 +12,7 @@ from treadle.cores import usable_cores
 from treadle.environments.environment import Environment, find_environment
 from treadle.environments.interpreter import Interpreter
 from treadle.errors import ConfigError, did_you_mean
-from treadle.plugins import import_callable
+from treadle.plugins import import_callable, names_code
 from treadle.simulators.factory import SimulatorFactory
 from treadle.simulators.protocol import Simulator
 
@@ -39,9 +39,9 @@ def find_simulator(name: str) -> tuple[str, dict[str, str]]:
         if not _takes_id(target):
             raise ConfigError(f"simulator.name: {name!r:.120}: {family!r} takes no id behind a colon; write {family}")
         return target, {"id": identity}
-    if not identity:
+    if not names_code(name):
         raise ConfigError(
-            f"simulator.name: unknown simulator {name!r}{did_you_mean(name, installed)}; "
+            f"simulator.name: unknown simulator {name!r:.120}{did_you_mean(family, installed)}; "
             f"installed: {', '.join(installed) or 'none'}; or name a class as package.module:Class"
         )
     return name, {}
@@ -63,20 +63,33 @@ def simulator_environment(name: str) -> Environment | None:
     return find_environment(family if family in installed_simulators() else name, target)
 
 
+def check_simulator(config: SimulatorConfig) -> None:
+    """Raises ConfigError for an unknown name, and for options that its class does not take. Its environment need not be
+    installed.
+    """
+    _target(config)
+
+
 def simulator_factory(config: SimulatorConfig, threads: int | None = None) -> SimulatorFactory:
     """What makes the simulators of a configuration, with `threads` in place of the configured number where given.
 
     Raises:
-        ConfigError: An unknown name, options that its class does not take, or an interpreter that is not there.
+        ConfigError: As `check_simulator`, or an interpreter that is not there.
         SimulatorError: Its environment is not installed.
     """
-    target, named = find_simulator(config.name)
-    interpreter = _interpreter(config)
+    target, named = _target(config)
     fixed = {"horizon": config.horizon, "threads": config.threads or threads or len(usable_cores()), **named}
+    return SimulatorFactory(target, fixed | config.options, _interpreter(config))
+
+
+def _target(config: SimulatorConfig) -> tuple[str, dict[str, str]]:
+    """As `find_simulator`, with options that its class takes."""
+    target, named = find_simulator(config.name)
     # A class that lives in an interpreter which the user chose need not be there in this one.
     if config.python is None:
-        _check_options(config, import_callable("simulator.name", target, "class"), {"slots", *fixed})
-    return SimulatorFactory(target, fixed | config.options, interpreter)
+        common = {"slots", "horizon", "threads", *named}
+        _check_options(config, import_callable("simulator.name", target, "class"), common)
+    return target, named
 
 
 def _interpreter(config: SimulatorConfig) -> Interpreter | None:
