@@ -12,16 +12,20 @@ from treadle.errors import OutputError
 from treadle.reading import check_path, read_bytes
 
 
-def style() -> str:
-    """The style sheet of all pages."""
-    return files("treadle.reporting").joinpath("style.css").read_text(encoding="utf-8")
+def fill(template: str, **values: str) -> str:
+    """A template of this package, with its values; they are HTML."""
+    return Template(_read(template)).substitute(values)
+
+
+def frame(title: str, header: str, body: str) -> str:
+    """A whole page. `title` is text; `header`, which stands below it, and `body` are HTML."""
+    return fill("page.html", style=_read("style.css"), title=escape(title), header=header, body=body.rstrip("\n"))
 
 
 def render_page(title: str, status: str, sections: Sequence[tuple[str, str]]) -> str:
     """A page of sections, each a heading and HTML; `title` and `status` are text."""
-    template = Template(files("treadle.reporting").joinpath("page.html").read_text(encoding="utf-8"))
     body = "\n".join(f"<h2>{escape(heading)}</h2>\n{content}" for heading, content in sections if content)
-    return template.substitute(style=style(), title=escape(title), status=escape(status), body=body)
+    return frame(title, f'<p class="status">{escape(status)}</p>', body)
 
 
 def pairs(values: Mapping[str, Any]) -> str:
@@ -50,3 +54,8 @@ def film(folder: Path, name: str) -> str | None:
         return None
     data = base64.b64encode(read_bytes(path, OutputError)).decode()
     return f'<video src="data:video/mp4;base64,{data}" autoplay loop muted playsinline controls></video>'
+
+
+def _read(name: str) -> str:
+    """The text of a file of this package."""
+    return files("treadle.reporting").joinpath(name).read_text(encoding="utf-8")

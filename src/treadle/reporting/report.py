@@ -3,9 +3,7 @@
 import shlex
 from collections.abc import Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from treadle.config.run_directory import flatten
@@ -14,7 +12,7 @@ from treadle.files import to_json, write_atomically
 from treadle.reporting.curves import health_curves, idle_table, learning_curves, metrics_table, role_bar
 from treadle.reporting.evaluation_table import evaluation_table
 from treadle.reporting.folder import RunFolder, read_run
-from treadle.reporting.page import film, missing, pairs, style
+from treadle.reporting.page import fill, film, frame, missing, pairs
 from treadle.reporting.prediction import predicted_line
 from treadle.reporting.summary import suite_name
 from treadle.reporting.tables import interval, percent
@@ -29,12 +27,9 @@ def write_report(run_dir: Path) -> Path:
     Raises OutputError where it is not the folder of a run, a file of it cannot be read, or the page cannot be written.
     """
     run = read_run(run_dir)
-    template = Template(files("treadle.reporting").joinpath("report.html").read_text(encoding="utf-8"))
-    page = template.substitute(
-        style=style(),
-        name=escape(run.name),
-        status=_status(run),
-        facts=_facts(run),
+    header = f'<p class="status">{_status(run)}</p>\n<p class="facts">{_facts(run)}</p>'
+    body = fill(
+        "report.html",
         lanes=_lanes(run),
         headline=_headline(run),
         tiles=_tiles(run),
@@ -57,7 +52,7 @@ def write_report(run_dir: Path) -> Path:
         raw=escape(to_json({"summary": run.summary, "evaluation": {"base": run.base, "final": run.final}})),
     )
     path = run_dir / REPORT_FILE
-    write_atomically(path, page)
+    write_atomically(path, frame(run.name, header, body))
     return path
 
 
