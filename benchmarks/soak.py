@@ -42,7 +42,8 @@ def look(process: psutil.Process, folder: Path) -> dict[str, float]:
             found["memory_mb"] += each.memory_full_info().uss / 1e6
             found["open_files"] += each.num_fds()
             found["processes"] += 1
-    found["files"] = sum(1 for _ in folder.rglob("*"))
+    # An evaluation while training is kept, so its files are more each time.
+    found["files"] = sum(1 for path in folder.rglob("*") if path.parent.name != "evaluation")
     for path in SHARED_MEMORY.iterdir():
         with suppress(FileNotFoundError):
             found["shared_memory_mb"] += path.stat().st_size / 1e6
