@@ -54,8 +54,8 @@ def test_a_class_that_takes_any_option_gets_it():
         ("tabeltop", "unknown simulator 'tabeltop', did you mean 'tabletop'?; installed: "),
         ("no_such_module:Class", "No module named 'no_such_module'"),
         ("json:Nothing", "module 'json' has no class 'Nothing'"),
-        (":Class", "not of the form package.module:Class"),
-        (".a:b", "not of the form package.module:Class"),
+        (":Class", "unknown simulator ':Class'"),
+        (".a:b", "or name a class as package.module:Class"),
     ],
 )
 def test_names_that_lead_nowhere(name, said):
