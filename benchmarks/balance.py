@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.elsewhere import open_in_a_process
 from benchmarks.family import family_class
 from benchmarks.timing import time_rounds
-from treadle.config.schema import TinyModelConfig
+from treadle.config.supervised import TinyModelConfig
 from treadle.cores import pinned
 from treadle.data.observation import Observation
 from treadle.errors import ConfigError

@@ -18,15 +18,8 @@ from benchmarks.packaged import checkpoint_of, recipe_of
 from benchmarks.small_policy import SmallPolicy
 from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.loading import load_recipe, read_config
-from treadle.config.schema import (
-    CollectionConfig,
-    Positive,
-    Section,
-    SimulatorConfig,
-    SupervisedConfig,
-    TinyModelConfig,
-    TrainConfig,
-)
+from treadle.config.schema import CollectionConfig, Positive, Section, SimulatorConfig, TrainConfig
+from treadle.config.supervised import SupervisedConfig, TinyModelConfig
 from treadle.cores import usable_cores
 from treadle.errors import ConfigError, PlacementError
 from treadle.policies import load_policy

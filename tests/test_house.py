@@ -175,7 +175,7 @@ def test_the_core_names_no_simulator_and_no_policy(name: str):
 ALLOWED = {
     ("config.schema", "tabletop"),
     ("config.schema", "tabletop-base"),
-    ("config.schema", "openvla_oft"),
+    ("config.supervised", "openvla_oft"),
     ("gymnasium", "treadle.simulators.tabletop.gymnasium_env"),
 }
 """Defaults, and the module that is there for one simulator."""

@@ -6,7 +6,8 @@ from treadle.config.checkpoints import checkpoints, resolve_checkpoint
 from treadle.config.loading import load_recipe
 from treadle.config.named_files import recipe_files
 from treadle.config.recipes import read_recipe
-from treadle.config.schema import EvaluationConfig, LoadingConfig, SimulatorConfig, SupervisedConfig, TrainConfig
+from treadle.config.schema import EvaluationConfig, LoadingConfig, SimulatorConfig, TrainConfig
+from treadle.config.supervised import SupervisedConfig
 from treadle.evaluation.evaluate import evaluate_checkpoint
 
 SUPERVISED = {"libero-object-base", "maniskill-pushcube-base", "own-robot"} | {

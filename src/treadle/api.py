@@ -8,7 +8,7 @@ from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.describe import toml_text
 from treadle.config.loading import load_recipe, read_config
 from treadle.config.protocols import EvalConfig, find_protocol
-from treadle.config.schema import SupervisedConfig
+from treadle.config.supervised import SupervisedConfig
 
 if TYPE_CHECKING:
     from treadle.policies.protocol import Policy

@@ -1,9 +1,8 @@
 """The command line. Commands import what is heavy themselves, so that help and bad input answer at once."""
 
-from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -18,24 +17,22 @@ from treadle.commands.completion import (
     complete_protocol,
     complete_recipe,
     complete_settings,
-    complete_simulator,
-    complete_suite,
 )
 from treadle.commands.data import data_app
+from treadle.commands.doctor import doctor
 from treadle.commands.options import OVERRIDES_HELP, CheckpointOrRun, Device, JsonFile, Overrides, RecipeName, Suites
 from treadle.commands.record import record
 from treadle.commands.results import check_destination, write_result
 from treadle.commands.serve import serve
+from treadle.commands.simulators import simulators_app
 from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.loading import configure, load_recipe, read_config
 from treadle.config.protocols import EvalConfig
 from treadle.config.recipes import read_recipe
-from treadle.config.schema import LoadingConfig, SupervisedConfig
+from treadle.config.schema import LoadingConfig
 from treadle.config.section import Section
+from treadle.config.supervised import SupervisedConfig
 from treadle.errors import ConfigError
-
-if TYPE_CHECKING:
-    from treadle.doctor import Check
 
 app = typer.Typer(
     cls=Application,
@@ -43,12 +40,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-simulators_app = typer.Typer(help="Install simulators and look at them.", no_args_is_help=True)
 policy_app = typer.Typer(help="Look at policies.", no_args_is_help=True)
 app.add_typer(simulators_app, name="simulators")
 app.add_typer(policy_app, name="policy")
 app.add_typer(data_app, name="data")
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)(bench)
+app.command()(doctor)
 app.command()(record)
 app.command()(serve)
 
@@ -312,117 +309,6 @@ def list_recipes(
         show_recipe(name, Console())
         return
     show_listing(Console(), recipe_groups())
-
-
-@app.command()
-def doctor(json: JsonFile = None) -> None:
-    """Check this machine: what works, what is missing, and how to mend it. Exits with 1 where the core cannot work."""
-    check_destination(json)
-    from treadle.doctor import core_works, examine
-
-    with Console(stderr=True).status("looking at this machine; each simulator that is installed draws a frame"):
-        checks = examine()
-    show_checks(checks, core_works(checks), json)
-
-
-def show_checks(checks: "list[Check]", works: bool, json: Path | None) -> None:
-    """Show what the doctor found, write it where a file was asked for, and exit with 1 unless all works."""
-    from treadle.doctor import check_table, verdict
-
-    console = Console()
-    console.print(check_table(checks))
-    console.print(verdict(checks))
-    write_result(json, {"works": works, "checks": [asdict(check) for check in checks]})
-    if not works:
-        raise typer.Exit(1)
-
-
-@simulators_app.command("list")
-def list_simulators() -> None:
-    """List the simulators, and whether the environments that some of them need are installed."""
-    from treadle.commands.listing import show_listing
-    from treadle.commands.simulators import simulator_list
-
-    show_listing(Console(), {"": simulator_list()})
-
-
-@simulators_app.command("install")
-def install_simulators(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(help="Simulators that `treadle simulators list` names.", autocompletion=complete_simulator),
-    ] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Install every simulator.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Make environments again, whatever is there.")] = False,
-    system: Annotated[bool, typer.Option("--system", help="As root, also apt-get system packages they lack.")] = False,
-) -> None:
-    """Make the environments that simulators run in. One that is there with its pins is kept as it is."""
-    from treadle.commands.simulators import install_environments
-
-    install_environments(names or [], all_, force=force, system=system)
-
-
-@simulators_app.command("doctor")
-def simulators_doctor(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(help="Simulators to look at. Default: all.", autocompletion=complete_simulator),
-    ] = None,
-    json: JsonFile = None,
-) -> None:
-    """Check simulators: each renders a frame where it lives. Exits with 1 where one does not work."""
-    check_destination(json)
-    from treadle.doctor import examine_simulators
-
-    checks = examine_simulators(names or [])
-    show_checks(checks, all(check.state == "works" for check in checks), json)
-
-
-@simulators_app.command("settle")
-def settle_states(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="An installed simulator whose episodes begin from stored states.", autocompletion=complete_simulator
-        ),
-    ],
-    suite: Suites = None,
-    states: Annotated[int, typer.Option(min=1, help="States of each task, at most.")] = 50,
-    python: Annotated[str | None, typer.Option(help="Another Python with the simulator's packages.")] = None,
-    json: JsonFile = None,
-) -> None:
-    """Let stored initial states come to rest, and say where things slide: other physics than those the states were
-    recorded with. Exits with 1 where a task slides.
-    """
-    check_destination(json)
-    from treadle.commands.settle import TaskSettling, probe_settling, settling_table
-
-    def told(task: TaskSettling) -> None:
-        typer.echo(f"{task.suite} {task.number}, {task.task}: {task.thing} {task.median * 100:.1f} cm", err=True)
-
-    report = probe_settling(name, suite or ["train"], states, python, told)
-    Console().print(settling_table(report))
-    write_result(json, report)
-    if any(task["slides"] for task in report["tasks"]):
-        raise typer.Exit(1)
-
-
-@simulators_app.command()
-def view(
-    name: Annotated[
-        str,
-        typer.Argument(help="An installed simulator, or package.module:Class.", autocompletion=complete_simulator),
-    ],
-    suite: Annotated[str, typer.Option(help="The suite of the scenario.", autocompletion=complete_suite)] = "train",
-    index: Annotated[int, typer.Option(min=0, help="Its place in the suite's evaluation split.")] = 0,
-    video: Annotated[Path, typer.Option(help="The mp4 to write.")] = Path("expert.mp4"),
-) -> None:
-    """Film the simulator's scripted expert on one scenario."""
-    check_destination(video)
-    from treadle.commands.film import film_expert
-
-    instruction, success, steps = film_expert(name, suite, index, video)
-    typer.echo(f"{instruction}: {'success' if success else 'no success'} in {steps} control steps; {video}")
 
 
 @policy_app.command("inspect")

@@ -21,7 +21,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from treadle.commands.simulators import assets_text
+from treadle.commands.installing import assets_text
 from treadle.config.schema import SimulatorConfig
 from treadle.environments.install import missing_packages, packages_fix
 from treadle.errors import TreadleError

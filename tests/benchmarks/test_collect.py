@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import balance, collect, exchange
-from treadle.config.schema import TinyModelConfig
+from treadle.config.supervised import TinyModelConfig
 from treadle.cores import usable_cores
 from treadle.errors import ConfigError
 from treadle.simulators.factory import SimulatorFactory

@@ -20,7 +20,8 @@ from treadle.cli import app
 from treadle.commands.keys import REFERENCES, key_page
 from treadle.config.describe import describe
 from treadle.config.loading import read_config
-from treadle.config.schema import SimulatorConfig, SupervisedConfig, TrainConfig
+from treadle.config.schema import SimulatorConfig, TrainConfig
+from treadle.config.supervised import SupervisedConfig
 from treadle.environments.environment import read_environment
 from treadle.simulators.build import simulator_factory
 from treadle.simulators.host import Host

@@ -146,7 +146,7 @@ def test_environments_are_installed_side_by_side_and_a_failure_leaves_the_others
         done.append(environment.name)
         return True
 
-    monkeypatch.setattr("treadle.commands.simulators.install", fake)
+    monkeypatch.setattr("treadle.commands.installing.install", fake)
     result = treadle("simulators", "install", "libero", "maniskill")
     assert done == ["maniskill"]
     assert f"maniskill: installed in {home}/environments/maniskill-" in result.stdout

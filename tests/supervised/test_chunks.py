@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from miniature import TWO_ARMS, make_demonstrations, make_policy
-from treadle.config.schema import (
-    ImitationConfig,
-)
+from treadle.config.supervised import ImitationConfig
 from treadle.errors import ConfigError
 from treadle.simulators.protocol import ActionDimension, tool_motions
 from treadle.supervised.chunks import Chunks

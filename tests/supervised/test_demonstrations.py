@@ -11,9 +11,7 @@ import pytest
 
 from fake_simulator import ACTIONS, Script, TeachingSimulator
 from miniature import TWO_ARMS
-from treadle.config.schema import (
-    DemonstrationConfig,
-)
+from treadle.config.supervised import DemonstrationConfig
 from treadle.data.demonstrations import read_demonstrations
 from treadle.data.noise import noise_key, normal
 from treadle.errors import ConfigError

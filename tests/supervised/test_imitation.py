@@ -8,9 +8,7 @@ import pytest
 import torch
 
 from miniature import make_demonstrations, make_policy
-from treadle.config.schema import (
-    ImitationConfig,
-)
+from treadle.config.supervised import ImitationConfig
 from treadle.data.demonstrations import Demonstrations
 from treadle.simulators.protocol import tool_motions
 from treadle.supervised.chunks import Chunks

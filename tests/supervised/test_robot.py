@@ -13,7 +13,7 @@ import torch
 
 from treadle.config.loading import read_config
 from treadle.config.robot import RobotConfig
-from treadle.config.schema import ImitationConfig, SupervisedConfig, TinyModelConfig
+from treadle.config.supervised import ImitationConfig, SupervisedConfig, TinyModelConfig
 from treadle.data.demonstrations import open_demonstrations, read_demonstrations
 from treadle.data.stored_frames import StoredFrames
 from treadle.errors import CheckpointError, ConfigError

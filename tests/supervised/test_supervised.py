@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from miniature import IMAGE, SIMULATOR
-from treadle.config.schema import (
+from treadle.config.schema import EvaluationConfig
+from treadle.config.supervised import (
     DemonstrationConfig,
-    EvaluationConfig,
     GroundingConfig,
     ImitationConfig,
     SupervisedConfig,

@@ -1,4 +1,4 @@
-"""Simulators on the command line: which there are, and installing what they need."""
+"""Which simulators there are, and installing what they need, with progress on the console."""
 
 import time
 from collections.abc import Sequence

@@ -11,7 +11,8 @@ from rich.text import Text
 from treadle.config.describe import Key, describe, sections
 from treadle.config.on_policy import GRPOConfig, PPOConfig
 from treadle.config.protocols import EvalConfig
-from treadle.config.schema import SupervisedConfig, TrainConfig
+from treadle.config.schema import TrainConfig
+from treadle.config.supervised import SupervisedConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from treadle.config.algorithm import AlgorithmConfig, find_algorithm
 from treadle.config.describe import Key, describe, section_class, sections, toml_text
 from treadle.config.named_files import Table, is_table, merge, parse_file
 from treadle.config.recipes import Recipe, read_recipe
-from treadle.config.schema import SupervisedConfig, TrainConfig
+from treadle.config.schema import TrainConfig
+from treadle.config.supervised import SupervisedConfig
 from treadle.errors import ConfigError, did_you_mean
 from treadle.reading import LONGEST_PATH, brief, check_plain, shown
 

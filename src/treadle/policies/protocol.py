@@ -23,7 +23,7 @@ from treadle.policies.inspection import CheckpointContents, count_contents
 from treadle.policies.sampling import Sampling
 
 if TYPE_CHECKING:
-    from treadle.config.schema import TinyModelConfig
+    from treadle.config.supervised import TinyModelConfig
     from treadle.simulators.protocol import SimulatorSpec
 
 __all__ = ["Decision", "Evaluation", "Policy", "Sampling", "TensorBatch"]

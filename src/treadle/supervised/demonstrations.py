@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from treadle.config.schema import DemonstrationConfig
+from treadle.config.supervised import DemonstrationConfig
 from treadle.data.step import EpisodeResult
 from treadle.rollout.sources import ScenarioList
 from treadle.supervised.tracks import Moment, open_writer, play_tracks, write_track

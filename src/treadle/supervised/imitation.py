@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from treadle.config.schema import ImitationConfig
+from treadle.config.supervised import ImitationConfig
 from treadle.data.demonstrations import Demonstrations, action_statistics
 from treadle.policies.protocol import Policy
 from treadle.simulators.protocol import ActionDimension

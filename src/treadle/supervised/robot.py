@@ -9,7 +9,7 @@ import torch
 
 from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.run_directory import claim_run_directory, hold_run_directory
-from treadle.config.schema import SupervisedConfig
+from treadle.config.supervised import SupervisedConfig
 from treadle.data.demonstrations import Demonstrations, open_demonstrations
 from treadle.data.lerobot_info import Columns, read_info
 from treadle.devices import choose_device, prepare_cpu

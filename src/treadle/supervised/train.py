@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from treadle.config.checkpoints import resolve_checkpoint
 from treadle.config.run_directory import claim_run_directory, hold_run_directory
-from treadle.config.schema import FineTuningConfig, SupervisedConfig
+from treadle.config.schema import FineTuningConfig
+from treadle.config.supervised import SupervisedConfig
 from treadle.data.demonstrations import Demonstrations, open_demonstrations
 from treadle.data.lerobot_info import Columns, read_info
 from treadle.devices import choose_device, computes_bfloat16, prepare_cpu

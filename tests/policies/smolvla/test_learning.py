@@ -14,7 +14,7 @@ from torch import Tensor
 from fakes import scenario
 from miniature import IMAGE, INSTRUCTIONS, learning_config, make_rollout
 from treadle.algorithms.losses import PolicyBatch, PolicyObjective, policy_loss
-from treadle.config.schema import TinyModelConfig
+from treadle.config.supervised import TinyModelConfig
 from treadle.data.noise import noise_key
 from treadle.data.step import EpisodeResult
 from treadle.policies.flow_matching.chain import integrate

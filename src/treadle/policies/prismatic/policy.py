@@ -51,7 +51,7 @@ from treadle.policies.tensors import missing
 from treadle.policies.towers import Tower
 
 if TYPE_CHECKING:
-    from treadle.config.schema import TinyModelConfig
+    from treadle.config.supervised import TinyModelConfig
     from treadle.simulators.protocol import SimulatorSpec
 
 _log = logging.getLogger(__name__)

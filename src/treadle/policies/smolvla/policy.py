@@ -48,7 +48,7 @@ from treadle.policies.smolvla.statistics import list_groups
 from treadle.policies.smolvla.tiny import describe_tiny
 
 if TYPE_CHECKING:
-    from treadle.config.schema import TinyModelConfig
+    from treadle.config.supervised import TinyModelConfig
     from treadle.simulators.protocol import SimulatorSpec
 
 

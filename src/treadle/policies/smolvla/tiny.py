@@ -14,7 +14,7 @@ from treadle.policies.smolvla.prompt import FILES
 from treadle.policies.smolvla.sizes import Sizes
 
 if TYPE_CHECKING:
-    from treadle.config.schema import TinyModelConfig
+    from treadle.config.supervised import TinyModelConfig
     from treadle.simulators.protocol import SimulatorSpec
 
 PROMPT = 12
