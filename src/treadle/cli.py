@@ -41,13 +41,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 policy_app = typer.Typer(help="Look at policies.", no_args_is_help=True)
-app.add_typer(simulators_app, name="simulators")
-app.add_typer(policy_app, name="policy")
-app.add_typer(data_app, name="data")
-app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)(bench)
-app.command()(doctor)
-app.command()(record)
-app.command()(serve)
 
 
 class InspectConfig(Section):
@@ -337,6 +330,16 @@ def inspect_policy(
     show_contents(Console(), contents, overrides or [])
     write_result(json, contents_report(contents, overrides or []))
     check_finite(contents)
+
+
+# Help lists commands in this order, after those above.
+app.command()(record)
+app.command()(serve)
+app.command()(doctor)
+app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)(bench)
+app.add_typer(simulators_app, name="simulators")
+app.add_typer(policy_app, name="policy")
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:
