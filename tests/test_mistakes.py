@@ -72,6 +72,8 @@ SPELLING = {
     "recipes quikstart": "unknown recipe 'quikstart', did you mean 'quickstart' or 'quickstart-grpo'?; "
     f"{RECIPES}; or give a path to a .toml file",
     "recipes --keys evl": "--keys: found 'evl'; allowed: train, sft, eval",
+    "sft tabletop-base checkpoint=tabletop-base policy.kind=openvla_oftt": "policy.kind: unknown policy "
+    f"'openvla_oftt', did you mean 'openvla_oft' or 'openvla'?; {POLICIES}",
     "sft tabletop-base model.kind=x": f"model.kind: unknown policy 'x'; {POLICIES}",
     "simulators install liberro": f"simulator.name: unknown simulator 'liberro', did you mean 'libero'?; {SIMULATORS}",
     "simulators doctor tabeltop": "simulator.name: unknown simulator 'tabeltop', did you mean 'tabletop'?; "

@@ -82,6 +82,8 @@ def train_supervised(config: SupervisedConfig) -> Path:
             resolve_checkpoint(name)
     if config.checkpoint is None:
         policy_class(config.model.kind, "model.kind")
+    if config.policy.kind is not None:
+        policy_class(config.policy.kind)
     if config.dataset is not None:
         read_info(config.dataset)
     plan = plan_crew(config.simulator, config.collection, accelerated=device.type != "cpu")
