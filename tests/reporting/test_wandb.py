@@ -31,6 +31,17 @@ def test_rows_are_kept_and_a_resumed_run_goes_on(tmp_path: Path):
     assert not workers_left()
 
 
+def test_what_wandb_says_is_part_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(**_: object) -> None:
+        raise wandb.Error("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(ConfigError, match=r"^wandb: W&B refuses: No API key configured; log in with `wandb login`"):
+        WandbWriter(tmp_path, {})
+
+
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"wandb=true needs the package 'wandb'.* pip install 'treadle\[wandb\]'"):

@@ -38,7 +38,7 @@ class WandbWriter:
             )
         except wandb.Error as error:
             raise ConfigError(
-                f"wandb: W&B refuses: {error}; log in with `wandb login`, or set WANDB_MODE=offline"
+                f"wandb: W&B refuses: {str(error).rstrip('.')}; log in with `wandb login`, or set WANDB_MODE=offline"
             ) from error
         self._end = wandb.teardown
         # Not over W&B's own count of rows, which never goes back, as a resumed run does.
