@@ -170,8 +170,8 @@ PLACES = {
     "folder, or the file of its --json",
     "plan quickstart --profile none.json": "none.json: cannot be read: No such file or directory",
     "data check nowhere": "nowhere is no LeRobot dataset: it has no meta/info.json",
-    "serve tabletop-base --camera front --camera wrist": "--camera: found front, wrist, but the policy sees 1 camera; "
-    "give --camera NAME for each, in the order in which the policy sees them",
+    "serve tabletop-base-flow --camera front --camera wrist": "--camera: found front, wrist, but the policy sees 1 "
+    "camera; give --camera NAME for each, in the order in which the policy sees them",
     "simulators install": "name a simulator, or give --all; those with an environment of their own: libero, maniskill, "
     "robotwin",
 }
