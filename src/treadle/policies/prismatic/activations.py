@@ -18,10 +18,10 @@ from treadle.policies.prismatic.vision import Block, ViT
 from treadle.policies.towers import ConvTower
 
 if TYPE_CHECKING:
-    from treadle.policies.prismatic.policy import PrismaticPolicy
+    from treadle.policies.prismatic.stored import StoredPolicy
 
 
-def count_activations(policy: "PrismaticPolicy", prompt: int | None = None, cached: bool = False) -> Activations:
+def count_activations(policy: "StoredPolicy", prompt: int | None = None, cached: bool = False) -> Activations:
     """The activations of a sample as the policy is now: which parameters are trained, with which adapters.
 
     Args:

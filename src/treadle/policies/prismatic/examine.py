@@ -33,10 +33,10 @@ from treadle.policies.prismatic.load import (
 from treadle.policies.prismatic.statistics import count_actions
 
 if TYPE_CHECKING:
-    from treadle.policies.prismatic.policy import PrismaticPolicy
+    from treadle.policies.prismatic.stored import StoredPolicy
 
 
-def remarks(made: "PrismaticPolicy", found: Directory, dtype: torch.dtype | None) -> list[Remark]:
+def remarks(made: "StoredPolicy", found: Directory, dtype: torch.dtype | None) -> list[Remark]:
     """What of a directory is not used, or not as it is stored. `dtype` is the type asked for, if one is."""
     said: list[Remark] = []
 
@@ -81,7 +81,7 @@ def remarks(made: "PrismaticPolicy", found: Directory, dtype: torch.dtype | None
 
 
 def examine(
-    policy_class: "type[PrismaticPolicy]",
+    policy_class: "type[StoredPolicy]",
     directory: Path,
     statistics: str | None,
     dtype: torch.dtype | None,
@@ -134,7 +134,7 @@ def examine(
     )
 
 
-def _check_parts(policy: "PrismaticPolicy", found: Directory) -> dict[str, str]:
+def _check_parts(policy: "StoredPolicy", found: Directory) -> dict[str, str]:
     """The type of each part in a file of its own, by file. Raises CheckpointError for parts that do not fit."""
     types: dict[str, str] = {}
     for name in OWN:
@@ -171,7 +171,7 @@ def _not_finite(found: Directory) -> dict[str, int]:
     return {f"{path.name}: {name}": count for path in sorted(files) for name, count in find_not_finite(path).items()}
 
 
-def estimate(policy: "PrismaticPolicy", dtype: torch.dtype) -> tuple[Memory, dict[str, dict[str, int]]]:
+def estimate(policy: "StoredPolicy", dtype: torch.dtype) -> tuple[Memory, dict[str, dict[str, int]]]:
     """Memory of a policy on the meta device whose weights get a type, and what that of each way of fine-tuning is made
     of: a sample at a time, with gradient checkpointing.
     """

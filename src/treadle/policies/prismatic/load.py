@@ -29,9 +29,9 @@ from treadle.policies.tensors import (
 )
 
 if TYPE_CHECKING:
-    from treadle.policies.prismatic.policy import PrismaticPolicy
+    from treadle.policies.prismatic.stored import StoredPolicy
 
-AnyPolicy = TypeVar("AnyPolicy", bound="PrismaticPolicy")
+AnyPolicy = TypeVar("AnyPolicy", bound="StoredPolicy")
 
 LORA_TARGETS = (
     *("proj", "qkv", "fc1", "fc2", "q", "kv", "fc3", "out_proj"),
@@ -182,7 +182,7 @@ def published_proprioception(directory: Path) -> int:
     return state["fc1.weight"].shape[1]
 
 
-def attach_adapter(made: "PrismaticPolicy", directory: Directory) -> None:
+def attach_adapter(made: "StoredPolicy", directory: Directory) -> None:
     """Put the adapter of a directory on the policy, in place. Towers with FiLM bring the adapters of their layers in a
     file of their own. Raises CheckpointError.
     """

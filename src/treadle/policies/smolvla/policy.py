@@ -24,7 +24,7 @@ from treadle.policies.critic import ValueHead
 from treadle.policies.flow_matching.chain import Noise
 from treadle.policies.flow_matching.sampler import Sampler
 from treadle.policies.flow_matching.transitions import Transitions
-from treadle.policies.inspection import CheckpointContents, count_contents, count_types
+from treadle.policies.inspection import CheckpointContents
 from treadle.policies.observations import check_proprioception
 from treadle.policies.protocol import Decision, Evaluation, Policy
 from treadle.policies.sampling import Sampling
@@ -41,10 +41,12 @@ from treadle.policies.smolvla.directory import (
     read_part,
 )
 from treadle.policies.smolvla.directory import write_directory as write
+from treadle.policies.smolvla.examine import examine
+from treadle.policies.smolvla.expert import Expert
 from treadle.policies.smolvla.inputs import SmolVLAInputs, check_frames, read_features, read_prefix, stack_frames
 from treadle.policies.smolvla.model import Prefix, SmolVLAModel
+from treadle.policies.smolvla.parts import frozen_parts
 from treadle.policies.smolvla.prompt import PromptReader
-from treadle.policies.smolvla.statistics import list_groups
 from treadle.policies.smolvla.tiny import describe_tiny
 
 if TYPE_CHECKING:
@@ -159,22 +161,7 @@ class SmolVLA(Policy):
     ) -> CheckpointContents:
         """See `Policy.examine`."""
         made = cls.load(directory, device=torch.device("cpu"), dtype=dtype, statistics=statistics, **overrides)
-        found, groups = made.found, list_groups(made.found.processors.statistics)
-        stored = found.layout.values()
-        return replace(
-            count_contents(directory, cls.kind, made),
-            types=count_types(stored),
-            stored_bytes=sum(entry.bytes for entry in stored),
-            files=len({entry.file for entry in stored}),
-            settings=found.settings.model_dump(),
-            descriptions={
-                "chunk": f"{made.chunk} of {made.predicted} predicted actions, in {made.noise.steps} steps from noise",
-                "cameras": ", ".join(found.published.cameras()[: found.settings.cameras]),
-            },
-            statistics={
-                group or "plain": made.action_dim for group, there in sorted(groups.items()) if ACTION in there
-            },
-        )
+        return examine(made, directory)
 
     @property
     def predicted(self) -> int:
@@ -275,7 +262,7 @@ class SmolVLA(Policy):
         keys = self._fresh_keys(len(inputs)) if keys is None else keys
         if len(keys) != len(inputs):
             raise ConfigError(f"keys: {len(keys)} for {len(inputs)} samples; give each sample one")
-        expert, sampler = _Expert(self, prefix), self.sampler
+        expert, sampler = Expert(self.model, self.noise_head, prefix), self.sampler
         end, transitions = sampler.draw(expert, keys, sampling, self.device)
         if sampling.temperature == 0:
             log_probs = end.new_zeros(len(end), *self.entries)
@@ -292,7 +279,7 @@ class SmolVLA(Policy):
                 f"choice {list(choice.shape)}; it must be {[len(inputs), sampler.numbers]}, as act returned it"
             )
         transitions = Transitions.unpack(choice, sampler.rows, sampler.columns)
-        log_probs, entropy = sampler.score(_Expert(self, prefix), transitions, sampling)
+        log_probs, entropy = sampler.score(Expert(self.model, self.noise_head, prefix), transitions, sampling)
         return Evaluation(log_probs, entropy, self._values(prefix))
 
     def values(self, inputs: SmolVLAInputs) -> Tensor:
@@ -342,7 +329,7 @@ class SmolVLA(Policy):
         expert and projections are trained. What takes no part in the output is always frozen. Of a policy with adapters
         they alone are trained, and the heads of values and deviations.
         """
-        frozen, adapted = self._frozen(vision=vision), bool(adapters.layers(self))
+        frozen, adapted = frozen_parts(self.found, vision=vision), bool(adapters.layers(self))
         for name, parameter in self.named_parameters():
             kept = name.startswith(frozen) or (adapted and name.startswith("model.") and not adapters.is_adapter(name))
             parameter.requires_grad_(not kept)
@@ -352,26 +339,8 @@ class SmolVLA(Policy):
         self, rank: int, alpha: float | None = None, targets: Sequence[str] = (), vision: bool = False
     ) -> None:
         """See `Policy.add_lora`, and `adapters.add_lora`. What `freeze` keeps as it is gets none."""
-        frozen = self._frozen(vision=not vision)
+        frozen = frozen_parts(self.found, vision=not vision)
         adapters.add_lora(self, rank, alpha, targets, published=LORA_TARGETS, parts=("model",), frozen=frozen)
-
-    def _frozen(self, *, vision: bool) -> tuple[str, ...]:
-        """Beginnings of names of what is not trained."""
-        frozen = tuple(self.unused())
-        if vision:
-            whole = "model.vlm_with_expert.vlm."
-            parts = ("model.vision_model.", "model.connector.", "model.eyes.")
-            frozen += tuple(whole + p for p in parts) if self.found.settings.trained == "language" else (whole,)
-        return frozen
-
-    def unused(self) -> list[str]:
-        """Beginnings of names of parameters that take no part in the output: of the last layer that reads images and
-        prompt, all but keys and values, for the value head passes no gradient on.
-        """
-        whole = "model.vlm_with_expert.vlm."
-        last = f"{whole}model.text_model.layers.{self.found.sizes.layers - 1}."
-        rest = ("self_attn.q_proj", "self_attn.o_proj", "mlp", "post_attention_layernorm")
-        return [f"{whole}lm_head.", f"{whole}model.text_model.norm.", *(last + part + "." for part in rest)]
 
     def vision_parts(self) -> nn.ModuleList:
         """What sees, before `features`."""
@@ -436,25 +405,3 @@ class SmolVLA(Policy):
         """Where new parts go."""
         device = self.device
         return torch.device("cpu") if device.type == "meta" else device
-
-
-class _Expert:
-    """Velocities and deviations of one prefix; both are read from one pass of the expert."""
-
-    def __init__(self, policy: SmolVLA, prefix: Prefix) -> None:
-        self._policy, self._prefix = policy, prefix
-        self._last: tuple[Tensor, Tensor] | None = None
-
-    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """[B, H, D] of states [B, H, D] at times [B]."""
-        return self._policy.model.action_out_proj(self._hidden(x, t))
-
-    def deviation(self, x: Tensor, t: Tensor) -> Tensor:
-        """The same of standard deviations."""
-        assert self._policy.noise_head is not None
-        return self._policy.noise_head(self._hidden(x, t))
-
-    def _hidden(self, x: Tensor, t: Tensor) -> Tensor:
-        if self._last is None or self._last[0] is not x:
-            self._last = x, self._policy.model.expert_states(self._prefix, x, t)
-        return self._last[1]
