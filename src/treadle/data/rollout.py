@@ -7,6 +7,7 @@ decision (1 or C), S privileged state.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,6 +131,8 @@ class Rollout:
         inputs = of_batches([part.inputs for part in parts])
         assert inputs is not None
         steps = [_steps(part) for part in parts]
+        joined: dict[str, Any] = dict.fromkeys(_HEAD)
+        joined |= {name: torch.cat([fill(x[name]) for x in steps], 1) for name in steps[0]}
         follows = [part.next_values for part in parts if part.next_values is not None]
         firsts = accumulate((part.valid.shape[1] for part in parts), initial=0)
         scenarios = [np.full((decisions, part.valid.shape[1]), None, np.object_) for part in parts]
@@ -138,7 +141,7 @@ class Rollout:
         return Rollout(
             inputs=inputs,
             next_inputs=of_batches([part.next_inputs for part in parts]),
-            **(dict.fromkeys(_HEAD) | {name: torch.cat([fill(x[name]) for x in steps], 1) for name in steps[0]}),
+            **joined,
             next_values=torch.cat(follows) if follows else None,
             next_states=torch.cat([part.next_states for part in parts]),
             scenarios=np.concatenate(scenarios, 1),
