@@ -1,6 +1,9 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from synthetic_run import BASE, FINAL, evaluation
 
@@ -61,4 +64,18 @@ def test_the_machine_is_described() -> None:
     assert machine["memory_gb"] > 0
     assert machine["cpu"]
     assert {"python", "numpy", "torch"} <= set(machine["versions"])
-    assert 10 < peak_rss_mb() < 1e6
+
+
+def test_memory_is_that_of_this_process_and_its_workers() -> None:
+    held = np.ones(2**25)
+    before = peak_rss_mb()
+    subprocess.run(["true"], check=True)
+    assert held.nbytes / 2**20 < before < 1e6
+    assert peak_rss_mb() < 1.1 * before, "a child that ran a command is no second process of this size"
+    program = "x = b'x' * 2**28; print(len(x), flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        assert peak_rss_mb([worker.pid]) - peak_rss_mb() > 250 or sys.platform != "linux"
+        worker.communicate(b"\n")
+    assert peak_rss_mb([worker.pid]) == peak_rss_mb(), "it has ended"

@@ -9,6 +9,7 @@ import resource
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,12 +59,25 @@ def cpu_model() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def peak_rss_mb() -> float:
-    """Highest resident memory of this process plus that of its largest ended child so far, in MiB."""
-    # Linux counts KiB, macOS bytes.
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return (own + children) / unit
+def peak_rss_mb(workers: Iterable[int] = ()) -> float:
+    """Highest resident memory that this process and its `workers`, named by their numbers, have held, each at its own
+    time, in MiB; on other systems than Linux that of this process.
+
+    What the system says of ended children would count this process twice: a child that runs a command begins as a copy.
+    """
+    if sys.platform != "linux":
+        # macOS counts bytes.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return sum(_peak_rss_mb(number) for number in (os.getpid(), *workers))
+
+
+def _peak_rss_mb(number: int) -> float:
+    """Of one process; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{number}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 
 
 def describe_machine(device: str = "cpu") -> dict[str, Any]:

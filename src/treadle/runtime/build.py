@@ -55,7 +55,9 @@ class Run:
     trainer: Trainers
     evaluator: Evaluator
     recorder: Recorder
-    cluster: "Cluster | None" = None
+    member: Member | None
+    """The only process of the run; None where it has several."""
+    cluster: "Cluster | None"
     """What the processes of the run are members of; None for a run of one process."""
     overlapped: OverlappedPlayers | None = None
     """The player, where it plays beside training."""
@@ -113,7 +115,8 @@ class Run:
 
     def peak_memory(self) -> tuple[float, float]:
         """The most memory that the run's processes have held, each at its own time, in MB: theirs, and of cards."""
-        held = [(peak_rss_mb(), peak_gpu_mb()), *(self.cluster.team.peak_memory() if self.cluster else ())]
+        held = [(peak_rss_mb(), peak_gpu_mb())] if self.member is None else [self.member.peak_memory()]
+        held += self.cluster.team.peak_memory() if self.cluster else []
         return sum(own for own, _ in held), sum(cards for _, cards in held)
 
     def go_back(self, lost: MemberLostError) -> None:
@@ -169,6 +172,7 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
             preflight = preflight or fly(config, base, device, console.message)
             config = at_temperature(config, preflight["temperature"])
         version: int = state["iteration"]
+        member: Member | None = None
         cluster: Cluster | None = None
         if placement is not None and placement.alone:
             announce(placement)
@@ -207,7 +211,7 @@ def open_run(config: TrainConfig) -> Generator[Run, None, None]:
         opened.enter_context(recorder)
         if preflight is not None and flown and preflight["warning"] is not None:
             _log.warning("%s", preflight["warning"])
-        yield Run(directory, base, version, version, player, trainer, evaluator, recorder, cluster, overlapped)
+        yield Run(directory, base, version, version, player, trainer, evaluator, recorder, member, cluster, overlapped)
 
 
 def _saved(checkpoint: Path | None, config: TrainConfig) -> dict[str, Any]:

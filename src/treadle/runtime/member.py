@@ -10,12 +10,13 @@ import torch
 
 from treadle.config.schema import TrainConfig
 from treadle.cores import usable_cores
-from treadle.devices import prepare_cpu
+from treadle.devices import peak_gpu_mb, prepare_cpu
 from treadle.errors import CheckpointError, ConfigError
 from treadle.policies.critic import PrivilegedCritic
 from treadle.policies.load import load_configured
 from treadle.policies.protocol import Policy
 from treadle.reading import library
+from treadle.reporting.machine import peak_rss_mb
 from treadle.runtime.placement import CPU, Placement, ProcessPlace
 from treadle.runtime.player import Player, check_decisions
 from treadle.runtime.trainer import Trainer
@@ -155,6 +156,10 @@ class Member:
             # What holds a part of the state does not know the file.
             named = str(error).startswith(str(path))
             raise error if named else CheckpointError(f"{path}: {error}") from error
+
+    def peak_memory(self) -> tuple[float, float]:
+        """The most memory that this process and its workers have held, in MB: theirs, and of graphics cards."""
+        return peak_rss_mb(() if self.crew is None else self.crew.pids), peak_gpu_mb()
 
     def _open_simulators(self, placement: Placement) -> None:
         config, place, machines = self._config, self.place.player, placement.machines

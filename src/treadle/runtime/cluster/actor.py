@@ -73,8 +73,8 @@ class MemberActor:
         return self._progress
 
     def peak_memory(self) -> tuple[float, float]:
-        """The most memory that this process has held, in MB: its own, and of graphics cards."""
-        return peak_rss_mb(), peak_gpu_mb()
+        """See `Member.peak_memory`."""
+        return (peak_rss_mb(), peak_gpu_mb()) if self._member is None else self._member.peak_memory()
 
     def process(self) -> int:
         """The number of this process."""
