@@ -83,8 +83,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def did_you_mean_folder(path: Path) -> str:
-    """A phrase that suggests the folders beside `path` whose names are nearest to its own, or nothing."""
+    """A phrase that suggests the folders beside `path` whose names are nearest to its own, or nothing; nothing
+    where `path` is there.
+    """
     try:
+        if path.exists():
+            return ""
         beside = [other.name for other in path.parent.iterdir() if other.is_dir()]
     except OSError:
         return ""

@@ -1,6 +1,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from treadle.errors import OutputError
 from treadle.reporting.curves import format_number, health_curves
 from treadle.reporting.evaluation_table import difference_interval
 from treadle.reporting.folder import RunFolder
-from treadle.reporting.page import style
 from treadle.reporting.report import write_report
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)> ${name} $$ & put the cube'
@@ -177,8 +177,9 @@ def test_what_was_learnt_is_shown_first(tmp_path: Path) -> None:
 
 def test_phones_leave_out_columns_by_name_alone():
     """By its place, the column of episodes in one table is that of success in another."""
-    assert "nth-child" not in style()
-    assert ".evaluation .count, .evaluation .range { display: none; }" in style()
+    style = files("treadle.reporting").joinpath("style.css").read_text()
+    assert "nth-child" not in style
+    assert ".evaluation .count, .evaluation .range { display: none; }" in style
 
 
 def test_a_gap_of_nothing_is_drawn(tmp_path):

@@ -133,7 +133,7 @@ def test_memory_of_a_frame_serves_the_next():
             return page_faults(crew.pids[0]) - before
 
         faults = [faults_of_a_frame(lanes.begin), *(faults_of_a_frame(lanes.play) for _ in range(24))]
-    assert faults[0] > 152 * PAGES
+    assert faults[0] > 140 * PAGES, "nearly all"
     assert max(faults[1:]) < 5 * PAGES, "the four pieces that its thread keeps"
 
 

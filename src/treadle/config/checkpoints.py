@@ -82,10 +82,11 @@ def _of_hub(name: str, near: str) -> Path:
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError) as error:
-        absent = "the Hugging Face cache holds no model of that id"
-        what = (
-            f"{near}; {absent} either"
-            if near
-            else f", and {absent}; if it is one, download it first: hf download {name}"
-        )
+        if near:
+            what = f"{near}; the Hugging Face cache holds no model of that id either"
+        else:
+            what = (
+                ", and the Hugging Face cache holds no model of that id; if it is one, download it first: hf download "
+                f"{name}"
+            )
         raise CheckpointError(f"no checkpoint folder {name!r}{what}") from error
