@@ -50,7 +50,7 @@ def make_table(title: str, left: Iterable[str], right: Iterable[str]) -> "Table"
 
 
 def _command() -> str:
-    program = Path(sys.argv[0])
+    program = Path(sys.argv[0]).resolve()
     if program.parent != Path(__file__).parent:
         return shlex.join(["treadle", *sys.argv[1:]])
     module = "benchmarks" if program.stem == "__main__" else f"benchmarks.{program.stem}"
