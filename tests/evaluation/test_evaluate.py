@@ -87,6 +87,15 @@ def test_keys_change_from_decision_to_decision(sampling):
     assert len(set(seen)) == 10
 
 
+def suite_results(
+    policy: Any, crew: Crew, horizon: int, config: EvaluationConfig, **fields: Any
+) -> dict[int, EpisodeResult]:
+    """What `play_suite` reports of `train`, by number."""
+    found: dict[int, EpisodeResult] = {}
+    play_suite(policy, crew, horizon, config, "train", lambda ended, total: found.update(ended), **fields)
+    return found
+
+
 def test_suites_and_their_settings():
     config = EvaluationConfig(suites=("train", "odd"), episodes=7)
     calls: list[tuple[str, int, int]] = []
@@ -153,12 +162,15 @@ def test_repeats_have_noise_of_their_own_and_the_first_is_as_without():
     config = EvaluationConfig(suites=("train",), episodes=4, sampling=SamplingConfig(), repeats=3)
     single = config.model_copy(update={"repeats": 1})
     with crew_of(3) as crew:
-        results, first = (play_suite(policy, crew, 10, some, "train") for some in (config, single))
-        shares = [play_suite(policy, crew, 10, config, "train", share=(i, 2)) for i in range(2)]
-    assert [result.scenario.index for result in results] == [0, 1, 2, 3] * 3
-    assert results[:4] == first
-    assert len({result.episode_return for result in results}) == 12
-    assert shares == [results[::2], results[1::2]]
+        results, first = (suite_results(policy, crew, 10, some) for some in (config, single))
+        shares = [suite_results(policy, crew, 10, config, share=(i, 2)) for i in range(2)]
+        rest = suite_results(policy, crew, 10, config, played={0, 1, 5, 11}, share=(1, 2))
+    assert [results[number].scenario.index for number in range(12)] == [0, 1, 2, 3] * 3
+    assert {number: results[number] for number in range(4)} == first
+    assert len({result.episode_return for result in results.values()}) == 12
+    assert [sorted(share) for share in shares] == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]]
+    assert shares[0] | shares[1] == results
+    assert rest == {number: results[number] for number in (3, 6, 8, 10)}, "of 2 3 4 6 7 8 9 10 every second"
 
 
 def test_repeats_of_a_greedy_policy_are_refused():
@@ -214,7 +226,8 @@ def test_the_policy_is_asked_what_scenes_word_and_results_keep_it(lanes, workers
     policy: Any = FakePolicy()
     factory = SimulatorFactory("fake_simulator:WordingSimulator", {})
     with Crew(CrewPlan(factory, 3, lanes=lanes, workers=workers, kind=kind)) as crew:
-        results = play_suite(policy, crew, 4, EvaluationConfig(episodes=7), "train")
+        found = suite_results(policy, crew, 4, EvaluationConfig(episodes=7))
+    results = [found[number] for number in range(7)]
     words = [f"do {i} with the {('left', 'right')[i % 2]} arm" for i in range(7)]
     assert [result.scenario.instruction for result in results] == words
     assert {text for texts in policy.instructions for text in texts} == set(words)

@@ -173,7 +173,7 @@ def test_films_of_failures_and_successes(checkpoint, tmp_path):
     ],
 )
 def test_which_episodes_are_filmed(count, chosen):
-    folder = EvaluationFolder(None, None)
+    folder = EvaluationFolder(None, EpisodeFile(None))
     for number, good in enumerate((False, True, False)):
         folder.add("a", number, result(number, good=good))
     for number, good in enumerate((True, False)):

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from miniature import run_config
 from treadle.config.on_policy import PPOConfig
 from treadle.config.placement import PlacementConfig, RuntimeConfig
 from treadle.config.schema import CollectionConfig, EvaluationConfig, OptimizerConfig, TrainConfig
+from treadle.data.step import EpisodeResult
 from treadle.errors import MemberLostError, PlacementError
+from treadle.evaluation.evaluate import Report
 from treadle.policies import load_policy
+from treadle.reporting.console import RunConsole
 from treadle.reporting.metrics import read_metrics
 from treadle.runtime import loop
 from treadle.runtime.cluster.engine import Handle, prepare_ray
-from treadle.runtime.cluster.roles import RemoteTrainers
+from treadle.runtime.cluster.roles import RemotePlayers, RemoteTrainers
 from treadle.runtime.evaluator import Evaluator
 from treadle.runtime.loop import train
 from treadle.training.checkpoints import list_checkpoints
@@ -71,8 +74,8 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return load_policy(directory / "policy", device="cpu").state_dict()
 
 
-def evaluation(directory: Path) -> Any:
-    return json.loads((directory / "evaluation" / "final.json").read_text())["suites"]
+def evaluation(directory: Path, name: str = "final") -> Any:
+    return json.loads((directory / "evaluation" / f"{name}.json").read_text())["suites"]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -137,16 +140,38 @@ def test_a_player_and_a_rank_of_their_own_make_the_same_run(
         priorities.extend(os.getpriority(os.PRIO_PROCESS, handle.pid) for handle in members)
 
     at_update(monkeypatch, {1: look})
-    evaluate = Evaluator.evaluate
+    evaluate, play, rests = Evaluator.evaluate, RemotePlayers.evaluate, list[list[int]]()
 
     def measure(*arguments: Any) -> None:
         handlers.append(signal.getsignal(signal.SIGTERM))
         evaluate(*arguments)
 
+    def interrupt_at_two(_: RunConsole, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    def measure_the_rest(players: RemotePlayers, suite: str, report: Report, played: Collection[int]) -> None:
+        found: dict[int, EpisodeResult] = {}
+
+        def note(ended: Mapping[int, EpisodeResult], total: int) -> None:
+            found.update(ended)
+            report(ended, total)
+
+        play(players, suite, note, played)
+        rests.append(sorted(found))
+
     monkeypatch.setattr(Evaluator, "evaluate", measure)
-    assert_same_run(whole, train(run(tmp_path, checkpoint, placement=APART)))
+    with monkeypatch.context() as patch:
+        patch.setattr(RunConsole, "progress", interrupt_at_two)
+        with pytest.raises(KeyboardInterrupt):
+            train(run(tmp_path, checkpoint))
+    with monkeypatch.context() as patch:
+        patch.setattr(RemotePlayers, "evaluate", measure_the_rest)
+        assert_same_run(whole, train(run(tmp_path, checkpoint, placement=APART)))
+    assert rests == [[2], [0, 1, 2], [0, 1, 2]], "one process had measured two episodes of the base"
+    assert evaluation(whole, "base") == evaluation(tmp_path / "run", "base")
     assert priorities == [os.getpriority(os.PRIO_PROCESS, 0)] * 2, "they give way to nobody"
-    assert [handler.__module__ for handler in handlers] == [loop.__name__] * 2, "Ray leaves SIGTERM to the run"
+    assert [handler.__module__ for handler in handlers] == [loop.__name__] * 3, "Ray leaves SIGTERM to the run"
 
 
 def test_two_players_and_two_ranks_make_the_same_run_which_goes_on_in_one_process(

@@ -1,6 +1,7 @@
 """Evaluations while training: they change nothing, and find the best policy."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from miniature import run_config
 from treadle.config.on_policy import PPOConfig
 from treadle.config.schema import EvaluationConfig, OptimizerConfig, TrainConfig
+from treadle.data.step import EpisodeResult
+from treadle.evaluation.episodes import EPISODES_FILE, EpisodeFile, read_episodes
 from treadle.files import to_json
 from treadle.policies import load_policy
 from treadle.reporting.console import RunConsole
@@ -77,6 +80,46 @@ def test_a_run_that_is_extended_has_the_evaluations_of_a_longer_one(
 @pytest.mark.integration
 def test_a_run_with_evaluations_resumes_exactly(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     assert_resumes(tmp_path, checkpoint, monkeypatch, evaluation=evaluation(1), optimizer=AVERAGE)
+
+
+@pytest.mark.integration
+def test_an_evaluation_that_is_cut_short_goes_on(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of the base, and of the result: no episode is played twice, and results are those of a run that was left alone.
+    What was kept of another policy, or with other settings, is not used.
+    """
+    whole = train(run_config(tmp_path / "whole", checkpoint, evaluation=evaluation(0)))
+    config, folder = run_config(tmp_path, checkpoint, evaluation=evaluation(0)), tmp_path / "run" / "evaluation"
+    progress, add, played = RunConsole.progress, EpisodeFile.add, list[str]()
+    stops = [2, 4, 5, 9]
+
+    def stop(console: RunConsole, done: int, total: int) -> None:
+        progress(console, done, total)
+        if stops and len(played) >= stops[0]:
+            stops.pop(0)
+            raise KeyboardInterrupt
+
+    def count(kept: EpisodeFile, suite: str, number: int, result: EpisodeResult) -> None:
+        played.append(suite)
+        add(kept, suite, number, result)
+
+    monkeypatch.setattr(RunConsole, "progress", stop)
+    monkeypatch.setattr(EpisodeFile, "add", count)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    (kept,) = folder.iterdir()
+    assert sum(map(len, read_episodes(kept).values())) == 4
+    shutil.copy(kept, folder / "final-of-another.partial.jsonl")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    train(config)
+    assert played == 2 * (3 * ["train"] + 3 * ["vision"]), "base and result, each episode once"
+    assert not list(folder.glob("*.partial.jsonl"))
+    for name in ("base", "final"):
+        assert suites(tmp_path / "run", name) == suites(whole, name)
+        file = f"{name}.{EPISODES_FILE}"
+        assert read_episodes(folder / file) == read_episodes(whole / "evaluation" / file)
 
 
 def test_the_first_of_the_best_is_kept(tmp_path: Path):

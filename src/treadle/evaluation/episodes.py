@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 from pydantic import ValidationError
 
@@ -37,28 +38,36 @@ class EpisodeFile:
     """`episodes.jsonl` of one evaluation. Each line is written when its episode ends.
 
     Args:
-        path: the file, which may be there from an earlier call.
+        path: the file, which may be there from an earlier call; None keeps episodes in memory alone.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.episodes = read_episodes(path)
+        self._file: TextIO | None = None
+        self.episodes: Episodes = {} if path is None else read_episodes(path)
 
     @contextmanager
     def appending(self) -> Iterator["EpisodeFile"]:
         """Open the file; a line that was cut short is dropped first. Raises OutputError."""
+        if self._path is None:
+            yield self
+            return
         lines = [line(suite, n, result) for suite, of in self.episodes.items() for n, result in of.items()]
         write_atomically(self._path, "".join(lines))
         try:
-            self._file = self._path.open("a", encoding="utf-8")
+            file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise cannot_write(self._path, error) from error
-        with self._file:
+        with file:
+            self._file = file
             yield self
 
     def add(self, suite: str, number: int, result: EpisodeResult) -> None:
         """Keep an episode. Raises OutputError."""
         self.episodes.setdefault(suite, {})[number] = result
+        if self._path is None:
+            return
+        assert self._file is not None, "the file is open while `appending`"
         try:
             self._file.write(line(suite, number, result))
             self._file.flush()

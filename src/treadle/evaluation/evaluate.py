@@ -1,6 +1,6 @@
 """Success of a policy over enumerated scenarios."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +29,10 @@ from treadle.workers.plan import plan_crew
 
 Progress = Callable[[str, int, int], None]
 """Called with a suite, the episodes done and the episodes wanted."""
+Report = Callable[[Mapping[int, EpisodeResult], int], None]
+"""Called with episodes that have just ended, by their numbers, and with how many the suite has. With n scenarios,
+repeat r of scenario i has number r * n + i.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +71,19 @@ def evaluate_policy(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Success on each suite, and on each setting and task of it, as plain data."""
-    suites: dict[str, Any] = {}
-    for suite in evaluation.suites:
 
-        def report(done: int, total: int, suite: str = suite) -> None:
+    def results_of(suite: str) -> list[EpisodeResult]:
+        results: dict[int, EpisodeResult] = {}
+
+        def report(ended: Mapping[int, EpisodeResult], total: int) -> None:
+            results.update(ended)
             if progress is not None:
-                progress(suite, done, total)
+                progress(suite, len(results), total)
 
-        results = play_suite(policy, crew, horizon, evaluation, suite, ablation=ablation, progress=report)
-        suites[suite] = summarize_suite(suite, results, evaluation.success)
+        play_suite(policy, crew, horizon, evaluation, suite, report, ablation=ablation)
+        return [results[number] for number in sorted(results)]
+
+    suites = {suite: summarize_suite(suite, results_of(suite), evaluation.success) for suite in evaluation.suites}
     return {"suites": suites}
 
 
@@ -85,25 +93,20 @@ def play_suite(
     horizon: int,
     evaluation: EvaluationConfig,
     suite: str,
+    report: Report,
     *,
+    played: Container[int] = (),
     share: tuple[int, int] = (0, 1),
     ablation: Ablation | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[EpisodeResult]:
-    """The results of a suite's evaluation scenarios, in order, one repeat after another. `share` (i, n) plays every
-    n-th from number i on, in as large a part of the slots; `progress` is called with the episodes done and wanted.
-    `horizon` is that of suites without one of their own.
+) -> None:
+    """Play a suite's evaluation scenarios, one repeat after another, without those `played` before. `share` (i, n)
+    plays every n-th of them from the i-th on, in as large a part of the slots. `horizon` is that of suites without one
+    of their own.
     """
     first, step = share
     scenarios = enumerate_scenarios(crew, suite, evaluation.episodes)
-    numbers = range(first, len(scenarios) * evaluation.repeats, step)
-    results: dict[int, EpisodeResult] = {}
-
-    def ended(number: int, result: EpisodeResult) -> None:
-        results[number] = result
-        if progress is not None:
-            progress(len(results), len(numbers))
-
+    total = len(scenarios) * evaluation.repeats
+    report({}, total)
     play_episodes(
         policy,
         crew,
@@ -111,12 +114,11 @@ def play_suite(
         evaluation,
         suite,
         scenarios,
-        numbers,
-        ended,
+        [number for number in range(total) if number not in played][first::step],
+        lambda number, result: report({number: result}, total),
         slots=max(1, evaluation.slots // step),
         ablation=ablation,
     )
-    return [results[number] for number in numbers]
 
 
 def enumerate_scenarios(crew: Crew, suite: str, episodes: int) -> list[Scenario]:

@@ -53,13 +53,13 @@ class EvaluationFolder:
 
     Args:
         path: the folder, or None.
-        file: its episodes, open for more; None without a folder.
+        file: its episodes, open for more.
     """
 
-    def __init__(self, path: Path | None, file: EpisodeFile | None) -> None:
+    def __init__(self, path: Path | None, file: EpisodeFile) -> None:
         self.path = path
-        self._file = file
-        self.episodes: Episodes = {} if file is None else file.episodes
+        self.add = file.add
+        self.episodes: Episodes = file.episodes
 
     @classmethod
     @contextmanager
@@ -72,7 +72,7 @@ class EvaluationFolder:
         Raises OutputError where it cannot be written, or is in use.
         """
         if output is None:
-            yield cls(None, None)
+            yield cls(None, EpisodeFile(None))
             return
         path = first = folder_path(output, name, made)
         again = 2
@@ -99,13 +99,6 @@ class EvaluationFolder:
     def has_films(self) -> bool:
         """Films were made already."""
         return self.path is not None and (self.path / VIDEOS / "videos.json").exists()
-
-    def add(self, suite: str, number: int, result: EpisodeResult) -> None:
-        """Keep an episode. Raises OutputError."""
-        if self._file is None:
-            self.episodes.setdefault(suite, {})[number] = result
-        else:
-            self._file.add(suite, number, result)
 
     def write(self, report: dict[str, Any]) -> None:
         """Write the tables, and the manifest with them. Raises OutputError."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from treadle.config.schema import TrainConfig
 from treadle.data.step import EpisodeResult
-from treadle.evaluation.episodes import EPISODES_FILE, Episodes, write_episodes
+from treadle.evaluation.episodes import EPISODES_FILE, EpisodeFile, Episodes, write_episodes
 from treadle.evaluation.evaluate import summarize_suite
 from treadle.evaluation.films import choose_scenes
-from treadle.evaluation.manifest import manifest
+from treadle.evaluation.manifest import identity, manifest
 from treadle.evaluation.statistics import succeeded
 from treadle.files import to_json, write_atomically
 from treadle.reporting.console import RunConsole
@@ -19,6 +19,8 @@ from treadle.reporting.video import read_video, side_by_side, write_video
 from treadle.runtime.roles import Players
 from treadle.training.state import checkpoint_name
 
+PARTIAL = "{}-{}.partial.jsonl"
+"""The episodes of an evaluation that is being played, by its name and identity."""
 VIDEO_SIZE = 224
 """Pixels of a filmed frame's side."""
 
@@ -60,23 +62,29 @@ class Evaluator:
             self.evaluate(name, checkpoint)
 
     def evaluate(self, name: str, checkpoint: Path, iteration: int | None = None) -> None:
-        """Write `evaluation/NAME.json`, its episodes beside it, and the films of NAME. The policy of an iteration that
-        was just evaluated is not measured again.
+        """Write `evaluation/NAME.json`, its episodes beside it, and the films of NAME. Of an evaluation that was cut
+        short, only what is missing is played; the policy of an iteration that was just evaluated plays nothing.
         """
         start = time.perf_counter()
-        known = self._latest[1] if self._latest is not None and self._latest[0] == iteration else None
-        suites, episodes = self._measure(name, known)
-        report: dict[str, Any] = {"suites": suites, "held_out": self._players.spec.held_out}
         made = manifest(checkpoint, self._config.policy, self._config.simulator, self._config.evaluation)
-        report["manifest"] = made | {"policy_facts": self._players.policy_facts} | self._facts
+        made |= {"policy_facts": self._players.policy_facts} | self._facts
+        if self._latest is not None and self._latest[0] == iteration:
+            suites, episodes = self._latest[1]
+        else:
+            with EpisodeFile(self._directory / "evaluation" / PARTIAL.format(name, identity(made))).appending() as kept:
+                suites, episodes = self._measure(name, kept)
+        self._keep(name, episodes)
         self._film(name, episodes)
-        self._write(name, report, start)
+        self._write(name, {"suites": suites, "held_out": self._players.spec.held_out, "manifest": made}, start)
+        for partial in (self._directory / "evaluation").glob(PARTIAL.format(name, "*")):
+            partial.unlink()
 
     def evaluate_iteration(self, iteration: int) -> dict[str, float]:
         """Write the evaluation of a policy that is being trained, without films; returns success by suite."""
         start, name = time.perf_counter(), checkpoint_name(iteration)
-        measured = suites, _ = self._measure(name)
+        measured = suites, episodes = self._measure(name, EpisodeFile(None))
         self._latest = iteration, measured
+        self._keep(name, episodes)
         self._write(name, {"suites": suites}, start)
         return {suite: found["success"] for suite, found in suites.items()}
 
@@ -90,17 +98,28 @@ class Evaluator:
                 success[name] = found["suites"][suite]["success"]
         return max(success, key=lambda name: success[name]) == own
 
-    def _measure(self, name: str, known: _Measured | None = None) -> _Measured:
-        """Play every suite, unless it is known what comes of it, and write the episodes; returns both."""
-        config = self._config
-        suites, episodes = known or ({}, {})
-        for suite in () if known else config.evaluation.suites:
+    def _measure(self, name: str, kept: EpisodeFile) -> _Measured:
+        """Play what is not kept yet of every suite; returns all of it."""
+
+        def results_of(suite: str) -> list[EpisodeResult]:
+            done = kept.episodes.setdefault(suite, {})
+
+            def report(ended: Mapping[int, EpisodeResult], total: int) -> None:
+                for number, result in ended.items():
+                    kept.add(suite, number, result)
+                self._console.progress(len(done), total)
+
             self._console.stage(f"evaluating {name}: {suite}")
-            episodes[suite] = self._players.evaluate(suite, self._console.progress)
-            suites[suite] = summarize_suite(suite, episodes[suite], config.evaluation.success)
+            self._players.evaluate(suite, report, list(done))
+            return [done[number] for number in sorted(done)]
+
+        config = self._config.evaluation
+        episodes = {suite: results_of(suite) for suite in config.suites}
+        return {suite: summarize_suite(suite, of, config.success) for suite, of in episodes.items()}, episodes
+
+    def _keep(self, name: str, episodes: Mapping[str, Sequence[EpisodeResult]]) -> None:
         numbered: Episodes = {suite: dict(enumerate(results)) for suite, results in episodes.items()}
         write_episodes(self._directory / "evaluation" / f"{name}.{EPISODES_FILE}", numbered)
-        return suites, episodes
 
     def _write(self, name: str, report: dict[str, Any], start: float) -> None:
         report["seconds"] = time.perf_counter() - start

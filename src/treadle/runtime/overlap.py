@@ -1,15 +1,15 @@
 """Playing beside training: a thread plays the rollouts that the loop will ask for."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from treadle.config.schema import TrainConfig
-from treadle.data.step import EpisodeResult
 from treadle.errors import ConfigError, SimulatorError
+from treadle.evaluation.evaluate import Report
 from treadle.runtime.player import PlayReport
 from treadle.runtime.roles import Chosen, Film, StepwisePlayers
 from treadle.simulators.protocol import SimulatorSpec
@@ -96,10 +96,10 @@ class OverlappedPlayers:
         reports, self._reports = self._reports, []
         return PlayReport.chain(reports)
 
-    def evaluate(self, suite: str, progress: Callable[[int, int], None]) -> list[EpisodeResult]:
+    def evaluate(self, suite: str, report: Report, played: Collection[int] = ()) -> None:
         """See `Players.evaluate`. It begins once what is being played is done."""
         with self._showing():
-            return self._players.evaluate(suite, progress)
+            self._players.evaluate(suite, report, played)
 
     def film(self, chosen: Sequence[Chosen], size: int) -> list[Film]:
         """See `Players.film`. As `evaluate`."""

@@ -1,6 +1,6 @@
 """The player: it simulates and decides, with the latest weights that it was given."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from treadle.data.rollout import Rollout
 from treadle.data.span import Span
 from treadle.data.step import EpisodeResult
 from treadle.errors import ConfigError
-from treadle.evaluation.evaluate import play_suite
+from treadle.evaluation.evaluate import Report, play_suite
 from treadle.evaluation.films import film_scenarios
 from treadle.policies.protocol import Policy, Sampling
 from treadle.rollout.actor import Actor
@@ -179,19 +179,20 @@ class Player:
         return PlayReport.of(rollouts, self._collector.take_spans(), restarts)
 
     def evaluate(
-        self, suite: str, progress: Callable[[int, int], None] | None = None, share: tuple[int, int] = (0, 1)
-    ) -> list[EpisodeResult]:
+        self, suite: str, report: Report, played: Container[int] = (), share: tuple[int, int] = (0, 1)
+    ) -> None:
         """Play the evaluation scenarios of a suite, or a share of them. See `play_suite`."""
         config = self._config
         with naming_what_to_lower(config, "playing"):
-            return play_suite(
+            play_suite(
                 self.policy,
                 self.crew,
                 config.evaluation_horizon,
                 config.evaluation,
                 suite,
+                report,
+                played=played,
                 share=share,
-                progress=progress,
             )
 
     def film(self, chosen: Sequence[tuple[str, int]], size: int) -> list[tuple[EpisodeResult, NDArray[np.uint8]]]:

@@ -4,7 +4,7 @@ Rollouts and weights are opaque to the loop: in one process they are a `Rollout`
 the parts are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.data.step import EpisodeResult
+from treadle.evaluation.evaluate import Report
 from treadle.runtime.player import PlayReport
 from treadle.runtime.weights import Weights
 from treadle.simulators.protocol import SimulatorSpec
@@ -41,8 +42,8 @@ class Players(Protocol):
         """What was played since the last call."""
         ...
 
-    def evaluate(self, suite: str, progress: Callable[[int, int], None]) -> list[EpisodeResult]:
-        """Play the evaluation scenarios of a suite, in order; `progress` is told episodes done and wanted."""
+    def evaluate(self, suite: str, report: Report, played: Collection[int] = ()) -> None:
+        """Play the evaluation scenarios of a suite, without those `played` before; `report` is told of each once."""
         ...
 
     def film(self, chosen: Sequence[Chosen], size: int) -> list[Film]:

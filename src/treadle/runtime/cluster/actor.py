@@ -8,7 +8,7 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from importlib import import_module
@@ -26,7 +26,7 @@ from treadle.data.step import EpisodeResult
 from treadle.devices import peak_gpu_mb
 from treadle.errors import TreadleError
 from treadle.reporting.machine import peak_rss_mb
-from treadle.runtime.cluster.messages import Answer, Fault, Part
+from treadle.runtime.cluster.messages import Answer, Ended, Fault, Part
 from treadle.runtime.member import Member, Start
 from treadle.runtime.placement import CPU, Placement
 from treadle.runtime.player import PlayReport
@@ -60,7 +60,7 @@ class MemberActor:
         """This rank's rollouts for the next update."""
         self._whole = ExitStack()
         """It keeps the whole policy, where ranks hold parts."""
-        self._progress = (0, 0)
+        self._ended: Ended = {}, 0
         self._records: list[str] = []
         logging.getLogger("treadle").addHandler(_Keeper(self._records))
         # Tensors that come from other processes are read and never written, as their pages are.
@@ -68,9 +68,10 @@ class MemberActor:
 
     # What the driver may ask at any time.
 
-    def progress(self) -> tuple[int, int]:
-        """Episodes done and wanted, of the evaluation that it plays."""
-        return self._progress
+    def ended(self) -> Ended:
+        """Episodes that ended since the last call, of the evaluation that it plays."""
+        found, self._ended = self._ended, ({}, self._ended[1])
+        return found
 
     def peak_memory(self) -> tuple[float, float]:
         """See `Member.peak_memory`."""
@@ -200,14 +201,22 @@ class MemberActor:
         """See `Player.state_dict`."""
         return self._here.player.state_dict()
 
-    def evaluate(self, suite: str, share: tuple[int, int]) -> list[EpisodeResult]:
-        """See `Player.evaluate`."""
+    def evaluate(self, suite: str, played: list[int], share: tuple[int, int]) -> Ended:
+        """See `Player.evaluate`. Returns all that it played."""
+        whole: dict[int, EpisodeResult] = {}
+        counted = 0
 
-        def note(done: int, total: int) -> None:
-            self._progress = done, total
+        def note(ended: Mapping[int, EpisodeResult], total: int) -> None:
+            nonlocal counted
+            counted = total
+            whole.update(ended)
+            self._ended = {**self._ended[0], **ended}, total
 
-        self._progress = (0, 0)
-        return self._here.player.evaluate(suite, note, share)
+        try:
+            self._here.player.evaluate(suite, note, played, share)
+        finally:
+            self._ended = {}, 0
+        return whole, counted
 
     def film(self, chosen: Sequence[Chosen], size: int) -> list[Film]:
         """See `Player.film`."""

@@ -410,7 +410,7 @@ def _init_ray(**settings: Any) -> None:
 def _with_watch(actor: type[MemberActor]) -> type[MemberActor]:
     """The class with methods that are answered while another call runs."""
     watched = type(actor.__name__, (actor,), {})
-    for name in ("progress", "process"):
+    for name in ("ended", "process"):
         setattr(watched, name, _ray().method(concurrency_group="watch")(getattr(actor, name)))
     return watched
 

@@ -3,7 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from treadle.data.step import EpisodeResult
 from treadle.runtime.placement import Placement
+
+Ended = tuple[dict[int, EpisodeResult], int]
+"""Episodes of an evaluation by their numbers, and how many the suite has; 0 before the member knows."""
 
 
 class Part(NamedTuple):

@@ -4,15 +4,16 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from treadle.data.step import EpisodeResult
 from treadle.errors import MemberLostError
+from treadle.evaluation.evaluate import Report
 from treadle.runtime.cluster.engine import Handle
-from treadle.runtime.cluster.messages import Part
+from treadle.runtime.cluster.messages import Ended, Part
 from treadle.runtime.cluster.team import Team
 from treadle.runtime.player import PlayReport, join_states
 from treadle.runtime.roles import Chosen, Film
@@ -81,23 +82,29 @@ class RemotePlayers:
         reports, self._reports = self._reports, []
         return PlayReport.chain(reports)
 
-    def evaluate(self, suite: str, progress: Callable[[int, int], None]) -> list[EpisodeResult]:
+    def evaluate(self, suite: str, report: Report, played: Collection[int] = ()) -> None:
         """See `Players.evaluate`. Every player has a share of the scenarios."""
-        players = self._team.players()
+        players, done = self._team.players(), set(played)
 
-        def play() -> list[list[EpisodeResult]]:
+        def hear(ended: Mapping[int, EpisodeResult], total: int) -> None:
+            new = {number: result for number, result in ended.items() if number not in done}
+            done.update(new)
+            if total:
+                report(new, total)
+
+        def play() -> list[Ended]:
             with self._team.playing():
                 return self._team.engine.ask(
                     self._team.players(),
                     "evaluate",
                     suite,
+                    sorted(done),
                     each=lambda handle: ((_number(handle), len(players)),),
-                    meanwhile=lambda: progress(*self._team.progress()),
+                    meanwhile=lambda: hear(*self._team.ended()),
                 )
 
-        results = [result for part in self._surely(play) for result in part]
-        progress(len(results), len(results))
-        return sorted(results, key=lambda result: result.scenario.index)
+        for part in self._surely(play):
+            hear(*part)
 
     def film(self, chosen: Sequence[Chosen], size: int) -> list[Film]:
         """See `Players.film`."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from treadle.config.schema import TrainConfig
 from treadle.errors import MemberLostError
 from treadle.runtime.cluster.engine import Engine, Handle
-from treadle.runtime.cluster.messages import Part, routes
+from treadle.runtime.cluster.messages import Ended, Part, routes
 from treadle.runtime.member import Start
 from treadle.runtime.placement import Placement, place
 from treadle.runtime.weights import Weights
@@ -137,10 +137,11 @@ class Team:
             each=lambda handle: (Weights(version),) if handle.place.rank else (reference,),
         )
 
-    def progress(self) -> tuple[int, int]:
-        """Episodes done and wanted, of what players evaluate. Raises MemberLostError."""
-        found = self.engine.wait({h: h.actor.progress.remote() for h in self.players()}, "tell its progress")
-        return sum(done for done, _ in found.values()), sum(total for _, total in found.values())
+    def ended(self) -> Ended:
+        """Episodes that ended since the last call, of what players evaluate. Raises MemberLostError."""
+        found = self.engine.wait({h: h.actor.ended.remote() for h in self.players()}, "tell its progress")
+        episodes = {number: result for part, _ in found.values() for number, result in part.items()}
+        return episodes, max(total for _, total in found.values())
 
     def peak_memory(self) -> list[tuple[float, float]]:
         """The most memory that each member has held, in MB: its own, and of graphics cards. Raises MemberLostError."""
