@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 from typer import echo
 
+from benchmarks.forks import Forks
 from benchmarks.output import write_record
 from treadle.reporting.metrics import read_metrics
 from treadle.training.checkpoints import list_checkpoints
@@ -34,7 +35,7 @@ PATIENCE = 240.0
 SETTINGS = (
     *("iterations=4", "decisions=2", "save_every=1", "device=cpu", "torch_threads=1", "seed=5"),
     *("simulator.slots=4", "simulator.horizon=8", "collection.kind=processes"),
-    *("collection.lanes=2", "collection.workers=2", "collection.timeout=20", "evaluation.episodes=4"),
+    *("collection.lanes=2", "collection.workers=2", "collection.timeout=10", "evaluation.episodes=4"),
     *("evaluation.slots=4", "evaluation.suites=['train']", "evaluation.videos=0", "algorithm.minibatch=8"),
     "algorithm.micro_batch=8",
 )
@@ -77,17 +78,10 @@ class Outcome:
 class Disturbed:
     """A run in a process of its own."""
 
-    def __init__(self, folder: Path, settings: Sequence[str]) -> None:
+    def __init__(self, forks: Forks, folder: Path, settings: Sequence[str]) -> None:
         self.folder = folder / "runs" / "faults"
-        command = [sys.executable, "-P", "-m", "treadle.cli", "train", *settings, "name=faults"]
-        self._log = (folder / "output.txt").open("a")
-        self.process = subprocess.Popen(
-            [*command, f"output={folder / 'runs'}"],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        command = ["train", *settings, "name=faults", f"output={folder / 'runs'}"]
+        self.process = forks.start(command, folder / "output.txt")
 
     def iterations(self) -> int:
         """How many are done."""
@@ -116,8 +110,6 @@ class Disturbed:
             self.process.kill()
             self.process.wait(PATIENCE)
             raise
-        finally:
-            self._log.close()
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -191,23 +183,24 @@ def numbers(folder: Path) -> list[dict[str, float]]:
     return [{key: x for key, x in row.items() if not key.startswith(skipped)} for row in read_metrics(folder)]
 
 
-def inject(injection: Injection, settings: Sequence[str], expected: list[dict[str, float]]) -> Outcome:
+def inject(forks: Forks, injection: Injection, settings: Sequence[str], expected: list[dict[str, float]]) -> Outcome:
     """Disturb a run, let the same command go on, and compare."""
     began, chosen = time.monotonic(), random.Random(injection.seed + 1)
     with tempfile.TemporaryDirectory(prefix="treadle-faults-") as folder:
-        trouble = _disturb(injection, settings, Path(folder), chosen, expected)
+        trouble = _disturb(forks, injection, settings, Path(folder), chosen, expected)
         trouble = trouble or _left(Path(folder))
     return Outcome(injection, not trouble, round(time.monotonic() - began, 1), trouble)
 
 
 def _disturb(
+    forks: Forks,
     injection: Injection,
     settings: Sequence[str],
     folder: Path,
     chosen: random.Random,
     expected: list[dict[str, float]],
 ) -> str:
-    run = Disturbed(folder, settings)
+    run = Disturbed(forks, folder, settings)
     end = time.monotonic() + PATIENCE
     while run.iterations() < injection.iteration and run.process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
@@ -225,7 +218,7 @@ def _disturb(
         kept = len(list_checkpoints(run.folder / "checkpoints"))
         if code and before > 1 and not kept:
             return "no checkpoint is left"
-        if code and (code := Disturbed(folder, settings).end()):
+        if code and (code := Disturbed(forks, folder, settings).end()):
             return f"the same command ended with {code}; {_last_lines(folder)}"
     except subprocess.TimeoutExpired:
         return f"no end within {PATIENCE:g} s; {_last_lines(folder)}"
@@ -242,10 +235,10 @@ def _left(folder: Path) -> str:
     return f"left behind: {', '.join(map(str, left))}" if left else ""
 
 
-def alone(settings: Sequence[str]) -> list[dict[str, float]]:
+def alone(forks: Forks, settings: Sequence[str]) -> list[dict[str, float]]:
     """The numbers of a run that nothing disturbs."""
     with tempfile.TemporaryDirectory(prefix="treadle-faults-") as folder:
-        run = Disturbed(Path(folder), settings)
+        run = Disturbed(forks, Path(folder), settings)
         if code := run.end():
             output = (Path(folder) / "output.txt").read_text()[-2000:]
             sys.exit(f"the run that is left alone ended with {code}: {output}")
@@ -275,14 +268,18 @@ def main() -> None:
     injections = [draw(seed) for seed in range(arguments.seed, arguments.seed + arguments.count)]
     outcomes: list[Outcome] = []
     shared = set(SHARED_MEMORY.iterdir())
-    with tempfile.TemporaryDirectory(prefix="treadle-faults-") as scratch, ThreadPoolExecutor(arguments.jobs) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="treadle-faults-") as scratch,
+        Forks() as forks,
+        ThreadPoolExecutor(arguments.jobs) as pool,
+    ):
         common = settings_of(arguments.task, Path(scratch))
         drawn = sorted({injection.variant for injection in injections})
         settings = {variant: [*common, *VARIANTS[variant]] for variant in drawn}
-        expected = {variant: alone(settings[variant]) for variant in drawn}
+        expected = dict(zip(drawn, pool.map(lambda variant: alone(forks, settings[variant]), drawn), strict=True))
 
         def one(injection: Injection) -> Outcome:
-            return inject(injection, settings[injection.variant], expected[injection.variant])
+            return inject(forks, injection, settings[injection.variant], expected[injection.variant])
 
         for outcome in pool.map(one, injections):
             outcomes.append(outcome)

@@ -17,7 +17,6 @@ def test_a_seed_draws_the_same_and_seeds_draw_everything():
     assert {injection.iteration for injection in drawn} == {0, 1, 2, 3}
 
 
-@pytest.mark.full
 @pytest.mark.integration
 def test_a_tenth_of_the_faults_end_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "faults.json"
