@@ -8,15 +8,8 @@ import pytest
 from treadle.config.loading import load_recipe
 from treadle.runtime.placement import Machines, place
 from treadle.runtime.planning.profile import Affine, Profile
-from treadle.runtime.planning.timeline import (
-    PlayerShape,
-    RankShape,
-    Shape,
-    _Simulation,
-    one_of_each,
-    shape_of,
-    simulate_timeline,
-)
+from treadle.runtime.planning.shape import PlayerShape, RankShape, Shape, one_of_each, shape_of
+from treadle.runtime.planning.timeline import _Simulation, simulate_timeline
 
 A, B, C = (frozenset({("device", 0, number)}) for number in range(3))
 PROFILE = Profile("by hand", {1: Affine(0, 1.0)}, {1: Affine(0, 0.5)}, {1: Affine(0, 0.25)})

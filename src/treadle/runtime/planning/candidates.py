@@ -7,7 +7,8 @@ from treadle.config.schema import TrainConfig
 from treadle.errors import PlacementError
 from treadle.runtime.placement import Machines, Placement, place
 from treadle.runtime.planning.profile import Profile
-from treadle.runtime.planning.timeline import Shape, Timeline, shape_of, simulate_timeline
+from treadle.runtime.planning.shape import Shape, shape_of
+from treadle.runtime.planning.timeline import Timeline, simulate_timeline
 
 LANES = (1, 2, 4)
 OVERLAPS = ("none", "stream", "async")

@@ -14,7 +14,8 @@ from treadle.data.rollout import Rollout
 from treadle.runtime.member import Member, Start
 from treadle.runtime.placement import CPU, Machines, Placement, PlayerPlace, ProcessPlace, RankPlace
 from treadle.runtime.planning.profile import Affine, Profile
-from treadle.runtime.planning.timeline import shape_of, simulate_timeline
+from treadle.runtime.planning.shape import shape_of
+from treadle.runtime.planning.timeline import simulate_timeline
 
 _ROUNDS = 3
 """In the first everything is allocated, and the simulators begin; of the others the fastest counts, for each role,
