@@ -68,7 +68,7 @@ def ray(task: Task) -> str:
     """
     if find_spec("ray") is None:
         raise SkippedError("Ray is not installed; pip install -c constraints.txt 'treadle[ray]'")
-    from treadle.runtime.cluster.engine import prepare_ray
+    from treadle.runtime.cluster.session import prepare_ray
 
     prepare_ray()
     with tempfile.TemporaryDirectory(prefix="treadle-") as folder:

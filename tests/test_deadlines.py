@@ -75,7 +75,7 @@ def waits(path: Path) -> Iterator[tuple[int, str]]:
         name = node.func.attr
         given = bool(node.args or node.keywords)
         timed = any(keyword.arg == "timeout" for keyword in node.keywords)
-        of_ray = text.startswith("_ray()")
+        of_ray = text.startswith("ray()")
         if (
             name in ALWAYS
             or (text.startswith("dist.") and name in COLLECTIVE)
@@ -117,7 +117,7 @@ def test_the_search_finds_what_waits(tmp_path: Path):
     path = tmp_path / "waits.py"
     path.write_text(
         "thread.join()\nthread.join(3)\n', '.join(names)\npipe.recv()\nfuture.result()\nfuture.result(5)\n"
-        "_ray().get(x)\n_ray().get(x, timeout=3)\n_ray().wait([x])\nsubprocess.run(['a'])\n"
+        "ray().get(x)\nray().get(x, timeout=3)\nray().wait([x])\nsubprocess.run(['a'])\n"
         "subprocess.run(['a'], timeout=3)\nprocess.communicate()\nprocess.communicate(timeout=3)\ndist.barrier()\n"
         "process.wait()\nlock.acquire()\nwait(jobs)\nwait(jobs, timeout=3)\n"
     )

@@ -27,8 +27,9 @@ from treadle.policies import load_policy
 from treadle.reporting.console import RunConsole
 from treadle.reporting.metrics import read_metrics
 from treadle.runtime import loop
-from treadle.runtime.cluster.engine import Handle, prepare_ray
+from treadle.runtime.cluster.engine import Handle
 from treadle.runtime.cluster.roles import RemotePlayers, RemoteTrainers
+from treadle.runtime.cluster.session import prepare_ray
 from treadle.runtime.evaluator import Evaluator
 from treadle.runtime.loop import train
 from treadle.training.checkpoints import list_checkpoints

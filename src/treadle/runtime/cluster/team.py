@@ -168,7 +168,7 @@ class Team:
         Raises:
             MemberLostError: A lost member also trains, or its machine is gone: the whole team must be made again.
         """
-        nodes_lost = self.engine.machines().lost
+        nodes_lost = self.engine.session.machines().lost
         if any(handle.place.rank or handle.place.node in nodes_lost for handle in lost.members):
             raise lost
         numbers = [self._placement.processes.index(handle.place) for handle in lost.members]
@@ -198,7 +198,7 @@ class Team:
 
     def _open(self) -> None:
         engine, config = self.engine, self._config
-        self._placement = place(config, engine.machines())
+        self._placement = place(config, engine.session.machines())
         self._routes = routes(self._placement)
         self._announce(self._placement)
         handles = engine.start_members(self._placement, range(len(self._placement.processes)))
@@ -211,8 +211,8 @@ class Team:
         """Where ranks meet."""
         if len(self._placement.ranks) == 1:
             return ""
-        if self.engine.on_one_machine:
-            return str(self.engine.scratch() / "ranks")
+        if self.engine.session.on_one_machine:
+            return str(self.engine.session.scratch() / "ranks")
         first = self.ranks()[:1]
         return self.engine.ask(first, "meet")[0]
 
