@@ -32,7 +32,7 @@ MANNER = (
     *("save_every", "keep_checkpoints", "save_in_background", "wandb"),
     *("evaluation.every", "evaluation.slots", "evaluation.videos"),
     *("policy.gradient_checkpointing", "policy.compile", "algorithm.micro_batch", "algorithm.log_prob_alarm"),
-    "imitation.cache_gb",
+    *("imitation.cache_gb", "imitation.save_every"),
 )
 """Keys that change how a run goes on and what it costs, not what came of it so far, but for rounding."""
 LENGTH = "iterations"

@@ -163,6 +163,20 @@ class Grounding:
         """Reads the positions of the things that the instruction names."""
         self._inputs = prepare_all(policy, scenes.frames[:, None], [""] * len(scenes.frames), scenes.proprioception)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The head, and where everything random stands."""
+        return {
+            "head": self.head.state_dict(),
+            "scenes": self._rng.bit_generator.state,
+            "noise": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.head.load_state_dict(state_dict["head"])
+        self._rng.bit_generator.state = state_dict["scenes"]
+        self._generator.set_state(state_dict["noise"])
+
     def loss(self, batch: int) -> tuple[Tensor, Tensor]:
         """The loss of a random batch, and its errors [batch, Q] in metres."""
         rows = self._rng.integers(len(self._scenes.frames), size=batch)

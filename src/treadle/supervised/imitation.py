@@ -19,6 +19,7 @@ from treadle.supervised.checks import check_dimensions
 from treadle.supervised.chunks import Chunks
 from treadle.supervised.grounding import Grounding, cosine
 from treadle.supervised.inputs import make_inputs
+from treadle.supervised.standing import Draws, Standing, Stateful, Trained
 from treadle.training.optimizer import MasterAdamW
 
 
@@ -30,9 +31,10 @@ def imitate(
     seed: int,
     grounding: Grounding | None,
     report: Callable[[int, float, float], None],
+    standing: Standing | None = None,
 ) -> None:
     """Minimise the policy's loss of the demonstrated actions, cut into `chunks`; `report(step, loss, loss with that of
-    grounding)`.
+    grounding)`. With `standing` it goes on from there, and keeps it.
 
     Batches are drawn from seeded permutations of all decisions, remainders carried into the next one. The result does
     not depend on whether inputs are kept or streamed, up to rounding.
@@ -48,9 +50,17 @@ def imitate(
     # Scenes take their share of each batch.
     scenes = min(round(config.batch * config.grounding_share), config.batch - 1) if grounding else 0
     batches = draw_batches(len(demonstrations.actions), config.batch - scenes, config.steps, generator)
+    parts: dict[str, Stateful] = {"weights": Trained(policy), "optimizer": optimizer, "noise": Draws(noise)}
+    if grounding is not None:
+        parts["grounding"] = grounding
+    if standing is not None:
+        standing.restore(parts)
+    done = 0 if standing is None else standing.step
     policy.train()
     for step, (rows, following) in enumerate(pairwise(chain(batches, [None]))):
         assert rows is not None
+        if step < done:
+            continue  # drawn, so that what follows is as it would have been
         batch = inputs.take(rows).to(policy.device)
         if following is not None:
             inputs.announce(following)
@@ -72,6 +82,8 @@ def imitate(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         report(step, float(imitation.detach()), float(loss.detach()))
+        if standing is not None:
+            standing.keep(step + 1, config.steps, parts)
     policy.eval()
 
 

@@ -21,12 +21,13 @@ from treadle.policies.protocol import Policy
 from treadle.reporting.console import RunConsole
 from treadle.reporting.log import RunLog
 from treadle.reporting.machine import write_machine
-from treadle.reporting.metrics import METRICS_FILE, MetricsWriter, read_metrics
+from treadle.reporting.metrics import MetricsWriter, read_metrics
 from treadle.reporting.supervised import write_curves
 from treadle.supervised.chunks import Chunks
 from treadle.supervised.imitation import dataset_statistics, imitate
 from treadle.supervised.open_loop import open_loop_error
 from treadle.supervised.progress import REPORT_EVERY, Progress
+from treadle.supervised.standing import Standing
 from treadle.training.finetuning import load_trainable
 
 _log = logging.getLogger(__name__)
@@ -57,8 +58,7 @@ def train_on_dataset(config: SupervisedConfig) -> Path:
     ):
         claim_run_directory(directory, config)
         write_machine(directory, str(device))
-        # An earlier call that was cut short left no step that could be gone on from.
-        (directory / METRICS_FILE).unlink(missing_ok=True)
+        standing = Standing(directory, config.imitation.save_every, console.message)
         errors: dict[str, Any] = {"held_out": config.robot.held_out}
         first = 0 if held_out == len(demonstrations.actions) else held_out
 
@@ -70,16 +70,17 @@ def train_on_dataset(config: SupervisedConfig) -> Path:
 
         measure("before")
         began = time.perf_counter()
-        with MetricsWriter(directory) as writer:
+        with MetricsWriter(directory, standing.step // REPORT_EVERY) as writer:
             console.stage("imitating")
-            report = Progress(console, writer).report("imitation", "loss", "total")
-            imitate(policy, learned, chunks, config.imitation, config.seed, None, report)
+            report = Progress(console, writer, read_metrics(directory)).report("imitation", "loss", "total")
+            imitate(policy, learned, chunks, config.imitation, config.seed, None, report, standing)
         console.message(f"learned for {time.perf_counter() - began:.0f} s")
         policy.save(directory / "policy")
         embodiment.write(directory / "policy")
         measure("after")
         write_curves(directory, read_metrics(directory))
         write_atomically(directory / "evaluation" / OPEN_LOOP, to_json(errors) + "\n")
+        standing.remove()
     return directory
 
 

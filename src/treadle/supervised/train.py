@@ -39,6 +39,7 @@ from treadle.supervised.grounding import Groundable, Grounding, pretrain_jointly
 from treadle.supervised.imitation import dataset_statistics, imitate
 from treadle.supervised.progress import REPORT_EVERY, Progress
 from treadle.supervised.robot import train_on_dataset
+from treadle.supervised.standing import Standing
 from treadle.training.finetuning import load_trainable
 from treadle.workers import queries
 from treadle.workers.crew import Crew, check_suites
@@ -61,12 +62,14 @@ class _Run:
     crew: Crew
     console: RunConsole
     progress: Progress
+    standing: Standing
 
 
 def train_supervised(config: SupervisedConfig) -> Path:
     """Run a supervised recipe; returns the run's folder, whose `policy/` is the checkpoint.
 
-    The same call after a run that was cut short goes on from what it finished: demonstrations, perception.
+    The same call after a run that was cut short goes on from what it finished: demonstrations, perception, and the
+    steps of imitation up to those that were kept last.
 
     Raises:
         TreadleError: Anything that is the user's to mend.
@@ -99,6 +102,7 @@ def train_supervised(config: SupervisedConfig) -> Path:
     report["manifest"] = manifest(directory / "policy", config.policy, config.simulator, config.evaluation)
     (directory / "evaluation").mkdir(exist_ok=True)
     write_atomically(directory / "evaluation" / "base.json", to_json(report))
+    run.standing.remove()
     return directory
 
 
@@ -112,7 +116,7 @@ def _train(run: _Run) -> dict[str, Any]:
     console.stage("imitating")
     report = run.progress.report("imitation", "loss", "total")
     chunks = Chunks.of(demonstrations, policy.predicted, run.crew.spec.actions, held=config.imitation.held)
-    imitate(policy, demonstrations, chunks, config.imitation, config.seed, grounding, report)
+    imitate(policy, demonstrations, chunks, config.imitation, config.seed, grounding, report, run.standing)
     policy.save(run.directory / "policy")
     console.stage("evaluating")
     horizon = config.evaluation.horizon or config.simulator.horizon
@@ -174,8 +178,10 @@ def take_vision(policy: Groundable, source: Path) -> None:
 
 @contextmanager
 def _open_run(config: SupervisedConfig, directory: Path, device: torch.device, crew: Crew) -> Iterator[_Run]:
-    """A run with console, log and metrics; metrics of a perception that an earlier call finished are kept."""
+    """A run with console, log and metrics; metrics of what an earlier call finished are kept."""
+    standing = Standing(directory, config.imitation.save_every, _log.warning)
     done = _lines_of_perception(config) if (directory / PERCEPTION).exists() else 0
+    done += standing.step // REPORT_EVERY
     resumed = done if (directory / METRICS_FILE).exists() else None
     lines = config.imitation.steps // REPORT_EVERY
     if config.checkpoint is None and crew.renders_scenes:
@@ -186,7 +192,7 @@ def _open_run(config: SupervisedConfig, directory: Path, device: torch.device, c
         MetricsWriter(directory, resumed) as writer,
     ):
         progress = Progress(console, writer, read_metrics(directory) if done else [])
-        yield _Run(config, directory, device, crew, console, progress)
+        yield _Run(config, directory, device, crew, console, progress, standing)
 
 
 def _lines_of_perception(config: SupervisedConfig) -> int:
