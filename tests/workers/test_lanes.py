@@ -28,6 +28,7 @@ from treadle.rollout.collector import Collector
 from treadle.rollout.sources import ScenarioStream
 from treadle.simulators.build import simulator_factory
 from treadle.simulators.factory import SimulatorFactory
+from treadle.workers import queries
 from treadle.workers.crew import Crew, CrewPlan, check_dimensions
 from treadle.workers.failure import WorkerError
 from treadle.workers.lanes import Lanes
@@ -167,6 +168,20 @@ def test_nothing_is_left_behind():
     assert psutil.Process().num_threads() == threads
     assert set(Path("/dev/shm").iterdir()) == shared, "the memory has no name"
     assert not workers_left()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files")
+def test_a_session_leaves_nothing_open_in_its_worker():
+    """A run has two for each of its evaluations; Python may look for circles much later."""
+    found: list[list[int]] = []
+    with Crew(plan(lanes=2, workers=2, kind="processes").crew) as crew:
+        for _ in range(3):
+            lanes, _ = make_lanes(crew, plan())
+            assert lanes.begin(0)
+            for worker in range(2):
+                crew.call(queries.COUNT, "train", "train", worker=worker)
+            found.append([psutil.Process(pid).num_fds() for pid in crew.pids])
+    assert found[0] == found[1] == found[2]
 
 
 MAIN = """

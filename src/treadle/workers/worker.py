@@ -108,6 +108,10 @@ class PartPlayer:
             self._buffer.scenario_index[slot + self._part.first] = -1 if scenario is None else scenario.index
         self._present(report)
 
+    def leave(self) -> None:
+        """End the session. Host and expert know this player, so they would stay until Python looks for circles."""
+        del self._host, self._expert
+
     def playing(self) -> list[str]:
         """Names of the scenarios that are played, for an error."""
         return [scenario.id for scenario in self._host.scenarios if scenario is not None]
@@ -155,7 +159,15 @@ def main(connection: Connection, memory: int) -> None:
     gone.
     """
     plan: WorkerPlan = connection.recv()
-    serve(connection, plan, lambda shape: SharedBuffer(shape, memory))
+    buffers: list[SharedBuffer] = []
+
+    def attach(shape: BufferShape) -> SharedBuffer:
+        # Sessions of one shape share a mapping, for each has an open file of its own.
+        if not buffers or buffers[0].shape != shape:
+            buffers[:] = [SharedBuffer(shape, memory)]
+        return buffers[0]
+
+    serve(connection, plan, attach)
 
 
 def serve(channel: Channel, plan: WorkerPlan, attach: Callable[[BufferShape], SharedBuffer]) -> None:
@@ -177,6 +189,8 @@ def serve(channel: Channel, plan: WorkerPlan, attach: Callable[[BufferShape], Sh
             match message:
                 case Enter():
                     doing = "beginning a session"
+                    for player in players:
+                        player.leave()
                     buffer = attach(BufferShape(message.slots, message.chunk, first.spec))
                     players = [
                         PartPlayer(part, simulator, buffer, message.session)

@@ -262,7 +262,7 @@ def _execution(setting: str, rng: np.random.Generator) -> Layout:
             return replace(layout, move=np.array([*point, *layout.objects[0, 2:]]))
 
 
-@lru_cache(maxsize=16384)
+@lru_cache(maxsize=4096)
 def layout(suite: str, split: str, index: int) -> Layout:
     """The layout of a scenario of a concrete suite (`train` or `axis/setting`); the same on every machine."""
     digest = hashlib.sha256(f"tabletop/{suite}/{split}".encode()).digest()
