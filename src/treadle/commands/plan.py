@@ -251,6 +251,6 @@ def _conclude(console: Console, planned: Planned, plan: Plan) -> None:
     worst = max(over, key=lambda process: process.peak - planned.room(process))
     lacking = format_bytes(round(worst.peak - planned.room(worst)))
     many = f"{len(over)} of {len(plan.processes)} processes do" if len(plan.processes) > 1 else "It does"
-    console.print(Text(f"{many} not fit; {worst.place.name} lacks {lacking}. What helps:", "red"))
+    console.print(Text(f"{many} not fit: {lacking} too little for {worst.place.name}. What helps:", "red"))
     for advice in planned.advice:
         console.print(Text(f"  {advice}"), soft_wrap=True)
