@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treadle.data.batch import TensorBatch
-from treadle.errors import ConfigError
+from treadle.errors import CheckpointError, ConfigError
 from treadle.policies import checkpoint
 from treadle.policies.critic import ValueHead
 from treadle.policies.observations import check_observations, check_proprioception
@@ -32,6 +32,7 @@ from treadle.policies.prismatic.tokenizer import check_vocabulary, read_tokenize
 from treadle.policies.prismatic.vision import Mlp, build_tower
 from treadle.policies.protocol import Policy, Scaling
 from treadle.policies.towers import VisionProjector
+from treadle.reading import library
 
 
 @dataclass(slots=True)
@@ -159,7 +160,9 @@ class PrismaticModel(Policy):
         self.projector = VisionProjector(
             sum(tower.width for tower in self.towers()), config.width, fused=len(config.towers) == 2
         )
-        self.language_model = LlamaForCausalLM(LlamaConfig(**config.text))
+        with library("config.json: text_config", CheckpointError, "the configuration of a Llama"):
+            text = LlamaConfig(**config.text)
+        self.language_model = LlamaForCausalLM(text)
         make_lean(self.language_model)
         width, proprioception, values = config.width, config.proprioception_dim, config.value_outputs
         self.proprio_projector = Mlp(proprioception, width, width) if proprioception else None

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
-from treadle.config.section import Natural, NonNegative, Positive, Rate
+from treadle.config.section import Natural, Positive, Rate, Share
 from treadle.errors import CheckpointError
 from treadle.policies.prismatic.action_tokens import BINS
 from treadle.policies.prismatic.image import Strategy
@@ -65,7 +65,7 @@ class TextConfig(Table):
     head_dim: Size | None = None
     rms_norm_eps: Rate = 1e-6
     max_position_embeddings: Positive = 2048
-    initializer_range: NonNegative = 0.02
+    initializer_range: Share = 0.02
     rope_theta: Rate | None = None
     rope_scaling: Rope | None = None
     rope_parameters: Rope | None = None
