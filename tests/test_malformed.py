@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -121,8 +120,15 @@ def refuse(kind: str, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.Monk
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
-    counts = Counter(check(case, work) for case in list(KINDS[kind](work, checkpoint))[::every])
-    return counts[True]
+    refused, wrong = 0, list[str]()
+    for case in list(KINDS[kind](work, checkpoint))[::every]:
+        # One that is wrong does not hide those after it.
+        try:
+            refused += check(case, work)
+        except AssertionError as error:
+            wrong.append(str(error))
+    assert not wrong, "\n".join(wrong)
+    return refused
 
 
 @pytest.mark.parametrize("kind", KINDS)
