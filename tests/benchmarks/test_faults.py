@@ -1,4 +1,4 @@
-"""Faults at random moments of real training: what is drawn, and a tenth of what `make faults` injects."""
+"""Faults at random moments of real training: what is drawn, and some of what `make faults` injects."""
 
 import json
 import sys
@@ -18,9 +18,11 @@ def test_a_seed_draws_the_same_and_seeds_draw_everything():
 
 
 @pytest.mark.integration
-def test_a_tenth_of_the_faults_end_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("count", [5, pytest.param(20, marks=pytest.mark.full)])
+def test_some_of_the_faults_end_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int):
     path = tmp_path / "faults.json"
-    monkeypatch.setattr(sys, "argv", ["faults", "--count", "20", "--seed", "1000", "--jobs", "2", "--json", str(path)])
+    settings = ["--count", str(count), "--seed", "1000", "--jobs", "2", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", ["faults", *settings])
     with pytest.raises(SystemExit):
         faults.main()
     found = json.loads(path.read_text())

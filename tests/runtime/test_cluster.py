@@ -210,7 +210,7 @@ def test_what_dies_is_replaced_and_the_run_is_the_same(
     assert sum(row["rollout/restarts"] for row in read_metrics(directory)) == 1
 
 
-@pytest.mark.parametrize("overlap", ["stream", "async"])
+@pytest.mark.parametrize("overlap", [pytest.param("stream", marks=pytest.mark.full), "async"])
 def test_playing_beside_training_is_the_same_in_threads_and_in_processes(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, overlap: str
 ):
