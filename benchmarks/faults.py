@@ -35,7 +35,7 @@ PATIENCE = 240.0
 SETTINGS = (
     *("iterations=4", "decisions=2", "save_every=1", "device=cpu", "torch_threads=1", "seed=5"),
     *("simulator.slots=4", "simulator.horizon=8", "collection.kind=processes"),
-    *("collection.lanes=2", "collection.workers=2", "collection.timeout=10", "evaluation.episodes=4"),
+    *("collection.lanes=2", "collection.workers=2", "evaluation.episodes=4"),
     *("evaluation.slots=4", "evaluation.suites=['train']", "evaluation.videos=0", "algorithm.minibatch=8"),
     "algorithm.micro_batch=8",
 )
@@ -48,8 +48,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 """Ways of training that are disturbed, with their settings."""
 OFTEN = {"in turn": 6, "beside training": 2, "GRPO": 1, "on Ray": 1}
-RECIPES = {"tabletop": ("quickstart", "simulator.threads=1"), "libero": ("libero-object", "simulator.horizon=16")}
-"""Of each task, with a setting of its own."""
+RECIPES = {
+    "tabletop": ("quickstart", "simulator.threads=1", "collection.timeout=10"),
+    "libero": ("libero-object", "simulator.horizon=16", "collection.timeout=60"),
+}
+"""Of each task, with settings of its own."""
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def test_another_pin_is_another_environment(tmp_path):
         ("requirments = ['a==1']\npython=['3.11']", "unknown key 'requirments', did you mean 'requirements'?"),
         ("python=['3.11']", "requirements is missing"),
         ("requirements = ['a==1']", "python is missing"),
-        ("requirements = 'a==1'\npython=['3.11']", "requirements: found 'a==1', allowed is a list of strings"),
+        ("requirements = 'a==1'\npython=['3.11']", 'requirements: found "a==1", allowed is a list of strings'),
         ("requirements = ['a==1']\npython=['3.11']\nvariables={A=1}", "variables.A: found 1, allowed is a string"),
         ("requirements = [", "mend the file"),
     ],

@@ -16,7 +16,7 @@ from typing import Any
 
 from treadle.environments.interpreter import Interpreter
 from treadle.errors import SimulatorError, did_you_mean
-from treadle.reading import read_json, read_toml
+from treadle.reading import read_json, read_toml, shown
 
 STAMP = "treadle.json"
 """Written into an environment once it is whole."""
@@ -144,7 +144,7 @@ def read_environment(name: str, package: str, file: Path) -> Environment:
     for allowed, values in kinds.items():
         for key, value in values.items():
             if not _is(allowed, value):
-                raise SimulatorError(f"{file}: {key}: found {value!r}, allowed is {allowed}")
+                raise SimulatorError(f"{file}: {key}: found {shown(value)}, allowed is {allowed}")
     for key in ("python", "requirements"):
         if not found.get(key):
             raise SimulatorError(f"{file}: {key} is missing; allowed is a list with at least one entry")

@@ -104,8 +104,8 @@ def test_the_first_openvla_is_asked_as_a_vicuna(folder: Path) -> None:
         ("tokenizer_config.json", lambda c: c.update(add_eos_token=True), "add_eos_token: found true; allowed: False"),
         ("tokenizer_config.json", lambda c: c.update(tokenizer_class="T5Tokenizer"), 'tokenizer_class: found "T5'),
         ("tokenizer_config.json", lambda c: c.update(do_lower_case=True), "do_lower_case: found true"),
-        ("tokenizer_config.json", lambda c: c.update(bos_token="</s>"), "bos_token: found '</s>'; allowed: '<s>'"),
-        ("tokenizer_config.json", lambda c: c.update(unk_token="cup"), "unk_token: found 'cup'; allowed: a token that"),
+        ("tokenizer_config.json", lambda c: c.update(bos_token="</s>"), 'bos_token: found "</s>"; allowed: "<s>"'),
+        ("tokenizer_config.json", lambda c: c.update(unk_token="cup"), 'unk_token: found "cup"; allowed: a token that'),
         (
             "tokenizer_config.json",
             lambda c: c.update(additional_special_tokens=["cup"]),
@@ -114,11 +114,11 @@ def test_the_first_openvla_is_asked_as_a_vicuna(folder: Path) -> None:
         (
             "tokenizer_config.json",
             lambda c: c["added_tokens_decoder"].update({"32001": WORD}),
-            r"added_tokens_decoder\.32001: found 'cup'; tokenizer\.json has null; they must agree",
+            r'added_tokens_decoder\.32001: found "cup"; tokenizer\.json has null; they must agree',
         ),
         ("tokenizer_config.json", lambda c: c.update(vowels=3), "unknown key 'vowels'"),
-        ("special_tokens_map.json", lambda c: c.update(eos_token="cup"), "eos_token: found 'cup'"),
-        ("added_tokens.json", lambda c: c.update(cup=32001), "found 'cup' as 32001; tokenizer.json has null"),
+        ("special_tokens_map.json", lambda c: c.update(eos_token="cup"), 'eos_token: found "cup"'),
+        ("added_tokens.json", lambda c: c.update(cup=32001), 'found "cup" as 32001; tokenizer.json has null'),
     ],
 )
 def test_files_that_disagree(folder: Path, file: str, change: Edit, message: str) -> None:

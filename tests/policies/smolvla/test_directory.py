@@ -140,7 +140,7 @@ def test_an_unknown_step_of_a_processor_is_refused(load: Load, changed: Changed)
     content = json.loads(path.read_text())
     content["steps"].insert(1, {"registry_name": "delta_action_processor", "config": {}})
     path.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"steps\[1\]: found 'delta_action_processor'; allowed: to_batch"):
+    with pytest.raises(CheckpointError, match=r'steps\[1\]: found "delta_action_processor"; allowed: to_batch'):
         load(directory)
 
 

@@ -139,7 +139,7 @@ def _check_added(tokenizer: Tokenizer, files: Mapping[str, bytes]) -> None:
     for index, token in settings.added_tokens_decoder.items():
         if known.get(int(index)) != token.content:
             raise CheckpointError(
-                f"{SETTINGS}: added_tokens_decoder.{index}: found {token.content!r}; {TOKENIZER} has "
+                f"{SETTINGS}: added_tokens_decoder.{index}: found {shown(token.content)}; {TOKENIZER} has "
                 f"{shown(known.get(int(index)))}; they must agree"
             )
     special = read_table(SpecialTokens, _object(files, SPECIAL), SPECIAL)
@@ -147,13 +147,15 @@ def _check_added(tokenizer: Tokenizer, files: Mapping[str, bytes]) -> None:
         for key, text in table.tokens():
             if text not in known.values():
                 added = ", ".join(known.values())
-                raise CheckpointError(f"{file}: {key}: found {text!r}; allowed: a token that {TOKENIZER} adds: {added}")
+                raise CheckpointError(
+                    f"{file}: {key}: found {shown(text)}; allowed: a token that {TOKENIZER} adds: {shown(added, 300)}"
+                )
             if key == "bos_token" and text != BEGINNING:
-                raise CheckpointError(f"{file}: {key}: found {text!r}; allowed: {BEGINNING!r}")
+                raise CheckpointError(f"{file}: {key}: found {shown(text)}; allowed: {shown(BEGINNING)}")
     for text, index in _object(files, ADDED).items():
         if not isinstance(index, int) or known.get(index) != text:
             raise CheckpointError(
-                f"{ADDED}: found {text!r} as {shown(index)}; {TOKENIZER} has "
+                f"{ADDED}: found {shown(text)} as {shown(index)}; {TOKENIZER} has "
                 f"{shown(known.get(index) if isinstance(index, int) else None)}; they must agree"
             )
 

@@ -15,6 +15,7 @@ from treadle.errors import CheckpointError
 from treadle.policies import checkpoint
 from treadle.policies.smolvla.config import Feature, Modes, Published
 from treadle.policies.tensors import read_tensors
+from treadle.reading import shown
 from treadle.tables import Table, read_table
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
@@ -163,9 +164,8 @@ def _read_steps(path: Path) -> list[_Step]:
     known = (*NEUTRAL, _NORMALIZER, _UNNORMALIZER, _TOKENIZER, _RENAME)
     for number, step in enumerate(steps):
         if step.registry_name not in known:
-            raise CheckpointError(
-                f"{path}: steps[{number}]: found {step.registry_name or step.class_!r}; allowed: {', '.join(known)}"
-            )
+            found = shown(step.registry_name or step.class_)
+            raise CheckpointError(f"{path}: steps[{number}]: found {found}; allowed: {', '.join(known)}")
     return steps
 
 

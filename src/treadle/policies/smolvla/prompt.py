@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from treadle.errors import CheckpointError, ConfigError
-from treadle.reading import library, parse_json
+from treadle.reading import library, parse_json, shown
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 """What is read and written back; the first must be there."""
@@ -106,6 +106,6 @@ def _padding(files: Mapping[str, bytes], tokenizer: Tokenizer) -> int:
         if text is not None:
             index = tokenizer.token_to_id(text) if isinstance(text, str) else None
             if index is None:
-                raise CheckpointError(f"{name}: pad_token: found {token!r}; allowed: a token of {FILES[0]}")
+                raise CheckpointError(f"{name}: pad_token: found {shown(token)}; allowed: a token of {FILES[0]}")
             return index
     return 0

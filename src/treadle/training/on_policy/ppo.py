@@ -15,6 +15,7 @@ from treadle.data.rollout import Rollout
 from treadle.data.span import Stopwatch
 from treadle.errors import CheckpointError, ConfigError, DivergenceError
 from treadle.policies.protocol import Policy
+from treadle.reading import shown
 from treadle.training.algorithm import Algorithm, Training
 from treadle.training.health import check_finite, check_gradients, check_rollouts
 from treadle.training.on_policy.alarms import Alarms
@@ -284,7 +285,7 @@ class PPO(Algorithm):
             self.critic.load_state_dict(state["critic"])
         coefficient = state["reference_coefficient"]
         if not isinstance(coefficient, float) or not 0 <= coefficient < math.inf:
-            raise CheckpointError(f"reference_coefficient: found {coefficient!r}; allowed: a number from 0")
+            raise CheckpointError(f"reference_coefficient: found {shown(coefficient)}; allowed: a number from 0")
         self._set_reference_coefficient(coefficient)
 
 
