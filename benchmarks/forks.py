@@ -121,6 +121,8 @@ def _serve(address: str) -> list[str]:
             os._exit(0)
         connection.close()
         os.setsid()
+        # A shell lets what it runs in the background ignore Ctrl-C, which would reach no command then.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with open(os.devnull) as nothing, open(wanted["log"], "a") as log:  # noqa: PTH123
             os.dup2(nothing.fileno(), 0)
             os.dup2(log.fileno(), 1)

@@ -90,8 +90,8 @@ class ImitationConfig(Section):
     """Past an episode's end, let targets such as joint angles count as what they were last. Else places there do not
     count. Without targets they always do: motions are 0."""
     save_every: Natural = 500
-    """Steps after which it is kept where imitation stands: weights that are trained and the optimizer's state, from
-    which the same command goes on when it was cut short; 0 keeps nothing."""
+    """Steps between two checkpoints, rounded up to a multiple of 50. From the last one the same command goes on when it
+    was cut short. It holds the weights that are trained and the optimizer's state. 0 saves none."""
     cache_gb: NonNegative = 4.0
     """Keep what the policy reads of the data set if it takes at most so many GB; a larger one is read from its files,
     batch by batch."""

@@ -15,11 +15,11 @@ from treadle.config.supervised import ImitationConfig
 from treadle.data.demonstrations import Demonstrations, action_statistics
 from treadle.policies.protocol import Policy
 from treadle.simulators.protocol import ActionDimension
+from treadle.supervised.checkpoint import Draws, ImitationCheckpoint, Stateful, Trained
 from treadle.supervised.checks import check_dimensions
 from treadle.supervised.chunks import Chunks
 from treadle.supervised.grounding import Grounding, cosine
 from treadle.supervised.inputs import make_inputs
-from treadle.supervised.standing import Draws, Standing, Stateful, Trained
 from treadle.training.optimizer import MasterAdamW
 
 
@@ -31,10 +31,10 @@ def imitate(
     seed: int,
     grounding: Grounding | None,
     report: Callable[[int, float, float], None],
-    standing: Standing | None = None,
+    checkpoint: ImitationCheckpoint | None = None,
 ) -> None:
     """Minimise the policy's loss of the demonstrated actions, cut into `chunks`; `report(step, loss, loss with that of
-    grounding)`. With `standing` it goes on from there, and keeps it.
+    grounding)`. With `checkpoint` it goes on from that checkpoint, and saves it.
 
     Batches are drawn from seeded permutations of all decisions, remainders carried into the next one. The result does
     not depend on whether inputs are kept or streamed, up to rounding.
@@ -53,9 +53,9 @@ def imitate(
     parts: dict[str, Stateful] = {"weights": Trained(policy), "optimizer": optimizer, "noise": Draws(noise)}
     if grounding is not None:
         parts["grounding"] = grounding
-    if standing is not None:
-        standing.restore(parts)
-    done = 0 if standing is None else standing.step
+    if checkpoint is not None:
+        checkpoint.restore(parts)
+    done = 0 if checkpoint is None else checkpoint.step
     policy.train()
     for step, (rows, following) in enumerate(pairwise(chain(batches, [None]))):
         assert rows is not None
@@ -82,8 +82,8 @@ def imitate(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         report(step, float(imitation.detach()), float(loss.detach()))
-        if standing is not None:
-            standing.keep(step + 1, config.steps, parts)
+        if checkpoint is not None:
+            checkpoint.save(step + 1, config.steps, parts)
     policy.eval()
 
 

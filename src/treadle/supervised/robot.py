@@ -23,11 +23,11 @@ from treadle.reporting.log import RunLog
 from treadle.reporting.machine import write_machine
 from treadle.reporting.metrics import MetricsWriter, read_metrics
 from treadle.reporting.supervised import write_curves
+from treadle.supervised.checkpoint import ImitationCheckpoint
 from treadle.supervised.chunks import Chunks
 from treadle.supervised.imitation import dataset_statistics, imitate
 from treadle.supervised.open_loop import open_loop_error
 from treadle.supervised.progress import REPORT_EVERY, Progress
-from treadle.supervised.standing import Standing
 from treadle.training.finetuning import load_trainable
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def train_on_dataset(config: SupervisedConfig) -> Path:
     ):
         claim_run_directory(directory, config)
         write_machine(directory, str(device))
-        standing = Standing(directory, config.imitation.save_every, console.message)
+        checkpoint = ImitationCheckpoint(directory, config.imitation.save_every, console.message)
         errors: dict[str, Any] = {"held_out": config.robot.held_out}
         first = 0 if held_out == len(demonstrations.actions) else held_out
 
@@ -70,17 +70,17 @@ def train_on_dataset(config: SupervisedConfig) -> Path:
 
         measure("before")
         began = time.perf_counter()
-        with MetricsWriter(directory, standing.step // REPORT_EVERY) as writer:
+        with MetricsWriter(directory, checkpoint.step // REPORT_EVERY) as writer:
             console.stage("imitating")
             report = Progress(console, writer, read_metrics(directory)).report("imitation", "loss", "total")
-            imitate(policy, learned, chunks, config.imitation, config.seed, None, report, standing)
+            imitate(policy, learned, chunks, config.imitation, config.seed, None, report, checkpoint)
         console.message(f"learned for {time.perf_counter() - began:.0f} s")
         policy.save(directory / "policy")
         embodiment.write(directory / "policy")
         measure("after")
         write_curves(directory, read_metrics(directory))
         write_atomically(directory / "evaluation" / OPEN_LOOP, to_json(errors) + "\n")
-        standing.remove()
+        checkpoint.remove()
     return directory
 
 

@@ -32,6 +32,7 @@ from treadle.reporting.machine import write_machine
 from treadle.reporting.metrics import METRICS_FILE, MetricsWriter, read_metrics
 from treadle.reporting.supervised import write_curves
 from treadle.simulators.protocol import Scenes
+from treadle.supervised.checkpoint import ImitationCheckpoint
 from treadle.supervised.checks import check_policy, check_scaling, check_simulator, choose_cameras
 from treadle.supervised.chunks import Chunks
 from treadle.supervised.demonstrations import record_demonstrations
@@ -39,7 +40,6 @@ from treadle.supervised.grounding import Groundable, Grounding, pretrain_jointly
 from treadle.supervised.imitation import dataset_statistics, imitate
 from treadle.supervised.progress import REPORT_EVERY, Progress
 from treadle.supervised.robot import train_on_dataset
-from treadle.supervised.standing import Standing
 from treadle.training.finetuning import load_trainable
 from treadle.workers import queries
 from treadle.workers.crew import Crew, check_suites
@@ -62,14 +62,14 @@ class _Run:
     crew: Crew
     console: RunConsole
     progress: Progress
-    standing: Standing
+    checkpoint: ImitationCheckpoint
 
 
 def train_supervised(config: SupervisedConfig) -> Path:
     """Run a supervised recipe; returns the run's folder, whose `policy/` is the checkpoint.
 
-    The same call after a run that was cut short goes on from what it finished: demonstrations, perception, and the
-    steps of imitation up to those that were kept last.
+    The same call after a run that was cut short goes on from what it finished: demonstrations, perception, and
+    the last checkpoint of imitation.
 
     Raises:
         TreadleError: Anything that is the user's to mend.
@@ -102,7 +102,7 @@ def train_supervised(config: SupervisedConfig) -> Path:
     report["manifest"] = manifest(directory / "policy", config.policy, config.simulator, config.evaluation)
     (directory / "evaluation").mkdir(exist_ok=True)
     write_atomically(directory / "evaluation" / "base.json", to_json(report))
-    run.standing.remove()
+    run.checkpoint.remove()
     return directory
 
 
@@ -116,7 +116,7 @@ def _train(run: _Run) -> dict[str, Any]:
     console.stage("imitating")
     report = run.progress.report("imitation", "loss", "total")
     chunks = Chunks.of(demonstrations, policy.predicted, run.crew.spec.actions, held=config.imitation.held)
-    imitate(policy, demonstrations, chunks, config.imitation, config.seed, grounding, report, run.standing)
+    imitate(policy, demonstrations, chunks, config.imitation, config.seed, grounding, report, run.checkpoint)
     policy.save(run.directory / "policy")
     console.stage("evaluating")
     horizon = config.evaluation.horizon or config.simulator.horizon
@@ -179,9 +179,9 @@ def take_vision(policy: Groundable, source: Path) -> None:
 @contextmanager
 def _open_run(config: SupervisedConfig, directory: Path, device: torch.device, crew: Crew) -> Iterator[_Run]:
     """A run with console, log and metrics; metrics of what an earlier call finished are kept."""
-    standing = Standing(directory, config.imitation.save_every, _log.warning)
+    checkpoint = ImitationCheckpoint(directory, config.imitation.save_every, _log.warning)
     done = _lines_of_perception(config) if (directory / PERCEPTION).exists() else 0
-    done += standing.step // REPORT_EVERY
+    done += checkpoint.step // REPORT_EVERY
     resumed = done if (directory / METRICS_FILE).exists() else None
     lines = config.imitation.steps // REPORT_EVERY
     if config.checkpoint is None and crew.renders_scenes:
@@ -192,7 +192,7 @@ def _open_run(config: SupervisedConfig, directory: Path, device: torch.device, c
         MetricsWriter(directory, resumed) as writer,
     ):
         progress = Progress(console, writer, read_metrics(directory) if done else [])
-        yield _Run(config, directory, device, crew, console, progress, standing)
+        yield _Run(config, directory, device, crew, console, progress, checkpoint)
 
 
 def _lines_of_perception(config: SupervisedConfig) -> int:

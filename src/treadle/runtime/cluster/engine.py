@@ -14,7 +14,7 @@ from treadle.config.schema import TrainConfig
 from treadle.errors import MemberFaultError, MemberLostError, PlacementError
 from treadle.runtime.cluster.actor import MemberActor
 from treadle.runtime.cluster.messages import Answer
-from treadle.runtime.cluster.session import Session, first_line, ray
+from treadle.runtime.cluster.session import RaySession, first_line, ray
 from treadle.runtime.placement import CPU, Placement, ProcessPlace
 
 _LOG_LINES = 20
@@ -59,7 +59,7 @@ class Engine:
 
     def __init__(self, config: TrainConfig, kind: str, devices: tuple[int, ...]) -> None:
         self._config = config
-        self.session = Session(config.runtime.address, kind, devices)
+        self.session = RaySession(config.runtime.address, kind, devices)
         self._group: Any = None
         self.handles: list[Handle] = []
 

@@ -32,7 +32,7 @@ _SETTINGS = {
 """Environment variables that Ray reads when it is first imported, and that its processes inherit."""
 
 
-class Session:
+class RaySession:
     """The cluster of a run.
 
     Args:

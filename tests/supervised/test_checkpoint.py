@@ -20,8 +20,8 @@ from treadle.config.supervised import (
 from treadle.errors import CheckpointError, OutputError
 from treadle.reporting.metrics import read_metrics
 from treadle.supervised import imitation
+from treadle.supervised.checkpoint import STATE, Draws, ImitationCheckpoint, Trained
 from treadle.supervised.grounding import cosine
-from treadle.supervised.standing import STATE, Draws, Standing, Trained
 from treadle.supervised.train import train_supervised
 from treadle.training.checksums import write_checksums
 
@@ -132,7 +132,7 @@ def test_what_is_not_whole_is_said_and_imitation_begins_anew(
     train_supervised(grounded(tmp_path))
     assert begun == list(range(120))
     assert f"{path}: " in caplog.text
-    assert "where imitation stood is not whole; it begins anew" in caplog.text
+    assert "the checkpoint of the imitation is not whole; imitation begins anew" in caplog.text
 
 
 def parts(seed: int) -> dict[str, Any]:
@@ -143,43 +143,47 @@ def parts(seed: int) -> dict[str, Any]:
 
 
 def test_it_is_kept_as_often_as_asked_and_at_the_end(tmp_path: Path):
-    standing, kept = Standing(tmp_path, 60, pytest.fail), list[int]()
+    saving, kept = ImitationCheckpoint(tmp_path, 60, pytest.fail), list[int]()
     for step in range(1, 231):
-        standing.keep(step, 230, parts(0))
-        if standing.step == step:
+        saving.save(step, 230, parts(0))
+        if saving.step == step:
             kept.append(step)
     assert kept == [100, 200, 230], "in steps of 60, rounded up to lines of metrics"
     for step in (50, 100):
-        Standing(tmp_path / "never", 0, pytest.fail).keep(step, 100, parts(0))
+        ImitationCheckpoint(tmp_path / "never", 0, pytest.fail).save(step, 100, parts(0))
     assert not (tmp_path / "never").exists()
 
 
 def test_all_parts_go_on_where_they_were(tmp_path: Path):
-    Standing(tmp_path, 50, pytest.fail).keep(50, 100, saved := parts(0))
-    standing, found = Standing(tmp_path, 50, pytest.fail), parts(1)
-    assert standing.step == 50
-    standing.restore(found)
+    ImitationCheckpoint(tmp_path, 50, pytest.fail).save(50, 100, saved := parts(0))
+    kept, found = ImitationCheckpoint(tmp_path, 50, pytest.fail), parts(1)
+    assert kept.step == 50
+    kept.restore(found)
     assert found["weights"].state_dict().keys() == {"weight"}, "what is trained"
     assert torch.equal(found["weights"].state_dict()["weight"], saved["weights"].state_dict()["weight"])
     assert torch.equal(found["noise"].state_dict(), saved["noise"].state_dict())
 
 
 def test_what_is_of_something_else_is_refused_by_name(tmp_path: Path):
-    Standing(tmp_path, 50, pytest.fail).keep(50, 100, parts(0))
+    ImitationCheckpoint(tmp_path, 50, pytest.fail).save(50, 100, parts(0))
     with pytest.raises(CheckpointError, match=r"state.pt: parts: found \['noise', 'weights'\], allowed \['noise'\]"):
-        Standing(tmp_path, 50, pytest.fail).restore({"noise": parts(0)["noise"]})
-    with pytest.raises(CheckpointError, match=r"weight has shape \[2, 3\], the config asks \[5, 4\]"):
-        Standing(tmp_path, 50, pytest.fail).restore(parts(0) | {"weights": Trained(nn.Linear(4, 5, bias=False))})
+        ImitationCheckpoint(tmp_path, 50, pytest.fail).restore({"noise": parts(0)["noise"]})
+    with pytest.raises(CheckpointError, match=r"as the state of weights: it is of other weights than .*; remove"):
+        ImitationCheckpoint(tmp_path, 50, pytest.fail).restore(
+            parts(0) | {"weights": Trained(nn.Linear(4, 5, bias=False))}
+        )
     state = {"step": 50, "parts": {"noise": torch.zeros(3), "weights": {}}}
     torch.save(state, tmp_path / "imitation" / STATE)
     (tmp_path / "imitation" / "checksums.json").unlink()
     write_checksums(tmp_path / "imitation", {})
     with pytest.raises(CheckpointError, match=r"state.pt: not readable as the state of noise: .*; remove .*imitation"):
-        Standing(tmp_path, 50, pytest.fail).restore({"noise": parts(0)["noise"], "weights": parts(0)["weights"]})
+        ImitationCheckpoint(tmp_path, 50, pytest.fail).restore(
+            {"noise": parts(0)["noise"], "weights": parts(0)["weights"]}
+        )
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
-    standing = Standing(tmp_path / "file", 50, pytest.fail)
+    kept = ImitationCheckpoint(tmp_path / "file", 50, pytest.fail)
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"cannot keep where imitation stands .*imitation.save_every=0"):
-        standing.keep(50, 100, parts(0))
+    with pytest.raises(OutputError, match=r"cannot save the checkpoint of the imitation .*imitation.save_every=0"):
+        kept.save(50, 100, parts(0))

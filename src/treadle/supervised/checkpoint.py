@@ -1,7 +1,7 @@
-"""Where an imitation stands, kept in the folder of its run, so that one that is cut short goes on.
+"""The checkpoint of an imitation, in the folder of its run, so that one that is cut short goes on.
 
-What is kept are the weights that are trained, the optimizer's state and that of everything random: of adapters on a
-large policy, little. Files have checksums, and a folder is whole or not there.
+It holds the weights that are trained, the optimizer's state and that of everything random; with adapters on a large
+policy that is little. Files have checksums, and a folder is whole or not there.
 """
 
 import shutil
@@ -17,7 +17,7 @@ from torch import nn
 from treadle.config.section import Natural
 from treadle.errors import CheckpointError, OutputError
 from treadle.files import cannot_write, replace_directory
-from treadle.policies.checkpoint import check_shapes, shapes
+from treadle.policies.checkpoint import shapes
 from treadle.policies.tensors import load_plain
 from treadle.reading import library
 from treadle.supervised.progress import REPORT_EVERY
@@ -44,14 +44,14 @@ class _State(LooseTable):
     parts: dict[str, Any]
 
 
-class Standing:
-    """Keeps where an imitation stands.
+class ImitationCheckpoint:
+    """Saves an imitation every so many steps, and lets it go on.
 
     Args:
         directory: the run's folder.
-        every: steps from one time to the next, rounded up to the lines of metrics; 0 keeps nothing. It is kept at the
-            end too, for an evaluation that is cut short.
-        say: told of what was kept and is not whole: imitation then begins anew.
+        every: steps from one save to the next, rounded up to a multiple of 50, where lines of metrics end; 0 saves
+            never. The last step is saved too, for an evaluation that is cut short.
+        say: told of a checkpoint that is not whole: imitation then begins anew.
 
     Raises:
         OutputError: What is not whole cannot be removed.
@@ -66,13 +66,13 @@ class Standing:
                 check_whole(self._folder)
                 self._state = read_table(_State, load_plain(self._folder / STATE), self._folder / STATE)
         except CheckpointError as error:
-            say(f"warning: {error}: where imitation stood is not whole; it begins anew")
+            say(f"warning: {error}: the checkpoint of the imitation is not whole; imitation begins anew")
             self.remove()
         self.step = 0 if self._state is None else self._state.step
         """Steps that were done."""
 
     def restore(self, parts: Mapping[str, Stateful]) -> None:
-        """Let everything go on from what was kept, if anything was. Raises CheckpointError where it is of something
+        """Let everything go on from the checkpoint, if there is one. Raises CheckpointError where it is of something
         else.
         """
         state, self._state = self._state, None
@@ -85,8 +85,8 @@ class Standing:
             with library(path, CheckpointError, f"the state of {name}", advice):
                 part.load_state_dict(state.parts[name])
 
-    def keep(self, step: int, steps: int, parts: Mapping[str, Stateful]) -> None:
-        """Keep everything as it is after `step` of `steps`, if that is due. Raises OutputError."""
+    def save(self, step: int, steps: int, parts: Mapping[str, Stateful]) -> None:
+        """Save everything as it is after `step` of `steps`, if that is due. Raises OutputError."""
         due = step == steps or (step - self.step >= self._every and step % REPORT_EVERY == 0)
         if not self._every or not due:
             return
@@ -102,7 +102,7 @@ class Standing:
         except (OSError, RuntimeError) as error:
             # torch.save reports a full disk as a RuntimeError of its zip writer.
             raise OutputError(
-                f"{self._folder}: cannot keep where imitation stands ({error}); free space, or keep nothing with "
+                f"{self._folder}: cannot save the checkpoint of the imitation ({error}); free space, or save none with "
                 "imitation.save_every=0"
             ) from error
         finally:
@@ -110,7 +110,7 @@ class Standing:
                 shutil.rmtree(temporary, ignore_errors=True)
 
     def remove(self) -> None:
-        """Remove what was kept, and what a kill left half written. Raises OutputError."""
+        """Remove the checkpoint, and what a kill left half written. Raises OutputError."""
         for folder in (self._folder, *self._folder.parent.glob(f".{FOLDER}-*")):
             try:
                 with suppress(FileNotFoundError):
@@ -130,8 +130,9 @@ class Trained:
         return dict(self._parameters)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See `Stateful`. Raises CheckpointError for other weights."""
-        check_shapes(shapes(self._parameters), shapes(state_dict), Path(STATE))
+        """See `Stateful`. Raises ValueError for other weights."""
+        if shapes(state_dict) != shapes(self._parameters):
+            raise ValueError("it is of other weights than are trained here")
         for name, tensor in self._parameters.items():
             tensor.copy_(state_dict[name])
 
