@@ -49,6 +49,11 @@ def grounded(output: Path, **fields: Any) -> SupervisedConfig:
     )
 
 
+def token_by_token(output: Path) -> SupervisedConfig:
+    """A policy that reads tokens drawn from the spread labels."""
+    return grounded(output, model=TINY.model_copy(update={"kind": "openvla"}))
+
+
 def of_a_robot(output: Path, **fields: Any) -> SupervisedConfig:
     """On a data set that is read batch by batch, without a simulator."""
     settings = ImitationConfig(steps=120, batch=8, save_every=50, cache_gb=0.0, held=True, **PLAIN)
@@ -85,11 +90,16 @@ def numbers(directory: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", ["grounded", "robot", "adapters"])
+@pytest.mark.parametrize("kind", ["grounded", "tokens", "robot", "adapters"])
 def test_imitation_goes_on_to_the_same_weights(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ):
-    make = {"grounded": grounded, "robot": of_a_robot, "adapters": lambda output: adapters(output, checkpoint)}[kind]
+    make = {
+        "grounded": grounded,
+        "tokens": token_by_token,
+        "robot": of_a_robot,
+        "adapters": lambda output: adapters(output, checkpoint),
+    }[kind]
     whole = train_supervised(make(tmp_path / "whole"))
     steps_of(monkeypatch, 70)
     with pytest.raises(KeyboardInterrupt):
