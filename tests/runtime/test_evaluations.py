@@ -84,7 +84,7 @@ def test_a_run_with_evaluations_resumes_exactly(tmp_path: Path, checkpoint: Path
 
 @pytest.mark.integration
 def test_an_evaluation_that_is_cut_short_goes_on(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
-    """Of the base, and of the result: no episode is played twice, and results are those of a run that was left alone."""
+    """Of the base, and of the result: no episode is played twice, and results are those of a run left alone."""
     whole = train(run_config(tmp_path / "whole", checkpoint, evaluation=evaluation(0)))
     config, folder = run_config(tmp_path, checkpoint, evaluation=evaluation(0)), tmp_path / "run" / "evaluation"
     progress, add, played = RunConsole.progress, EpisodeFile.add, list[str]()
@@ -124,7 +124,7 @@ def test_an_evaluation_that_is_cut_short_goes_on(tmp_path: Path, checkpoint: Pat
 def test_episodes_of_other_settings_are_not_used(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
     """The folder of a run without an iteration is free for another configuration."""
     longer, shorter = (evaluation(0).model_copy(update={"horizon": horizon}) for horizon in (8, 2))
-    whole = train(run_config(tmp_path / "whole", checkpoint, evaluation=shorter, iterations=1))
+    whole = train(run_config(tmp_path / "whole", checkpoint, evaluation=shorter, iterations=2))
 
     def stop(_: RunConsole, done: int, total: int) -> None:
         if done == 2:
@@ -133,8 +133,8 @@ def test_episodes_of_other_settings_are_not_used(tmp_path: Path, checkpoint: Pat
     with monkeypatch.context() as patch:
         patch.setattr(RunConsole, "progress", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(run_config(tmp_path, checkpoint, evaluation=longer, iterations=1))
-    found = train(run_config(tmp_path, checkpoint, evaluation=shorter, iterations=1))
+            train(run_config(tmp_path, checkpoint, evaluation=longer, iterations=2))
+    found = train(run_config(tmp_path, checkpoint, evaluation=shorter, iterations=2))
     assert suites(found, "base") == suites(whole, "base")
 
 

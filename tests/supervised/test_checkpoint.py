@@ -94,12 +94,13 @@ def numbers(directory: Path) -> list[dict[str, float]]:
 def test_imitation_goes_on_to_the_same_weights(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ):
-    make = {
+    makers = {
         "grounded": grounded,
         "tokens": token_by_token,
         "robot": of_a_robot,
         "adapters": lambda output: adapters(output, checkpoint),
-    }[kind]
+    }
+    make = makers[kind]
     whole = train_supervised(make(tmp_path / "whole"))
     steps_of(monkeypatch, 70)
     with pytest.raises(KeyboardInterrupt):
