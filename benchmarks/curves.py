@@ -21,6 +21,18 @@ from treadle.runtime.loop import train
 
 _APART = ("placement.simulate=0", "placement.generate=0", "placement.train=1")
 _FILTER = ("algorithm.filter.low=0.1", "algorithm.filter.high=0.9")
+_FLOW_GRPO = (
+    "iterations=130",
+    "algorithm.kind=grpo",
+    "algorithm.estimator=rloo_alike",
+    "algorithm.gamma=1",
+    "algorithm.filter.low=0",
+    "algorithm.filter.high=1",
+    "optimizer.learning_rate=6e-4",
+    "optimizer.final_share=0.2",
+    "optimizer.warmup_iterations=5",
+    "optimizer.average=0.9",
+)
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ppo": ("quickstart", ()),
     "apart": ("quickstart", _APART),
@@ -38,12 +50,14 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "grpo-refill": ("quickstart-grpo", (*_FILTER, "algorithm.filter.refills=2")),
     "flow": ("tabletop-flow", ()),
     "flow-sde": ("tabletop-flow", ("policy.options.noise=sde", "policy.options.level=0.6")),
+    "flow-grpo": ("tabletop-flow", _FLOW_GRPO),
     "maniskill-pushcube": ("maniskill-pushcube", ()),
     "libero-object": ("libero-object", ()),
 }
 """Names of curves, each a recipe and what differs from it."""
 EXPERIMENTS: dict[str, dict[str, int]] = {
     "four-way": {"ppo": 3, "grpo": 3, "openvla": 1, "openvla-grpo": 1},
+    "flow": {"ppo": 3, "flow": 3, "flow-sde": 1, "flow-grpo": 1},
     "ablations": {
         "ppo": 2,
         "ppo-chunk-values": 2,
@@ -55,8 +69,8 @@ EXPERIMENTS: dict[str, dict[str, int]] = {
         "grpo-20-percent": 2,
     },
 }
-"""Variants that are compared on one page, with the number of seeds of each: both algorithms with both policies; what
-published work found to matter."""
+"""Variants that are compared on one page, with the number of seeds of each: both algorithms with both policies; a flow
+policy beside the token policy; what published work found to matter."""
 POINTS = 200
 """Points of a plotted curve."""
 

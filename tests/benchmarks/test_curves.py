@@ -83,5 +83,5 @@ def test_experiments_name_variants_and_every_variant_is_a_recipe():
         assert variants.keys() <= curves.VARIANTS.keys()
     for recipe, changes in curves.VARIANTS.values():
         load_recipe(recipe, changes)
-    with pytest.raises(ConfigError, match="unknown 'fourway'; known: four-way, ablations"):
+    with pytest.raises(ConfigError, match="unknown 'fourway'; known: four-way, flow, ablations"):
         curves.find_experiment("fourway")
