@@ -22,7 +22,8 @@ from treadle.reporting.metrics import read_metrics
 from treadle.supervised import imitation
 from treadle.supervised.checkpoint import STATE, Draws, ImitationCheckpoint, Trained
 from treadle.supervised.grounding import cosine
-from treadle.supervised.train import train_supervised
+from treadle.supervised.robot import OPEN_LOOP
+from treadle.supervised.train import RESULT, train_supervised
 from treadle.training.checksums import write_checksums
 
 ARMS = Path(__file__).parents[1] / "fixtures" / "lerobot_arms" / "v3.0"
@@ -126,6 +127,32 @@ def test_an_evaluation_that_is_cut_short_needs_no_step_again(tmp_path: Path, mon
     assert weights(train_supervised(grounded(tmp_path))) == before
     assert begun == []
     assert (tmp_path / "run" / "evaluation" / "base.json").exists()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("make", "result"), [(grounded, RESULT), (of_a_robot, OPEN_LOOP)])
+def test_a_finished_run_stays_as_it_is(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    make: Any,
+    result: str,
+):
+    directory = train_supervised(make(tmp_path))
+    found = (directory / result).read_bytes()
+    (directory / "imitation").mkdir()
+    begun = steps_of(monkeypatch, None)
+    assert train_supervised(make(tmp_path)) == directory
+    assert begun == []
+    assert (directory / result).read_bytes() == found
+    assert not (directory / "imitation").exists(), "left by a kill between result and removal"
+    assert len(read_metrics(directory)) > 0
+    said = caplog.text + capfd.readouterr().out
+    assert "is finished and stays as it is; choose another name=..." in said
+    assert "begins anew" not in said
+    with pytest.raises(OutputError, match="already holds another run"):
+        train_supervised(make(tmp_path, seed=1))
 
 
 @pytest.mark.integration

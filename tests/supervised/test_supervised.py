@@ -21,7 +21,7 @@ from treadle.data.demonstrations import read_demonstrations
 from treadle.errors import CheckpointError, ConfigError
 from treadle.policies import load_policy
 from treadle.reporting.metrics import read_metrics
-from treadle.supervised.train import train_supervised
+from treadle.supervised.train import RESULT, train_supervised
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,7 @@ def test_the_same_supervised_command_can_be_given_again(
     half_written = directory / ".demonstrations"
     half_written.mkdir()
     (half_written / "data").touch()
+    (directory / RESULT).unlink()
     assert train_supervised(config) == directory
     assert (directory / "policy" / "model.safetensors").read_bytes() == before
     again = read_metrics(directory)
@@ -84,6 +85,7 @@ def test_perception_that_was_cut_short_is_learned_again(supervised: tuple[Superv
     config, directory = supervised
     before = (directory / "policy" / "model.safetensors").read_bytes()
     (directory / "perception").rename(directory / ".perception")
+    (directory / RESULT).unlink()
     assert train_supervised(config) == directory
     assert (directory / "policy" / "model.safetensors").read_bytes() == before
     assert not (directory / ".perception").exists()

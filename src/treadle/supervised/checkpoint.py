@@ -119,6 +119,17 @@ class ImitationCheckpoint:
                 raise cannot_write(folder, error) from error
 
 
+def is_finished(directory: Path, result: str, say: Callable[[str], None]) -> bool:
+    """Whether a run has its result, which is written last. If so, `say` is told, and what a kill left of the checkpoint
+    is removed. Raises OutputError.
+    """
+    if not (directory / result).is_file():
+        return False
+    ImitationCheckpoint(directory, 0, lambda _: None).remove()
+    say(f"{directory} is finished and stays as it is; choose another name=... to learn anew")
+    return True
+
+
 class Trained:
     """The weights of a module that are trained, by name."""
 

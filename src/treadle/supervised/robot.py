@@ -23,7 +23,7 @@ from treadle.reporting.log import RunLog
 from treadle.reporting.machine import write_machine
 from treadle.reporting.metrics import MetricsWriter, read_metrics
 from treadle.reporting.supervised import write_curves
-from treadle.supervised.checkpoint import ImitationCheckpoint
+from treadle.supervised.checkpoint import ImitationCheckpoint, is_finished
 from treadle.supervised.chunks import Chunks
 from treadle.supervised.imitation import dataset_statistics, imitate
 from treadle.supervised.open_loop import open_loop_error
@@ -32,8 +32,8 @@ from treadle.training.finetuning import load_trainable
 
 _log = logging.getLogger(__name__)
 
-OPEN_LOOP = "open_loop.json"
-"""Errors before and after, in the folder `evaluation` of a run."""
+OPEN_LOOP = "evaluation/open_loop.json"
+"""Errors before and after, in the folder of a run; written last."""
 
 
 def train_on_dataset(config: SupervisedConfig) -> Path:
@@ -56,6 +56,8 @@ def train_on_dataset(config: SupervisedConfig) -> Path:
         RunConsole(config.name, config.imitation.steps // REPORT_EVERY) as console,
         RunLog(directory, console.message),
     ):
+        if is_finished(directory, OPEN_LOOP, console.message):
+            return directory
         claim_run_directory(directory, config)
         write_machine(directory, str(device))
         checkpoint = ImitationCheckpoint(directory, config.imitation.save_every, console.message)
@@ -79,7 +81,7 @@ def train_on_dataset(config: SupervisedConfig) -> Path:
         embodiment.write(directory / "policy")
         measure("after")
         write_curves(directory, read_metrics(directory))
-        write_atomically(directory / "evaluation" / OPEN_LOOP, to_json(errors) + "\n")
+        write_atomically(directory / OPEN_LOOP, to_json(errors) + "\n")
         checkpoint.remove()
     return directory
 

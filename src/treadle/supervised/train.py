@@ -32,7 +32,7 @@ from treadle.reporting.machine import write_machine
 from treadle.reporting.metrics import METRICS_FILE, MetricsWriter, read_metrics
 from treadle.reporting.supervised import write_curves
 from treadle.simulators.protocol import Scenes
-from treadle.supervised.checkpoint import ImitationCheckpoint
+from treadle.supervised.checkpoint import ImitationCheckpoint, is_finished
 from treadle.supervised.checks import check_policy, check_scaling, check_simulator, choose_cameras
 from treadle.supervised.chunks import Chunks
 from treadle.supervised.demonstrations import record_demonstrations
@@ -47,6 +47,8 @@ from treadle.workers.plan import plan_crew
 
 _log = logging.getLogger(__name__)
 
+RESULT = "evaluation/base.json"
+"""The evaluation of a run's policy; written last."""
 PERCEPTION = "perception"
 """Folder in a run's, with the policy before imitation."""
 GROUNDING_HEAD = "grounding_head.safetensors"
@@ -69,7 +71,7 @@ def train_supervised(config: SupervisedConfig) -> Path:
     """Run a supervised recipe; returns the run's folder, whose `policy/` is the checkpoint.
 
     The same call after a run that was cut short goes on from what it finished: demonstrations, perception, and
-    the last checkpoint of imitation.
+    the last checkpoint of imitation. A finished run stays as it is.
 
     Raises:
         TreadleError: Anything that is the user's to mend.
@@ -93,6 +95,8 @@ def train_supervised(config: SupervisedConfig) -> Path:
     with hold_run_directory(config, _log.warning) as directory, Crew(plan) as crew:
         check_suites(crew, config.evaluation)
         _check_vision(crew, config)
+        if is_finished(directory, RESULT, _log.warning):
+            return directory
         claim_run_directory(directory, config)
         write_machine(directory, str(device))
         with _open_run(config, directory, device, crew) as run:
@@ -100,8 +104,8 @@ def train_supervised(config: SupervisedConfig) -> Path:
     # The curves and the report of the evaluation.
     write_curves(directory, read_metrics(directory))
     report["manifest"] = manifest(directory / "policy", config.policy, config.simulator, config.evaluation)
-    (directory / "evaluation").mkdir(exist_ok=True)
-    write_atomically(directory / "evaluation" / "base.json", to_json(report))
+    (directory / RESULT).parent.mkdir(exist_ok=True)
+    write_atomically(directory / RESULT, to_json(report))
     run.checkpoint.remove()
     return directory
 
