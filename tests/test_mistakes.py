@@ -28,7 +28,10 @@ SUITES = (
 )
 FORM = "install what is missing, or mend package.module:function"
 NO_RUN = "so this is not the folder of a run; `treadle train` makes one below its output folder"
-NO_RESULT = "give a folder that `treadle train` or `treadle eval` made, or the file of its --json"
+NO_RESULT = (
+    "give a folder that `treadle train` or `treadle eval` made, or the file of its --json; a checkpoint is measured by "
+    "`treadle eval` first"
+)
 
 SMALL = "simulator.slots=4 simulator.threads=1 torch_threads=1"
 """So that it is quick where a policy and a simulator are made before the mistake is found."""

@@ -14,9 +14,11 @@ from pydantic import Field
 
 from treadle.config import named_files
 from treadle.config.describe import describe, sections, toml_text
-from treadle.config.loading import load_recipe, read_config
+from treadle.config.loading import _ELSEWHERE, load_recipe, read_config
+from treadle.config.protocols import EvalConfig
 from treadle.config.recipes import find_recipe, recipes
 from treadle.config.schema import SamplingConfig, Section, TrainConfig
+from treadle.config.supervised import SupervisedConfig
 from treadle.errors import ConfigError
 
 
@@ -74,6 +76,14 @@ def test_a_section_given_in_part_keeps_the_rest_of_its_default(tmp_path):
     assert in_recipe == in_override == SamplingConfig(temperature=0.0, top_k=4)
 
 
+def test_words_of_other_frameworks_lead_to_keys():
+    keys = {
+        key.name.rpartition(".")[2] for model in (TrainConfig, EvalConfig, SupervisedConfig) for key in describe(model)
+    }
+    assert _ELSEWHERE.keys().isdisjoint(keys)
+    assert set(_ELSEWHERE.values()) <= keys
+
+
 @given(st.sampled_from([key for key in describe(TrainConfig) if not key.open]))
 def test_every_default_is_a_valid_override(key):
     assert read_config(TrainConfig, None, [f"{key.name}={key.default}"]) == TrainConfig()
@@ -84,6 +94,11 @@ def test_every_default_is_a_valid_override(key):
     [
         ("algorithm.gama=0.9", "unknown key 'algorithm.gama', did you mean 'algorithm.gamma'"),
         ("gamma=0.9", "unknown key 'gamma', did you mean 'algorithm.gamma'?"),
+        ("lr=1e-4", "unknown key 'lr', did you mean 'critic.learning_rate' or 'optimizer.learning_rate'?"),
+        ("optimizer.lr=1e-4", "unknown key 'optimizer.lr', did you mean 'optimizer.learning_rate'?"),
+        ("num_envs=8", "unknown key 'num_envs', did you mean 'simulator.slots' or 'evaluation.slots'?"),
+        ("zzz=1", "unknown key 'zzz'; keys: name, output, seed"),
+        ("zzz=1", "sections, with keys of their own: simulator, collection"),
         ("simulators.slots=4", "unknown key 'simulators', did you mean 'simulator'?"),
         ("critic.gamma=1", "unknown key 'critic.gamma', did you mean 'algorithm.gamma'?"),
         ("simulatr.slots=4", "unknown key 'simulatr', did you mean 'simulator'?"),

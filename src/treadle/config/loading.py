@@ -28,6 +28,26 @@ COMMANDS: dict[str, type[BaseModel]] = {"train": TrainConfig, "sft": SupervisedC
 """What the recipes of each command are read into."""
 _SHOWN = 120
 """Characters of a value that an error repeats."""
+_ELSEWHERE = {
+    "batch_size": "minibatch",
+    "clip_range": "clip_high",
+    "clip_ratio": "clip_high",
+    "discount": "gamma",
+    "lam": "gae_lambda",
+    "lambda": "gae_lambda",
+    "lora_rank": "rank",
+    "lr": "learning_rate",
+    "max_episode_steps": "horizon",
+    "max_steps": "horizon",
+    "micro_batch_size": "micro_batch",
+    "mini_batch_size": "minibatch",
+    "model_path": "checkpoint",
+    "n_envs": "slots",
+    "n_epochs": "epochs",
+    "num_envs": "slots",
+    "rollout_n": "group_size",
+}
+"""What keys are called in other frameworks, for the advice of an error."""
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (), model: type[Config] = TrainConfig) -> Config:
@@ -248,6 +268,7 @@ def _place(loc: tuple[int | str, ...], keys: dict[str, Key], names: Iterable[str
 def _nearest_key(place: str, keys: dict[str, Key], names: dict[str, str]) -> str:
     """What was probably meant: a key of the same section, then one of the same name elsewhere, then one like it."""
     section, _, last = place.rpartition(".")
+    last = _ELSEWHERE.get(last, last)
     known = [*keys, *filter(None, names)]
     siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
     near = [siblings[word] for word in difflib.get_close_matches(last, siblings, n=2)] if section in names else []
@@ -258,7 +279,9 @@ def _nearest_key(place: str, keys: dict[str, Key], names: dict[str, str]) -> str
         near = difflib.get_close_matches(place, known, n=2)
     if near:
         return f", did you mean {' or '.join(repr(name) for name in near)}?"
-    return f"; keys of {section!r}: {_own(section, keys)}" if section and section in names else ""
+    if section and section in names:
+        return f"; keys of {section!r}: {_own(section, keys)}"
+    return f"; keys: {_own('', keys)}; sections, with keys of their own: {_own('', filter(None, names))}"
 
 
 def _own(section: str, keys: Iterable[str]) -> str:

@@ -145,7 +145,7 @@ def _report(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(
             f"{path}: neither a run nor an evaluation{did_you_mean_folder(path)}; give a folder that `treadle "
-            "train` or `treadle eval` made, or the file of its --json"
+            "train` or `treadle eval` made, or the file of its --json; a checkpoint is measured by `treadle eval` first"
         )
     report = read_report(path)
     assert report is not None, "it is a file"
