@@ -1,6 +1,7 @@
 """Whole runs on the real tabletop: what they write, what they refuse."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,9 +157,20 @@ def test_the_base_is_measured_once(whole: tuple[TrainConfig, Path], monkeypatch:
     monkeypatch.setattr(Evaluator, "evaluate", lambda self, name, checkpoint: asked.append(name))
     with open_run(config) as run:
         assert run.version == 4
-        run.evaluator.evaluate_once("base", run.base)
+        run.evaluator.evaluate_base(run.base, run.version)
     assert not asked
     assert (directory / "evaluation" / "base.json").read_bytes() == before
+
+
+def test_a_base_whose_figures_are_gone_is_not_measured_with_later_weights(
+    whole: tuple[TrainConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Evaluator, "evaluate", lambda *_: pytest.fail("it measures"))
+    copy = whole[0].model_copy(update={"output": tmp_path})
+    shutil.copytree(whole[1], tmp_path / copy.name)
+    (tmp_path / copy.name / "evaluation" / "base.json").unlink()
+    with pytest.raises(OutputError, match=r"base.json is missing, and 4 iterations were done.*put the file back"):
+        train(copy)
 
 
 def test_a_run_that_cannot_be_built_closes_its_simulator(

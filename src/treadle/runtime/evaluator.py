@@ -7,6 +7,7 @@ from typing import Any
 
 from treadle.config.schema import TrainConfig
 from treadle.data.step import EpisodeResult
+from treadle.errors import OutputError
 from treadle.evaluation.episodes import EPISODES_FILE, EpisodeFile, Episodes, write_episodes
 from treadle.evaluation.evaluate import summarize_suite
 from treadle.evaluation.films import choose_scenes
@@ -56,10 +57,19 @@ class Evaluator:
         self._latest: tuple[int, _Measured] | None = None
         """The iteration that was evaluated last, by this process, and what came of it."""
 
-    def evaluate_once(self, name: str, checkpoint: Path) -> None:
-        """Measure and film the policy of a checkpoint, unless that was done before."""
-        if not (self._directory / "evaluation" / f"{name}.json").exists():
-            self.evaluate(name, checkpoint)
+    def evaluate_base(self, checkpoint: Path, version: int) -> None:
+        """Measure and film the policy that training starts from, unless that was done before. Raises OutputError where
+        it was done and is gone: after iteration `version` the players have other weights.
+        """
+        path = self._directory / "evaluation" / "base.json"
+        if path.exists():
+            return
+        if version:
+            raise OutputError(
+                f"{path} is missing, and {version} iterations were done, so the run's policy is no longer the base; "
+                "put the file back, or begin another run with name=..."
+            )
+        self.evaluate("base", checkpoint)
 
     def evaluate(self, name: str, checkpoint: Path, iteration: int | None = None) -> None:
         """Write `evaluation/NAME.json`, its episodes beside it, and the films of NAME. Of an evaluation that was cut

@@ -23,7 +23,7 @@ def train(config: TrainConfig) -> Path:
     with _terminable(), open_run(config) as run:
         player, trainer, recorder = run.player, run.trainer, run.recorder
         with recorder.measuring("the base was measured"):
-            run.evaluator.evaluate_once("base", run.base)
+            run.evaluator.evaluate_base(run.base, run.version)
         with recorder.training():
             while run.version < config.iterations:
                 try:
