@@ -36,8 +36,12 @@ def test_nothing_is_found_in_a_data_set_as_it_should_be(name: str):
     assert not checked.refused
 
 
-def flawed(folder: Path, lengths: tuple[int, ...] = (40, 41, 42, 300), fps: int = 10) -> Path:
-    """Two dimensions: one moves, and one is always 3. Episode 1 stands still from frame 20 on; episode 2 has a 1000."""
+def flawed(
+    folder: Path, lengths: tuple[int, ...] = (40, 41, 42, 300), fps: int = 10, still: tuple[float, float] = (3, 3)
+) -> Path:
+    """Two dimensions: one moves, and one is always 3. Episode 1 stands still from frame 20 on; episode 2 has a 1000.
+    `still`: of the second dimension, in every other frame, and in the others.
+    """
     size = {"height": 16, "width": 16}
     with DemonstrationWriter(
         folder, fps=fps, cameras=("front",), action_names=("x", "y"), state_names=("x",), **size
@@ -46,7 +50,7 @@ def flawed(folder: Path, lengths: tuple[int, ...] = (40, 41, 42, 300), fps: int 
             x = np.arange(length, dtype=np.float32)
             if episode == 1:
                 x[20:] = x[20]
-            actions = np.stack([x, np.full(length, 3, np.float32)], 1)
+            actions = np.stack([x, np.where(np.arange(length) % 2, *still).astype(np.float32)], 1)
             if episode == 2:
                 actions[7, 0] = 1e5
             frames = np.zeros((length, 1, 16, 16, 3), np.uint8)
@@ -68,6 +72,25 @@ def test_odd_things_are_named_with_episode_and_frame(tmp_path: Path):
     assert said["length"] == "300 frames, where the median is 41.5"
     assert said["constant"] == "'action' dimension 1 is always 3"
     assert said["outlier"].startswith("'action' dimension 0 is 100000; 98 % of it is 1 to 295.78")
+
+
+def test_rounding_of_what_stands_still_is_nothing_odd(tmp_path: Path):
+    folder = flawed(tmp_path / "set", still=(1e-10, 0))
+    with_spikes(folder, 5e-9)
+    assert [f.said for f in check(folder).findings if "dimension 1" in f.said] == []
+    with_spikes(folder, 1.0)
+    (said,) = [f.said for f in check(folder).findings if f.rule == "outlier" and "dimension 1" in f.said]
+    assert said == "'action' dimension 1 is 1; 98 % of it is 0 to 1e-10"
+
+
+def with_spikes(folder: Path, value: float) -> None:
+    """Change the second dimension of one frame."""
+    (path,) = (folder / "data").rglob("*.parquet")
+    table = pq.read_table(path)
+    actions = table["action"].to_pylist()
+    actions[30][1] = value
+    column = pa.array(actions, table.schema.field("action").type)
+    pq.write_table(table.set_column(table.schema.get_field_index("action"), table.schema.field("action"), column), path)
 
 
 def test_numbers_outside_of_declared_statistics_are_named(tmp_path: Path):

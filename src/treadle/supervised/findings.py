@@ -23,6 +23,8 @@ _STILL = 1e-3
 _IDLE_SECONDS = 1.0
 _OUTLIER = 10.0
 """Widths of the range from q01 to q99 by which a number must lie outside of it to be odd."""
+_ROUNDING = 1e-6
+"""The least width that counts; what moves less stands still but for rounding."""
 _DISAGREES = 1e-3
 """Share of a range by which numbers may lie outside of what the data set declares."""
 
@@ -108,7 +110,8 @@ def find_odd_numbers(scan: Scan) -> Iterator[Finding]:
         width = high - low
         for place in np.flatnonzero(values.min(axis=0) == values.max(axis=0)).tolist():
             yield Finding("constant", False, f"{column!r} dimension {place} is always {values[0, place]:g}")
-        far = np.maximum(low - values, values - high) > _OUTLIER * np.where(width > 0, width, np.inf)
+        counted = np.where(width > 0, np.maximum(width, _ROUNDING), np.inf)
+        far = np.maximum(low - values, values - high) > _OUTLIER * counted
         for row, place in np.argwhere(far).tolist():
             most = f"98 % of it is {low[place]:g} to {high[place]:g}"
             said = f"{column!r} dimension {place} is {values[row, place]:g}; {most}"
