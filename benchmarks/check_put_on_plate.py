@@ -10,7 +10,8 @@ with PYTHONPATH=src and the variables in the environment's treadle.json. `RL4VLA
 `FOLDER` the published assets or what stands in for them, in the layout of docs/maniskill.md, with a stage and an arm.
 With `--fork` its own ManiSkill is loaded too, in place of the installed one.
 
-After the chunks of the policy the object is put above the plate and falls, in both, so that success is seen.
+After the chunks of the policy the object is put above the plate and falls, in both, so that success is seen. Each
+episode is the first of a new environment of RL4VLA's: how some things come to rest depends on what it played before.
 """
 
 import argparse
@@ -96,26 +97,23 @@ class Published:
         observed = module.PutOnPlateInScene25.get_obs
         # Newer releases of ManiSkill ask with one more word.
         module.PutOnPlateInScene25.get_obs = lambda it, info=None, **_: observed(it, info)
-        self._setting = ""
         self.environment: Any = None
 
     def reset(self, setting: str, number: int) -> str:
         from mani_skill.utils.registration import REGISTERED_ENVS
 
         name, things = IDS[setting]
-        if setting != self._setting:
-            if self.environment is not None:
-                self.environment.close()
-            self._setting = setting
-            self.environment = REGISTERED_ENVS[f"PutOnPlateInScene25{name}"].cls(
-                num_envs=1,
-                obs_mode="rgb+segmentation",
-                control_mode="arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos",
-                sim_backend="cpu",
-                render_backend="cpu",
-                sim_config={"sim_freq": 500, "control_freq": 5},
-                sensor_configs={"shader_pack": "default"},
-            )
+        if self.environment is not None:
+            self.environment.close()
+        self.environment = REGISTERED_ENVS[f"PutOnPlateInScene25{name}"].cls(
+            num_envs=1,
+            obs_mode="rgb+segmentation",
+            control_mode="arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos",
+            sim_backend="cpu",
+            render_backend="cpu",
+            sim_config={"sim_freq": 500, "control_freq": 5},
+            sensor_configs={"shader_pack": "default"},
+        )
         options = {"obj_set": things, "episode_id": torch.tensor([number])}
         self._seen, self._info = self.environment.reset(seed=[0], options=options)
         return self.environment.get_language_instruction()[0]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from treadle.errors import ConfigError
 from treadle.simulators.maniskill.put_on_plate import placements
-from treadle.simulators.maniskill.put_on_plate.settings import FIRST_EPISODE, PHRASES, SETTINGS, axes
+from treadle.simulators.maniskill.put_on_plate.settings import FIRST_EPISODES, PHRASES, SETTINGS, axes, first_layout
 from treadle.simulators.maniskill.put_on_plate.task import PutOnPlateTask, drawn_numbers
 
 
@@ -24,9 +24,19 @@ def test_there_are_sixteen_settings_beside_training():
     assert PHRASES[16] == "the {object} should be placed on the {plate}.", "the last of the sixteen that are evaluated"
 
 
-def test_the_first_episode_is_the_one_that_a_published_constructor_draws():
-    drawn = torch.randint(0, SETTINGS["train"].length, (1,), generator=torch.Generator().manual_seed(2022))
-    assert drawn.item() == FIRST_EPISODE
+@pytest.mark.parametrize("name", FIRST_EPISODES)
+def test_the_first_episode_is_the_one_that_a_published_constructor_draws(name):
+    drawn = torch.randint(0, SETTINGS[name].length, (1,), generator=torch.Generator().manual_seed(2022))
+    assert drawn.item() == FIRST_EPISODES[name]
+
+
+def test_a_published_environment_is_built_with_seen_things_and_a_third_where_the_setting_has_one():
+    assert first_layout("texture").effect == "none"
+    for name in ("semantic/two-objects", "semantic/two-plates", "execution/moved"):
+        effect = SETTINGS[name].effect
+        assert first_layout(effect).effect == effect
+        assert len(first_layout(effect).places) == 3
+    assert first_layout("plate").plate == 0
 
 
 def test_places():

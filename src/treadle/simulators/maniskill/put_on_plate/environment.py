@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import sapien
 import torch
+from mani_skill import logger
 from mani_skill.agents.registration import register_agent
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.envs.tasks.digital_twins.bridge_dataset_eval.base_env import WidowX250SBridgeDatasetFlatTable
@@ -26,7 +27,7 @@ from sapien.physx import PhysxMaterial
 from treadle.simulators.maniskill.put_on_plate import rules
 from treadle.simulators.maniskill.put_on_plate.assets import Assets, Thing
 from treadle.simulators.maniskill.put_on_plate.placements import TABLE_TOP
-from treadle.simulators.maniskill.put_on_plate.settings import FIRST_EPISODE, SETTINGS, Layout
+from treadle.simulators.maniskill.put_on_plate.settings import Layout, first_layout
 
 CONTROL = "arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos"
 ENVIRONMENT = "TreadlePutOnPlate-v1"
@@ -65,12 +66,29 @@ class PutOnPlate(BaseEnv):
 
     def __init__(self, assets: Assets, num_envs: int = 1, **kwargs: Any) -> None:
         self._assets = assets
-        # ManiSkill resets before any layout can be asked for. What lies where at that time decides for good in which
-        # order PhysX lists the contacts of a thing of several pieces, and so the last bits of how it comes to rest.
-        self.layouts: list[Layout] = [SETTINGS["train"].published_layout(FIRST_EPISODE)] * num_envs
+        # ManiSkill resets before any layout can be asked for.
+        self.layouts: list[Layout] = [first_layout("none")] * num_envs
         """What each row plays."""
         arm = type("WidowX", (WidowX,), {"urdf_path": str(assets.arm)})
         super().__init__(num_envs=num_envs, robot_uids=arm, **kwargs)
+
+    def reset(
+        self, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """On the CPU the scene is built anew, and is where a published one is before its first episode. What touched
+        what in a scene decides in which order PhysX lists the contacts of a thing of several pieces, and so how the
+        thing comes to rest: an episode would depend on those before it.
+        """
+        options = options or {}
+        if "layout" in options and not self.gpu_sim_enabled:
+            self.layouts = [first_layout(options["layout"].effect)] * self.num_envs
+            # What ManiSkill said of the arm when it was built first.
+            silent, logger.disabled = logger.disabled, True
+            try:
+                super().reset(seed=seed, options={"reconfigure": True})
+            finally:
+                logger.disabled = silent
+        return super().reset(seed=seed, options=options)
 
     @property
     def _default_sim_config(self) -> SimConfig:

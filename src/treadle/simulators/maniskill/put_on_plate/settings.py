@@ -24,10 +24,21 @@ another plate, the arm's start. `move` chooses nothing and moves the object."""
 Drops = Literal["rl4vla", "rlinf"]
 """Whose heights things are let go at, to settle before an episode."""
 
-FIRST_EPISODE = 54141
-"""The one that a published environment of one scene starts with when it is built: the first that torch draws with seed
-2022 below the length of the training setting.
+FIRST_EPISODES = {
+    "train": 54141,
+    "semantic/two-objects-seen": 7877501,
+    "semantic/two-plates-seen": 40194941,
+    "execution/moved": 1414013,
+}
+"""The ones that published environments of one scene start with when they are built: the first that torch draws with
+seed 2022 below the lengths of these settings.
 """
+_BEGINS: dict[Effect, str] = {
+    "object": "semantic/two-objects-seen",
+    "plate": "semantic/two-plates-seen",
+    "move": "execution/moved",
+}
+"""With which of them, by the effect of what is played; else with training's."""
 
 PHRASES = (
     "put {object} on {plate}",
@@ -176,6 +187,12 @@ class Setting:
             return 1.0, 0.92, 0.96
         # RLinf lets things go lower than RL4VLA, wherever it has no places of its own.
         return (0.95, 0.95, 0.0) if drops == "rl4vla" or self.unseen_places else (0.9, 0.9, 0.0)
+
+
+def first_layout(effect: Effect) -> Layout:
+    """What a published environment starts with when it is built, whatever it is to play."""
+    name = _BEGINS.get(effect, "train")
+    return SETTINGS[name].published_layout(FIRST_EPISODES[name])
 
 
 @cache
