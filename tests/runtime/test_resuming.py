@@ -79,6 +79,7 @@ def two_iterations(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -
     lanes = CollectionConfig(lanes=2)
     config = run_config(tmp_path_factory.mktemp("two"), checkpoint, save_every=1, collection=lanes)
     with open_run(config) as run:
+        run.evaluator.evaluate_base(run.base, run.version)
         for _ in range(2):
             rollouts = run.player.collect(run.trainer.wants_more)
             metrics = run.trainer.update(rollouts, run.version)

@@ -205,12 +205,11 @@ def test_a_prefix_that_is_kept_gives_the_same(load: Load, prepare: Prepare, dtyp
     if dtype is None:
         assert torch.equal(one, other)
         assert torch.equal(value, same)
-        assert all(torch.equal(x, right[name]) for name, x in left.items() if "state_proj" not in name)
     # In float32, products of one column are not rounded as those of many are.
     assert torch.allclose(one, other, atol=1e-4)
     assert torch.allclose(value, same, rtol=1e-4)
     for name, gradient in left.items():
-        rounding = 0.02 if dtype is None else 1e-4
+        rounding = 1e-4 if dtype is not None else 0.02 if "state_proj" in name else 1e-6
         assert (gradient - right[name]).norm() <= rounding * gradient.norm(), name
 
 

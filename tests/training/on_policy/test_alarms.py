@@ -229,6 +229,19 @@ def test_what_is_little_signal(shares: list[float], success: float, alarm: bool)
 
 
 @pytest.mark.parametrize(
+    ("success", "alarm"),
+    [
+        ([0.5, 0.52, 0.5, 0.5, 0.5, 0.5, 0.6, 0.62], False),  # 0.10 more, give or take 0.014
+        ([0.5, 0.6, 0.5, 0.5, 0.5, 0.5, 0.6, 0.62], True),  # 0.06 more, give or take 0.051
+        ([0.6, 0.62, 0.5, 0.5, 0.5, 0.5, 0.5, 0.52], True),
+    ],
+)
+def test_a_policy_that_gets_better_has_signal(success: list[float], alarm: bool):
+    rows = [{"update/signal_share": 0.001, "rollout/success": share} for share in success]
+    assert ("little_signal" in alarms(learning_config(), *rows)) == alarm
+
+
+@pytest.mark.parametrize(
     ("ratio", "reward", "dual_clip", "alarm"),
     [(150.0, -1.0, None, True), (150.0, -1.0, 3.0, False), (150.0, 1.0, None, False), (140.0, -1.0, None, False)],
 )
@@ -263,7 +276,16 @@ def test_every_check_has_a_test():
     [
         ("quickstart", "quickstart/seed0/metrics.jsonl"),
         ("quickstart", "quickstart/seed1/metrics.jsonl"),
-        ("quickstart-openvla", "openvla/ppo-seed0.jsonl"),
+        ("quickstart", "quickstart/seed2/metrics.jsonl"),
+        ("quickstart", "quickstart/fresh-clone/metrics.jsonl"),
+        ("quickstart-grpo", "grpo/seed0/metrics.jsonl"),
+        ("quickstart-grpo", "grpo/seed1/metrics.jsonl"),
+        ("quickstart-grpo", "grpo/seed2/metrics.jsonl"),
+        ("quickstart-openvla", "openvla/openvla-seed0/metrics.jsonl"),
+        ("quickstart-openvla-grpo", "openvla/openvla-grpo-seed0/metrics.jsonl"),
+        ("tabletop-flow", "flow-learning/flow-seed0/metrics.jsonl"),
+        ("tabletop-flow", "flow-learning/flow-seed1/metrics.jsonl"),
+        ("tabletop-flow", "flow-learning/flow-seed2/metrics.jsonl"),
         ("libero-object", "learning/libero/ppo-seed0.jsonl"),
         ("maniskill-pushcube", "learning/maniskill/ppo-seed0.jsonl"),
     ],

@@ -168,12 +168,10 @@ def equal_groups(seen: Seen) -> str | None:
 def little_signal(seen: Seen) -> str | None:
     """Steps go where chance points."""
     shares = [row["update/signal_share"] for row in seen.rows if "update/signal_share" in row]
-    # A policy that has learnt its task has no signal left.
-    if len(shares) < MEASUREMENTS or seen.now("rollout/success") > LEARNT:
+    # A policy that has learnt its task has no signal left, and one that gets better has some.
+    if len(shares) < MEASUREMENTS or seen.now("rollout/success") > LEARNT or _rises(seen):
         return None
-    mean = math.fsum(shares) / len(shares)
-    variance = math.fsum((share - mean) ** 2 for share in shares) / (len(shares) - 1)
-    error = math.sqrt(variance / len(shares))
+    mean, error = _estimate(shares)
     if mean + 2 * error >= SIGNAL:
         return None
     return (
@@ -182,6 +180,23 @@ def little_signal(seen: Seen) -> str | None:
         f"(simulator.slots, now {seen.config.simulator.slots}, or algorithm.rounds) and a step more decisions "
         f"(algorithm.minibatch, now {seen.algorithm.minibatch})"
     )
+
+
+def _rises(seen: Seen) -> bool:
+    """Whether success in the last quarter of the iterations is above that in the first, beyond twice its error."""
+    success = [row["rollout/success"] for row in seen.rows if "rollout/success" in row]
+    count = len(success) // 4
+    if count < 2:
+        return False
+    (before, one), (after, other) = _estimate(success[:count]), _estimate(success[-count:])
+    return after - before > 2 * math.hypot(one, other)
+
+
+def _estimate(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of at least two, and its standard error."""
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
 
 
 def unbounded_ratio(seen: Seen) -> str | None:
