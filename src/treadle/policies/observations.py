@@ -29,8 +29,8 @@ def check_observations(
         if not fits or (isinstance(frames, np.ndarray) and frames.ndim != 5):
             found = f"{getattr(camera, 'dtype', type(camera).__name__)} {shape}"
             raise ConfigError(
-                f"frames of a camera: {found}; they must be uint8 [B, H, W, 3], red first: one array [B, cameras, H, "
-                "W, 3], or a list of an array per camera"
+                f"frames of a camera: {found}; they must be numpy arrays of uint8 [B, H, W, 3], red first: "
+                "one [B, cameras, H, W, 3], or a list of one per camera"
             )
         if 0 in shape[1:3]:
             raise ConfigError(f"frames of a camera: {shape}; a side has no pixels")

@@ -143,7 +143,7 @@ def test_cameras_of_different_sizes(tiny: OpenVLAOFT) -> None:
 
 def test_frames_that_do_not_fit(tiny: OpenVLAOFT) -> None:
     state = np.zeros((2, 4), np.float32)
-    with pytest.raises(ConfigError, match=r"frames of a camera: float32 \[2, 32, 32, 3\]; they must be uint8"):
+    with pytest.raises(ConfigError, match=r"of a camera: float32 \[2, 32, 32, 3\]; they must be numpy arrays of uint8"):
         tiny.prepare(np.zeros((2, 1, 32, 32, 3), np.float32), INSTRUCTIONS[:2], state)
     with pytest.raises(ConfigError, match=r"uint8 \[2, 32, 32\]; they must be"):
         tiny.prepare([np.zeros((2, 32, 32), np.uint8)], INSTRUCTIONS[:2], state)
