@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rank_samples import Case, Result, assert_same_update, play
+from rounding import HARDWARE
 from shard_samples import (
     act,
     begin,
@@ -27,6 +28,9 @@ from treadle.runtime.weights import trained_state
 from treadle.training.ranks import ALONE
 
 pytestmark = pytest.mark.integration
+
+NEAR = 0.1 if HARDWARE else 1e-2
+"""Distance of what is the same but for the rounding of bfloat16."""
 
 
 @dataclass
@@ -130,11 +134,11 @@ def test_a_checkpoint_of_two_shards_goes_on_everywhere(played: Played):
     wanted = played.ranks[0]["begun"]["held"]
     for each in played.ranks[:2]:
         assert_near(each["same"], wanted, 0.0)
-        assert_near(each["replicas"], wanted, 1e-2)
-        assert_near(each["from one"], played.one["held"], 1e-2)
+        assert_near(each["replicas"], wanted, NEAR)
+        assert_near(each["from one"], played.one["held"], NEAR)
     for each in played.ranks:
-        assert_near(each["three"], wanted, 1e-2)
-    assert_near(resume(case, ALONE, played.folder / "shards"), wanted, 1e-2)
+        assert_near(each["three"], wanted, NEAR)
+    assert_near(resume(case, ALONE, played.folder / "shards"), wanted, NEAR)
     assert (played.one["offloaded"], played.ranks[0]["begun"]["offloaded"]) == (False, True)
     assert distance(wanted["masters"], played.ranks[0]["begun"]["saved"]["masters"]) > 1e-2
 
@@ -157,7 +161,7 @@ def test_a_saved_policy_is_whole(played: Played):
     assert {name: (x.shape, x.dtype) for name, x in one.items()} == {
         name: (x.shape, x.dtype) for name, x in shards.items()
     }
-    assert distance(list(shards.values()), [one[name] for name in shards]) < 2e-2
+    assert distance(list(shards.values()), [one[name] for name in shards]) < 2 * NEAR
 
 
 def test_published_weights(played: Played):

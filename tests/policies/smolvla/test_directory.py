@@ -13,6 +13,7 @@ from smolvla_samples import FIXTURE, HEADS, TASKS
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from rounding import is_same
 from treadle.data.noise import noise_key
 from treadle.errors import CheckpointError, ConfigError
 from treadle.policies.checkpoint import read_json
@@ -42,7 +43,7 @@ def test_inputs_and_actions_are_lerobots(
     assert torch.equal(inputs.mask, expected["mask"])
     assert torch.equal(inputs.state[:, :5], expected["normalized_state"])
     assert not inputs.state[:, 5:].any()
-    assert torch.equal(act(policy, inputs, expected["noise"]), expected["acted"])
+    assert is_same(act(policy, inputs, expected["noise"]), expected["acted"], 4e-3)
     assert (policy.chunk, policy.predicted, policy.noise.steps) == (6, 6, 4)
 
 

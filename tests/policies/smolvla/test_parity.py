@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from rounding import is_same
 from treadle.policies.checkpoint import assign
 from treadle.policies.flow_matching.chain import integrate
 from treadle.policies.smolvla.model import Prefix, SmolVLAModel
@@ -94,7 +95,7 @@ def test_sampled_chunk(model: SmolVLAModel, expected: dict[str, Tensor]):
     with torch.no_grad():
         prefix = read(model, expected)
         found = integrate(lambda x, t: model.velocity(prefix, x, t), expected["noise"], 4)
-    assert torch.equal(found, expected["sample"])
+    assert is_same(found, expected["sample"], 4e-3)
 
 
 def loss_and_gradients(model: SmolVLAModel, expected: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
